@@ -1,0 +1,232 @@
+"""What a stage leaves on disk: whole files, and folders that say in `run.json` how they came about."""
+
+import hashlib
+import json
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from diffprune.errors import FolderError
+
+RECORD_NAME = "run.json"
+_PACKAGES = ("diffprune", "torch", "diffusers", "torch-pruning", "accelerate", "safetensors")
+
+
+@dataclass
+class Run:
+    """A stage at work on its folder; `result` goes into `run.json` when the stage ends.
+
+    `finished_before` is True when the folder already holds the finished result of the same options.
+    """
+
+    folder: Path
+    finished_before: bool
+    result: dict[str, Any] = field(default_factory=dict)
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file so that it appears complete or not at all (write beside, fsync, rename)."""
+    data = content.encode() if isinstance(content, str) else content
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(beside, 0o666 & ~_umask())
+            os.replace(beside, path)
+        except BaseException:
+            Path(beside).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FolderError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object whole, indented."""
+    write_whole(path, json.dumps(value, indent=2) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises ValueError for anything else."""
+    value = json.loads(path.read_text())
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder` that takes its place only when the block succeeds."""
+    beside: Path | None = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        beside.chmod(0o777 & ~_umask())
+        yield beside
+        _fsync_tree(beside)
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    except OSError as error:
+        raise FolderError(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        if beside is not None and beside.exists():
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def identity(source: str | None) -> str | None:
+    """What an input is by content: of a stage's folder its `run.json`, of a file its bytes; None for others."""
+    if source is None:
+        return None
+    path = Path(source)
+    file = path / RECORD_NAME if path.is_dir() else path
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
+
+
+@contextmanager
+def run_record(
+    folder: Path,
+    stage: str,
+    options: Mapping[str, Any],
+    inputs: Mapping[str, str | None],
+    *,
+    overwrite: bool = False,
+    resumable: bool = False,
+) -> Iterator[Run]:
+    """Hold the `run.json` of a stage that writes into `Run.folder`.
+
+    A resumable stage works in `folder` itself, finds there what an interrupted run of the same options and
+    inputs left, and its `run.json` says "running" until the end. Any other stage works beside `folder`, which
+    appears only when the stage has succeeded. A finished result of the same options and inputs is kept.
+    Raises FolderError when the folder is not ours, or holds other options or inputs and `overwrite` is off.
+    """
+    given = {
+        "options": _as_json(options),
+        "inputs": {name: {"source": source, "identity": identity(source)} for name, source in inputs.items()},
+    }
+    before = _record_there(folder, stage)
+    same = before is not None and all(before.get(part) == given[part] for part in given)
+    if before is not None and same and before.get("status") == "finished":
+        yield Run(folder, finished_before=True, result=before["result"])
+        return
+    if before is not None and not same and not overwrite:
+        raise FolderError(
+            f"{folder} holds a {before.get('status', 'broken')} `diffprune {stage}` made otherwise "
+            f"({_differences(before, given)}); add --overwrite to replace it or choose another --out"
+        )
+    head = {"stage": stage, "status": "running", **given, **environment()}
+    started = time.monotonic()
+
+    def finish(run: Run) -> None:
+        tail = {
+            "status": "finished",
+            "wall_time_s": round(time.monotonic() - started, 3),
+            "peak_memory_mb": peak_memory_mb(),
+            "result": run.result,
+        }
+        write_json(run.folder / RECORD_NAME, {**head, **tail})
+
+    if resumable:
+        if folder.exists() and not same:
+            shutil.rmtree(folder)
+        write_json(folder / RECORD_NAME, head)
+        run = Run(folder, finished_before=False)
+        yield run
+        finish(run)
+    else:
+        with whole_folder(folder) as beside:
+            run = Run(beside, finished_before=False)
+            yield run
+            finish(run)
+
+
+def environment() -> dict[str, Any]:
+    """Versions, platform, git commit of the working folder and start time, for `run.json`."""
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "versions": {"python": platform.python_version(), **_versions()},
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "git_commit": _git_commit(),
+    }
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory of this process so far, in MB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()
+
+
+def _record_there(folder: Path, stage: str) -> dict[str, Any] | None:
+    """The `run.json` of an earlier run of this stage; None where the folder is free to use."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return None
+    if not folder.is_dir():
+        raise FolderError(f"{folder} is a file, expected a folder to write to")
+    try:
+        record = read_json(folder / RECORD_NAME)
+    except (OSError, ValueError):
+        record = {}
+    if record.get("stage") != stage:
+        raise FolderError(
+            f"{folder} exists and was not made by `diffprune {stage}`; "
+            "nothing was changed: choose another --out or remove the folder yourself"
+        )
+    return record
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value))
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    found = []
+    for part in ("options", "inputs"):
+        old, new = before.get(part) or {}, after[part]
+        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+        found += [f"{name}: {old.get(name)} there, {new.get(name)} now" for name in names]
+    return ", ".join(found)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _fsync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
