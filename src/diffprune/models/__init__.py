@@ -1,0 +1,1 @@
+"""Denoisers: finding, loading, describing, resizing and saving them."""

@@ -1,0 +1,31 @@
+"""Model cards and licences: a derived folder carries over the original's, with a paragraph on what was done."""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from diffprune.models.builtin import PIPELINES
+
+_CARRIED = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+
+
+def carry_card(source: str, folder: Path, paragraph: str) -> None:
+    """Copy licence files and the model card of MODEL into `folder`; add `paragraph` to the card."""
+    origin = PIPELINES.get(source, Path(source))
+    if not origin.is_dir():
+        origin = _fetch(source) or origin
+    for pattern in _CARRIED:
+        for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
+            shutil.copyfile(file, folder / file.name)
+    card = folder / "README.md"
+    before = card.read_text().rstrip() + "\n\n" if card.exists() else ""
+    card.write_text(f"{before}{paragraph.strip()}\n")
+
+
+def _fetch(source: str) -> Path | None:
+    try:
+        return Path(snapshot_download(source, allow_patterns=list(_CARRIED)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError):
+        return None

@@ -1,0 +1,93 @@
+"""Facts per denoiser class: how to call it, which layers keep their width, which attributes mirror a width."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.errors import ModelError
+
+Inputs = dict[str, Any]
+Dim = Literal["out", "in"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the stages must know about one denoiser class.
+
+    fixed_outputs: layers whose output width is part of the interface and is never pruned.
+    example_inputs: (model, batch size, device) -> keyword arguments of one forward pass.
+    """
+
+    class_name: str
+    fixed_outputs: tuple[str, ...]
+    example_inputs: Callable[[nn.Module, int, torch.device], Inputs]
+
+
+def _unet2d_inputs(model: nn.Module, batch_size: int, device: torch.device) -> Inputs:
+    config: Any = model.config
+    size = config.sample_size or 32
+    height, width = (size, size) if isinstance(size, int) else size
+    inputs: Inputs = {
+        "sample": torch.zeros(batch_size, config.in_channels, height, width, device=device),
+        "timestep": torch.zeros(batch_size, dtype=torch.long, device=device),
+    }
+    if config.num_class_embeds is not None or config.class_embed_type is not None:
+        dtype = torch.float32 if config.class_embed_type == "identity" else torch.long
+        inputs["class_labels"] = torch.zeros(batch_size, dtype=dtype, device=device)
+    return inputs
+
+
+FAMILIES: Mapping[str, Family] = {
+    "UNet2DModel": Family("UNet2DModel", fixed_outputs=("conv_out",), example_inputs=_unet2d_inputs),
+}
+"""By the name of the diffusers class."""
+
+MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
+    "ResnetBlock2D": {
+        "in_channels": ("conv1", "in"),
+        "out_channels": ("conv2", "out"),
+        "upsample.channels": ("conv1", "in"),
+        "upsample.out_channels": ("conv1", "in"),
+        "downsample.channels": ("conv1", "in"),
+        "downsample.out_channels": ("conv1", "in"),
+    },
+    "Downsample2D": {"channels": ("conv", "in"), "out_channels": ("conv", "out")},
+    "Upsample2D": {"channels": ("conv", "in"), "out_channels": ("conv", "out")},
+    "Attention": {
+        "query_dim": ("to_q", "in"),
+        "cross_attention_dim": ("to_k", "in"),
+        "inner_dim": ("to_q", "out"),
+        "inner_kv_dim": ("to_k", "out"),
+        "out_dim": ("to_out.0", "out"),
+    },
+}
+"""Attributes of diffusers modules, or of modules below, that repeat a width: attribute -> (layer below, dimension)."""
+
+HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
+"""Attributes of an attention module that hold its number of heads."""
+
+
+def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    """One forward pass of an unconditional denoiser: (N, C, H, W) noisy images, (N,) timesteps -> (N, C, H, W).
+
+    Raises ModelError for a class-conditional model: conditions are not served yet.
+    """
+    config: Any = denoiser.config
+    if getattr(config, "num_class_embeds", None) or getattr(config, "class_embed_type", None):
+        raise ModelError(
+            f"{type(denoiser).__name__} is class-conditional; conditional models can be planned "
+            "and pruned with criterion random or magnitude, but not yet calibrated, trained or sampled"
+        )
+    output: Tensor = denoiser(noisy, timesteps, return_dict=False)[0]
+    return output
+
+
+def family_of(model: nn.Module) -> Family:
+    """The facts about a denoiser; raises ModelError for a class that is not served yet."""
+    for kind in type(model).__mro__:
+        if kind.__name__ in FAMILIES:
+            return FAMILIES[kind.__name__]
+    raise ModelError(f"denoiser class {type(model).__name__} is not served yet; served: {', '.join(FAMILIES)}")

@@ -1,0 +1,168 @@
+"""Finding a model by folder, hub id, config file or built-in name."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from safetensors import SafetensorError
+
+from diffprune.errors import DiffpruneError, ModelError
+from diffprune.models.builtin import ARCHITECTURES, PIPELINES
+from diffprune.models.pruned import class_by_name, empty_model
+from diffprune.models.registration import register_with_diffusers
+
+DENOISER_COMPONENTS = ("unet", "transformer")
+_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A denoiser and what came with it.
+
+    pipeline: the pipeline it belongs to, None for a bare denoiser or architecture.
+    has_weights: False for an architecture; its parameters are on the meta device then.
+    source: the MODEL it was loaded from, as given.
+    """
+
+    denoiser: ModelMixin
+    pipeline: DiffusionPipeline | None
+    has_weights: bool
+    source: str
+
+
+def load_model(source: str | os.PathLike[str]) -> Model:
+    """Load MODEL: a pipeline or denoiser folder, a hub id, a `config.json`, or a built-in name.
+
+    Raises ModelError with what was found and what would do. Weights are read from safetensors only.
+    """
+    name = str(source)
+    path = Path(name)
+    if name in ARCHITECTURES:
+        return Model(_architecture(ARCHITECTURES[name], name), None, False, name)
+    if name in PIPELINES or (path / "model_index.json").is_file():
+        pipeline = load_pipeline(name)
+        return Model(denoiser_of(pipeline), pipeline, True, name)
+    if path.suffix.lower() in _PICKLES:
+        raise ModelError(
+            f"{name} is a pickle file, which can run code when it is read; it was not opened. "
+            "Load it where you trust it, save it with `save_pretrained` as safetensors, and give that folder"
+        )
+    if path.is_file() and path.suffix == ".json":
+        return Model(_architecture(_read_config(path), name), None, False, name)
+    if (path / "config.json").is_file():
+        return Model(_load_denoiser(path), None, True, name)
+    if path.exists():
+        raise ModelError(
+            f"{name} is neither a pipeline folder (no model_index.json) nor a denoiser folder (no config.json)"
+        )
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        known = ", ".join([*PIPELINES, *ARCHITECTURES])
+        raise ModelError(f"no folder or file {name}; built-in names: {known}; hub ids look like owner/name")
+    pipeline = load_pipeline(name)
+    return Model(denoiser_of(pipeline), pipeline, True, name)
+
+
+def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
+    """Load a pipeline, pruned or not, from a folder, a hub id or a built-in name such as `digits`.
+
+    Takes the options of `DiffusionPipeline.from_pretrained`; weights are read from safetensors only.
+    Raises ModelError when it cannot be loaded.
+    """
+    register_with_diffusers()
+    place = PIPELINES.get(str(source), Path(source) if Path(source).exists() else source)
+    try:
+        return DiffusionPipeline.from_pretrained(place, **{"use_safetensors": True, **options})
+    except DiffpruneError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
+        raise ModelError(f"cannot load {source}: {error}") from error
+
+
+def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
+    """The denoiser of a pipeline, or the denoiser itself."""
+    if isinstance(model, ModelMixin):
+        return model
+    return cast(ModelMixin, getattr(model, denoiser_component(model)))
+
+
+def denoiser_component(pipeline: DiffusionPipeline) -> str:
+    """The name under which a pipeline holds its denoiser; raises ModelError when there is none."""
+    for name in DENOISER_COMPONENTS:
+        if isinstance(getattr(pipeline, name, None), ModelMixin):
+            return name
+    raise ModelError(f"{type(pipeline).__name__} has no denoiser: none of {', '.join(DENOISER_COMPONENTS)}")
+
+
+def scheduler_of(model: DiffusionPipeline | ModelMixin) -> Any:
+    """The noise schedule of a pipeline; raises ModelError for a bare denoiser."""
+    scheduler = getattr(model, "scheduler", None)
+    if scheduler is None:
+        raise ModelError(f"a bare {type(model).__name__} has no noise schedule; give the pipeline it belongs to")
+    return scheduler
+
+
+def has_weights(denoiser: ModelMixin) -> bool:
+    """False when the parameters are on the meta device."""
+    return all(p.device.type != "meta" for p in denoiser.parameters())
+
+
+def pick_device(name: str) -> torch.device:
+    """Resolve a device option: `auto` is CUDA, then MPS, then CPU."""
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ModelError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def architecture(name: str) -> ModelMixin:
+    """A built-in architecture, or that of a config.json, with its parameters on the meta device."""
+    if name in ARCHITECTURES:
+        return _architecture(ARCHITECTURES[name], name)
+    if not Path(name).is_file():
+        raise ModelError(
+            f"no architecture {name!r}; built in: {', '.join(ARCHITECTURES)}; or the path of a config.json"
+        )
+    return _architecture(_read_config(Path(name)), name)
+
+
+def _architecture(config: dict[str, Any], name: str) -> ModelMixin:
+    return empty_model(_denoiser_class(config, name), config)
+
+
+def _denoiser_class(config: dict[str, Any], name: str) -> type[ModelMixin]:
+    kind = getattr(diffusers, str(config.get("_class_name")), None)
+    if not (isinstance(kind, type) and issubclass(kind, ModelMixin)):
+        raise ModelError(f"{name}: _class_name is {config.get('_class_name')!r}, expected a diffusers model class")
+    return kind
+
+
+def _load_denoiser(folder: Path) -> ModelMixin:
+    kind = class_by_name(_denoiser_class(_read_config(folder / "config.json"), str(folder)).__name__)
+    try:
+        return cast(ModelMixin, cast(Any, kind).from_pretrained(folder, use_safetensors=True))
+    except DiffpruneError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"cannot load {folder}: {error}") from error
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{path} holds a {type(value).__name__}, expected a diffusers config object")
+    return value

@@ -1,0 +1,124 @@
+"""The manifest `pruning.json`: what differs from the stock config, module by module, and where it came from."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from torch import nn
+
+from diffprune.errors import ManifestError
+from diffprune.models.resize import AXES, WIDTH_ATTRIBUTES, WIDTHS, layer_type
+
+MANIFEST_NAME = "pruning.json"
+
+
+class Manifest(BaseModel):
+    """Widths, heads and norm groups of a pruned denoiser where they differ from its stock config.
+
+    modules: module path -> attribute -> value, each at least 1 and at most the stock value.
+    provenance: one entry per pruning, oldest first; free-form facts for people.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    class_name: str
+    modules: dict[str, dict[str, StrictInt]]
+    provenance: list[dict[str, Any]] = Field(default_factory=list)
+
+    def to_json(self) -> str:
+        """The text of `pruning.json`."""
+        return json.dumps(self.model_dump(), indent=1) + "\n"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read and check a `pruning.json`; raises ManifestError that says what is wrong with it."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ManifestError(f"{path} cannot be read as JSON: {error}") from error
+    found = value.get("format_version") if isinstance(value, dict) else None
+    if found != 1:
+        raise ManifestError(f"{path} has format version {found!r}, this diffprune reads version 1; upgrade diffprune")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
+        raise ManifestError(f"{path} is not a pruning manifest:\n" + "\n".join(lines)) from None
+
+
+def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, Any]]) -> Manifest:
+    """Describe `model` by its difference to `stock`, a fresh model of the same config."""
+    modules: dict[str, dict[str, int]] = {}
+    for (path, ours), theirs in zip(model.named_modules(), stock.modules(), strict=True):
+        changed = {
+            name: getattr(ours, name)
+            for name in sorted(WIDTH_ATTRIBUTES & vars(ours).keys())
+            if _is_int(getattr(ours, name)) and getattr(ours, name) != getattr(theirs, name)
+        }
+        if changed:
+            modules[path] = changed
+    return Manifest(class_name=type(model).__name__, modules=modules, provenance=provenance)
+
+
+def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
+    """Resize a stock `model` in place to what the manifest describes; resized weights are left uninitialised.
+
+    Raises ManifestError, before anything is changed, for a path, attribute or size that cannot be.
+    """
+    mistakes = _mistakes(manifest.modules, model)
+    if manifest.class_name not in {kind.__name__ for kind in type(model).__mro__}:
+        mistakes.insert(0, f"it describes a {manifest.class_name}, the config a {type(model).__name__}")
+    if mistakes:
+        shown = "\n".join(f"  {m}" for m in mistakes[:10])
+        more = f"\n  ... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
+        raise ManifestError(f"the manifest does not fit the model's config.json:\n{shown}{more}")
+    for path, changes in manifest.modules.items():
+        module = model.get_submodule(path)
+        for name, value in changes.items():
+            setattr(module, name, value)
+        kind = layer_type(module)
+        if kind is not None:
+            _allocate(module, kind)
+
+
+def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> list[str]:
+    found = []
+    known = dict(model.named_modules())
+    for path, changes in modules.items():
+        if path not in known:
+            found.append(f"{path}: no such module")
+            continue
+        module = known[path]
+        for name, value in changes.items():
+            stock = vars(module).get(name)
+            if name not in WIDTH_ATTRIBUTES or not _is_int(stock):
+                found.append(f"{path}.{name}: not a width of a {type(module).__name__}")
+            elif not 1 <= value <= int(stock or 0):
+                found.append(f"{path}.{name}: got {value}, expected 1 to {stock} (the stock width)")
+        channels = changes.get("num_channels", getattr(module, "num_channels", None))
+        groups = changes.get("num_groups", getattr(module, "num_groups", None))
+        if isinstance(module, nn.GroupNorm) and groups and channels and channels % groups:
+            found.append(f"{path}: {channels} channels cannot be normalised in {groups} equal groups")
+    return found
+
+
+def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:
+    for name, axes in AXES[kind].items():
+        parameter = getattr(module, name)
+        if parameter is None:
+            continue
+        shape = list(parameter.shape)
+        for dim, axis in axes.items():
+            shape[axis] = getattr(module, WIDTHS[kind][dim])
+            if dim == "in" and isinstance(module, nn.Conv2d):
+                shape[axis] //= module.groups
+        smaller = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
+        setattr(module, name, nn.Parameter(smaller, requires_grad=parameter.requires_grad))
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,0 +1,137 @@
+"""Pruned denoiser classes: same-named subclasses of diffusers' own that save and load their manifest."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import diffusers
+import torch
+from accelerate import init_empty_weights
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from diffprune.errors import ManifestError, ModelError
+from diffprune.models.manifest import MANIFEST_NAME, Manifest, apply_manifest, manifest_of, read_manifest
+from diffprune.records import write_whole
+
+_FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+
+
+class PrunedMixin:
+    """What a pruned denoiser adds to its diffusers class. See `pruned_class`."""
+
+    _stock_class: type[ModelMixin]
+    pruning_provenance: list[dict[str, Any]]
+
+    @property
+    def pruning(self) -> Manifest:
+        """How this model differs from its stock config."""
+        model = cast(nn.Module, self)
+        return manifest_of(model, stock_model(model), self.pruning_provenance)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> Any:
+        """Load a pruned denoiser from a folder or hub id; takes the options of the diffusers class.
+
+        A folder without `pruning.json` gives the stock diffusers model. Only safetensors are read.
+        Raises ManifestError when manifest, config and weights do not fit each other.
+        """
+        path = _fetch_manifest(pretrained_model_name_or_path, kwargs)
+        if path is None:
+            return cls._stock_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        manifest = read_manifest(path)
+        wants_info = kwargs.pop("output_loading_info", False)
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        parent = cast(Any, super())
+        try:
+            model, info = parent.from_pretrained(pretrained_model_name_or_path, pruning_manifest=manifest, **kwargs)
+        except ManifestError:
+            raise
+        except (ValueError, RuntimeError) as error:
+            if "shape" not in str(error) and "size" not in str(error):
+                raise
+            raise ManifestError(f"weights do not fit {path}: {error}") from error
+        wrong = [f"missing {k}" for k in info["missing_keys"]] + [f"unexpected {k}" for k in info["unexpected_keys"]]
+        if wrong:
+            raise ManifestError(f"weights do not fit {path}: {', '.join(wrong[:5])}")
+        _align(model)
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def from_config(cls, config: Any, *, pruning_manifest: Manifest | None = None, **kwargs: Any) -> Any:
+        """Build the model from its stock config; with a manifest, resized to it (weights uninitialised)."""
+        model = cast(Any, super()).from_config(config, **kwargs)
+        bare = model[0] if isinstance(model, tuple) else model
+        bare.pruning_provenance = []
+        if pruning_manifest is not None:
+            apply_manifest(pruning_manifest, bare)
+            bare.pruning_provenance = list(pruning_manifest.provenance)
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Save as the diffusers class does, with `pruning.json` beside `config.json`; safetensors only."""
+        if kwargs.get("safe_serialization") is False or False in args[2:3]:
+            raise ModelError("pruned models are saved as safetensors; drop safe_serialization=False")
+        write_whole(Path(save_directory) / MANIFEST_NAME, self.pruning.to_json())
+        cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
+
+
+_CLASSES: dict[type, type[ModelMixin]] = {}
+
+
+def pruned_class(stock: type[ModelMixin]) -> type[ModelMixin]:
+    """The subclass of `stock` for pruned models. It bears the same name and lives in `diffprune`."""
+    if issubclass(stock, PrunedMixin):
+        return stock
+    if stock not in _CLASSES:
+        body = {"__module__": "diffprune", "__doc__": f"A pruned diffusers.{stock.__name__}.", "_stock_class": stock}
+        _CLASSES[stock] = type(stock.__name__, (PrunedMixin, stock), body)
+    return _CLASSES[stock]
+
+
+def class_by_name(name: str) -> type[ModelMixin]:
+    """`diffprune.<name>` for a diffusers model class; raises AttributeError for any other name."""
+    stock = getattr(diffusers, name, None)
+    if isinstance(stock, type) and issubclass(stock, ModelMixin):
+        return pruned_class(stock)
+    raise AttributeError(f"module 'diffprune' has no attribute {name!r}")
+
+
+def stock_class(model: nn.Module) -> type[ModelMixin]:
+    """The diffusers class of a denoiser, pruned or not."""
+    return cast(type[ModelMixin], model._stock_class if isinstance(model, PrunedMixin) else type(model))
+
+
+def stock_model(model: nn.Module) -> ModelMixin:
+    """A fresh, unpruned model of the same config; its parameters are on the meta device."""
+    return empty_model(stock_class(model), cast(Any, model).config)
+
+
+def empty_model(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
+    """Build a model with its parameters on the meta device and its buffers real."""
+    with init_empty_weights(include_buffers=False):
+        return cast(ModelMixin, cast(Any, kind).from_config(config))
+
+
+def _fetch_manifest(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path | None:
+    folder = Path(source) / (options.get("subfolder") or "")
+    if Path(source).is_dir():
+        return folder / MANIFEST_NAME if (folder / MANIFEST_NAME).is_file() else None
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    fetch = {k: options[k] for k in _FETCH_OPTIONS if options.get(k) is not None and k != "proxies"}
+    try:
+        return Path(hf_hub_download(str(source), MANIFEST_NAME, **fetch))
+    except LocalEntryNotFoundError:
+        return None
+    except EntryNotFoundError:
+        return None
+
+
+def _align(model: nn.Module) -> None:
+    """Copy parameters that lie unaligned in the file's memory map: they compute with other roundings."""
+    for parameter in model.parameters():
+        if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+            parameter.data = parameter.data.clone(memory_format=torch.preserve_format)

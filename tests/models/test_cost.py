@@ -1,0 +1,42 @@
+"""Costs of the published architectures, before and after the published rule."""
+
+import pytest
+
+import diffprune
+from diffprune.models.cost import cost_of, latency_ms
+from diffprune.models.loading import architecture
+
+PUBLISHED = {
+    "ddpm-cifar10": ((35.746, 6.064), (19.851, 3.392)),
+    "ddpm-celeba64": ((78.701, 23.922), (43.735, 13.321)),
+    "ddpm-lsun256": ((113.673, 248.688), (63.206, 138.871)),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_rule_gives_the_published_sizes_without_weights(name: str) -> None:
+    plan = diffprune.plan(architecture(name), ratio=0.3)
+    for cost, (params, macs) in zip((plan.before, plan.after), PUBLISHED[name], strict=True):
+        assert (round(cost.params / 1e6, 3), round(cost.macs / 1e9, 3)) == (params, macs)
+    assert plan.criterion == "random"
+
+
+def test_attention_products_are_counted_apart() -> None:
+    tokens, width, num_attentions = 16 * 16, 256, 5  # ddpm-cifar10 attends at 16x16, and 4x4 in the middle
+    expected = num_attentions * 2 * tokens**2 * width + 2 * 16**2 * width
+    assert cost_of(architecture("ddpm-cifar10")).attention_macs == expected
+
+
+def test_the_forecast_is_what_the_pruned_model_costs(unet: object) -> None:
+    plan = diffprune.plan(unet, criterion="magnitude", ratio=0.4)
+    small = diffprune.prune(unet, plan)
+    assert cost_of(small) == plan.after
+    assert plan.after.params == small.num_parameters()
+    assert {name: sizes[0] for name, sizes in plan.layers.items()}["conv_in"] == 16 * 9 + 16
+    assert sum(after for _, after in plan.layers.values()) == small.num_parameters()
+
+
+def test_latency_is_measured_in_eval_mode_and_the_mode_is_given_back(unet: object) -> None:
+    unet.train()
+    assert latency_ms(unet, min_run_time_s=0.01) > 0
+    assert unet.training
