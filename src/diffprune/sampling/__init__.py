@@ -1,0 +1,1 @@
+"""Drawing images: timestep grids, steps, and the seeded, sharded, resumable sampler."""
