@@ -1,0 +1,69 @@
+"""Calibration: one batch of clean images and one noise for each, noised to any timestep."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.data.images import ImageSet, open_images
+from diffprune.errors import DataError, ModelError
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Clean images and their fixed noise under a noise schedule.
+
+    images, noise: (N, C, H, W); images in [-1, 1]. scheduler: a diffusers scheduler with `add_noise`.
+    """
+
+    images: Tensor
+    noise: Tensor
+    scheduler: Any
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of timesteps of the schedule."""
+        return int(self.scheduler.config.num_train_timesteps)
+
+    def batches(self, timestep: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (noisy images, timesteps, targets) of all images at one timestep, in micro-batches."""
+        for images, noise in zip(self.images.split(batch_size), self.noise.split(batch_size), strict=True):
+            timesteps = torch.full((len(images),), timestep, dtype=torch.long, device=images.device)
+            noisy = self.scheduler.add_noise(images, noise, timesteps)
+            yield noisy, timesteps, training_target(self.scheduler, images, noise, timesteps)
+
+
+def training_target(scheduler: Any, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the denoiser is trained to output, by the scheduler's prediction type (epsilon, v or sample)."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        velocity: Tensor = scheduler.get_velocity(images, noise, timesteps)
+        return velocity
+    if kind == "sample":
+        return images
+    raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: epsilon, v_prediction, sample")
+
+
+def images_for(denoiser: nn.Module, source: str) -> ImageSet:
+    """Open DATA at the size and with the channels that a denoiser takes."""
+    config: Any = denoiser.config
+    size = config.sample_size or 32
+    return open_images(source, (size, size) if isinstance(size, int) else tuple(size), config.in_channels)
+
+
+def draw_calibration(images: ImageSet, scheduler: Any, *, num: int, seed: int, device: torch.device) -> Calibration:
+    """Draw `num` different images and a noise for each, by seed; raises DataError when there are too few."""
+    if len(images) < num:
+        raise DataError(
+            f"{images.source} holds {len(images)} images, the calibration needs {num}; "
+            f"give more images or set num_calibration_images to at most {len(images)}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(images), generator=generator)[:num].tolist()
+    batch = torch.stack([images[i] for i in chosen])
+    noise = torch.randn(batch.shape, generator=generator)
+    return Calibration(batch.to(device), noise.to(device), scheduler)
