@@ -1,0 +1,112 @@
+"""Groups of convolutional UNets, read from torch-pruning's dependency graph."""
+
+import contextlib
+import io
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch_pruning
+from torch import nn
+
+from diffprune.errors import ModelError
+from diffprune.groups.group import Group, Slice
+from diffprune.models.families import Dim, family_of
+from diffprune.models.resize import layer_type, on_meta
+
+
+def find_groups(denoiser: nn.Module) -> tuple[Group, ...]:
+    """All groups of a denoiser, in the order of its layers.
+
+    Traced on a copy on the meta device: no weights are needed. Channels that pass one or more GroupNorms are
+    balanced over their norm groups; rows of an attention with several heads are grouped into whole heads.
+    Channels that do not divide evenly over their norm groups cannot be balanced: that group is left out.
+    Raises ModelError for a class that is not served. Source: DepGraph (Fang et al. 2023), by torch-pruning.
+    """
+    family = family_of(denoiser)
+    shadow = on_meta(denoiser)
+    shadow.requires_grad_(True)
+    inputs = family.example_inputs(shadow, 1, torch.device("meta"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        graph = torch_pruning.DependencyGraph().build_dependency(shadow, inputs)
+    names = {module: name for name, module in shadow.named_modules()}
+    order = {name: position for position, name in enumerate(names.values())}
+    fixed = [shadow.get_submodule(path) for path in family.fixed_outputs]
+    roots = graph.get_all_groups(ignored_layers=fixed, root_module_types=[nn.Conv2d, nn.Linear])
+    groups = [_group(graph, _narrowest(graph, root), names, shadow) for root in roots]
+    return tuple(sorted((g for g in groups if g.num_units % g.balance == 0), key=lambda g: order[g.name]))
+
+
+def _narrowest(graph: Any, group: Any) -> Any:
+    """Re-root a group at its narrowest producer: a unit of a wider one may be a tuple of rows (scale and shift)."""
+    root = min((item for item in group if _is_output(graph, item)), key=lambda item: len(item.idxs))
+    if len(root.idxs) == len(group[0].idxs):
+        return group
+    handler = root.dep.handler
+    return graph.get_pruning_group(root.dep.target.module, handler, list(range(len(root.idxs))))
+
+
+def _group(graph: Any, traced: Any, names: dict[nn.Module, str], model: nn.Module) -> Group:
+    num_units = len(traced[0].idxs)
+    slices: list[Slice] = []
+    balance = 1
+    for item in traced:
+        module = item.dep.target.module
+        if isinstance(module, nn.Parameter):
+            raise ModelError(f"{item.dep.target.name}: pruning a bare parameter is not served")
+        if layer_type(module) is None:
+            continue
+        dim: Dim = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
+        pairs = sorted(zip(item.root_idxs, item.idxs, strict=True))
+        for start, size in _runs(pairs, num_units, names[module]):
+            slices.append(Slice(names[module], dim, start, size))
+        if isinstance(module, nn.GroupNorm):
+            balance = math.lcm(balance, module.num_groups)
+    producers = [
+        s.module for s in slices if s.dim == "out" and layer_type(model.get_submodule(s.module)) is not nn.GroupNorm
+    ]
+    order = {name: position for position, name in enumerate(names.values())}
+    group = Group(
+        name=min(producers, key=order.__getitem__),
+        kind="channels",
+        num_units=num_units,
+        slices=tuple(sorted(set(slices), key=lambda s: (order[s.module], s.dim, s.start))),
+        balance=balance,
+    )
+    heads = _num_heads(group, model)
+    return _whole_heads(group, heads) if heads > 1 else group
+
+
+def _runs(pairs: list[tuple[int, int]], num_units: int, name: str) -> Iterable[tuple[int, int]]:
+    """Split the (unit, row) pairs of one layer into runs where unit u is rows start + u * size and on."""
+    per_unit, rest = divmod(len(pairs), num_units)
+    rows = [[row for unit, row in pairs[u * per_unit : (u + 1) * per_unit]] for u in range(num_units)]
+    first, second = rows[0], rows[min(1, num_units - 1)]
+    size = second[0] - first[0] if num_units > 1 else per_unit
+    starts = first[::size] if size > 0 else []
+    expected = [[start + u * size + k for start in starts for k in range(size)] for u in range(num_units)]
+    if rest or expected != rows:
+        raise ModelError(f"{name}: its rows do not follow the units of the group in order; this layout is not served")
+    return [(start, size) for start in starts]
+
+
+def _num_heads(group: Group, model: nn.Module) -> int:
+    for part in group.slices:
+        parent, _, last = part.module.rpartition(".")
+        if part.dim == "out" and last in ("to_q", "to_k", "to_v"):
+            return int(getattr(model.get_submodule(parent), "heads", 1))
+    return 1
+
+
+def _whole_heads(group: Group, heads: int) -> Group:
+    head_dim, rest = divmod(group.num_units, heads)
+    if rest:
+        raise ModelError(f"{group.name}: {group.num_units} rows are not {heads} equal heads")
+    slices = tuple(Slice(s.module, s.dim, s.start, s.width * head_dim) for s in group.slices)
+    return Group(group.name, "heads", heads, slices)
+
+
+def _is_output(graph: Any, item: Any) -> bool:
+    module = item.dep.target.module
+    return isinstance(module, nn.Conv2d | nn.Linear) and graph.is_out_channel_pruning_fn(item.dep.handler)
