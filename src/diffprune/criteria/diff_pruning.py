@@ -1,0 +1,27 @@
+"""Diff-Pruning scores: Taylor terms of the timesteps that matter, with the noisy ones left out."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from diffprune.criteria.gradients import summed_gradients
+from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.data.calibration import Calibration
+from diffprune.groups import Group
+from diffprune.options import PlanOptions
+
+
+def diff_pruning(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
+) -> Scores:
+    """Sum of |w * G| over the conv and linear weights of a unit (Fang, Ma and Wang, NeurIPS 2023).
+
+    G = sum of dL_t/dw over t = 0, 1, 2, ... until L_t / L_max < options.threshold (that t is left out).
+    options.power=2 sums (w * G)^2 instead, options.norms=True adds |w * G| of the norm weights: the form of
+    the research code behind the published tables.
+    """
+    sums = summed_gradients(denoiser, calibration, options, threshold=options.threshold, norms=options.norms)
+    terms = {path: (weight * gradient).abs() ** options.power for path, (weight, gradient) in sums.layers.items()}
+    terms |= {path: (weight * gradient).abs() for path, (weight, gradient) in sums.norms.items()}
+    values = {g.name: sum_by_unit(g, denoiser, terms) for g in groups}
+    return Scores("diff-pruning", values, sums.details)

@@ -1,0 +1,20 @@
+"""Random scores: the baseline every criterion must beat."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from diffprune.criteria.scores import Scores
+from diffprune.data.calibration import Calibration
+from diffprune.groups import Group
+from diffprune.options import PlanOptions
+
+
+def random(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
+) -> Scores:
+    """Uniform in [0, 1), drawn by `options.seed` in the order of the groups. Needs no weights and no images."""
+    generator = torch.Generator().manual_seed(options.seed)
+    values = {g.name: torch.rand(g.num_units, generator=generator, dtype=torch.float64) for g in groups}
+    return Scores("random", values)

@@ -1,0 +1,123 @@
+"""The plan: which units stay, as readable JSON with the fingerprint of the model it is for."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+
+from diffprune.errors import PlanError
+from diffprune.groups import Group
+from diffprune.models.cost import Cost
+from diffprune.records import write_whole
+
+_ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
+
+
+class KeptUnits(BaseModel):
+    """What stays of one group: units by index, ascending."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["channels", "heads"]
+    num_units: int
+    kept: tuple[int, ...]
+
+
+class Plan(BaseModel):
+    """Units to keep per group, and how they were chosen.
+
+    fingerprint: of the architecture the plan is for, see `fingerprint`.
+    before, after: cost of the model as it is, and the forecast for the pruned one.
+    layers: path of each layer -> its parameters before and after.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    class_name: str
+    fingerprint: str
+    criterion: str
+    options: dict[str, Any]
+    details: dict[str, Any]
+    before: Cost
+    after: Cost
+    layers: dict[str, tuple[int, int]]
+    groups: dict[str, KeptUnits]
+
+    def save(self, path: Path) -> None:
+        """Write the plan as JSON, whole or not at all."""
+        rows = self.model_dump(mode="json")
+        parts = [f" {json.dumps(k)}: {_lines(v) if k in _ONE_PER_LINE else json.dumps(v)}" for k, v in rows.items()]
+        write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of the plan, flat, for tables and `--json`."""
+        return {
+            "class_name": self.class_name,
+            "criterion": self.criterion,
+            "ratio": self.options.get("ratio"),
+            "num_groups": len(self.groups),
+            "params_before": self.before.params,
+            "params_after": self.after.params,
+            "macs_before": self.before.macs,
+            "macs_after": self.after.macs,
+            "attention_macs_before": self.before.attention_macs,
+            "attention_macs_after": self.after.attention_macs,
+        }
+
+    def check_fits(self, denoiser: nn.Module, groups: Sequence[Group]) -> None:
+        """Raise PlanError unless the plan was made for this architecture and names its groups and units."""
+        if self.fingerprint != fingerprint(denoiser):
+            raise PlanError(
+                f"the plan is for another model: it was made for a {self.class_name} with fingerprint "
+                f"{self.fingerprint[:12]}, this {type(denoiser).__name__} has {fingerprint(denoiser)[:12]}; "
+                "make a new plan for this model"
+            )
+        known = {g.name: g for g in groups}
+        mistakes = [f"{name}: no such group" for name in self.groups if name not in known]
+        for name, units in self.groups.items():
+            group = known.get(name)
+            if group is None:
+                continue
+            if list(units.kept) != sorted(set(units.kept)) or not units.kept:
+                mistakes.append(f"{name}: kept units must be ascending, without repeats, at least one")
+            elif units.kept[0] < 0 or units.kept[-1] >= group.num_units:
+                mistakes.append(f"{name}: kept units must lie in 0..{group.num_units - 1}")
+            elif group.balance > 1 and len({len(p) for p in _parts(units.kept, group)}) > 1:
+                mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
+        if mistakes:
+            raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan; raises PlanError that says what is wrong with the file."""
+    try:
+        return Plan.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
+    except ValidationError as error:
+        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]]
+        raise PlanError(f"{path} is not a plan:\n" + "\n".join(lines)) from None
+
+
+def fingerprint(denoiser: nn.Module) -> str:
+    """SHA-256 of the class name and of every parameter's name and shape: the architecture, not the weights."""
+    shapes = {name: list(p.shape) for name, p in sorted(denoiser.named_parameters())}
+    text = json.dumps([type(denoiser).__name__, shapes])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _lines(rows: dict[str, Any]) -> str:
+    return "{\n" + ",\n".join(f"  {json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items()) + "\n }"
+
+
+def _parts(kept: Sequence[int], group: Group) -> list[list[int]]:
+    size = group.num_units // group.balance
+    parts: list[list[int]] = [[] for _ in range(group.balance)]
+    for unit in kept:
+        parts[unit // size].append(unit)
+    return parts

@@ -1,0 +1,150 @@
+"""Each score against a two-layer network worked out by hand."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+import diffprune
+from diffprune.criteria import CRITERIA
+from diffprune.data.calibration import Calibration, training_target
+from diffprune.errors import ModelError
+from diffprune.groups import Group, Slice
+from diffprune.options import PlanOptions
+
+GROUP = Group("first", "channels", 2, (Slice("first", "out", 0, 1), Slice("second", "in", 0, 1)))
+A = torch.tensor([[1.0], [3.0]])
+B = torch.tensor([[2.0, -1 / 3]])
+
+
+class TwoLayers(nn.Module):
+    """y = B A x, one hidden unit per row of A; the time is ignored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            self.first, self.second = nn.Linear(1, 2, bias=False), nn.Linear(2, 1, bias=False)
+        self.first.weight.data, self.second.weight.data = A.clone(), B.clone()
+        self.config = SimpleNamespace()
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
+        assert not return_dict
+        return (self.second(self.first(noisy)),)
+
+
+def calibration(num_timesteps: int = 5, prediction_type: str = "epsilon") -> Calibration:
+    generator = torch.Generator().manual_seed(0)
+    scheduler = DDPMScheduler(num_train_timesteps=num_timesteps, prediction_type=prediction_type)
+    images, noise = torch.randn(2, 7, 1, 1, 1, generator=generator)
+    return Calibration(images, noise, scheduler)
+
+
+def gradients_by_hand(batch: Calibration, timestep: int) -> tuple[float, Tensor, Tensor]:
+    """Loss L = mean (B A x - y)^2, and dL/dA, dL/dB as two-line calculus."""
+    a = float(batch.scheduler.alphas_cumprod[timestep])
+    x = (a**0.5 * batch.images + (1 - a) ** 0.5 * batch.noise).flatten()
+    y = {
+        "epsilon": batch.noise,
+        "sample": batch.images,
+        "v_prediction": a**0.5 * batch.noise - (1 - a) ** 0.5 * batch.images,
+    }[batch.scheduler.config.prediction_type].flatten()
+    error = (B @ A).item() * x - y
+    slope = 2 * (error * x).mean()
+    return float((error**2).mean()), slope * B.T, slope * A.T
+
+
+def summed(batch: Calibration, timesteps: range) -> tuple[Tensor, Tensor]:
+    parts = [gradients_by_hand(batch, t)[1:] for t in timesteps]
+    return sum(p[0] for p in parts), sum(p[1] for p in parts)
+
+
+def scored(name: str, batch: Calibration | None, **options: object) -> Tensor:
+    settings = PlanOptions(criterion=name, **options)
+    return CRITERIA[name](TwoLayers(), [GROUP], batch, settings).values["first"]
+
+
+def test_magnitude_is_the_sum_of_squared_weights() -> None:
+    assert torch.allclose(scored("magnitude", None), torch.tensor([1 + 4, 9 + 1 / 9], dtype=torch.float64))
+
+
+def test_random_is_drawn_by_seed() -> None:
+    assert torch.equal(scored("random", None, seed=3), scored("random", None, seed=3))
+    assert not torch.equal(scored("random", None, seed=3), scored("random", None, seed=4))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_taylor_is_the_absolute_signed_sum(prediction_type: str) -> None:
+    batch = calibration(prediction_type=prediction_type)
+    g_a, g_b = summed(batch, range(5))
+    expected = ((A * g_a).sum(1) + (B * g_b).sum(0)).abs().double()
+    assert torch.allclose(scored("taylor", batch), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_diff_pruning_sums_absolute_terms(prediction_type: str) -> None:
+    batch = calibration(prediction_type=prediction_type)
+    g_a, g_b = summed(batch, range(5))
+    expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
+    assert torch.allclose(scored("diff-pruning", batch, threshold=0.0), expected, rtol=1e-4)
+
+
+def test_diff_pruning_with_power_two_sums_squares() -> None:
+    g_a, g_b = summed(calibration(), range(5))
+    expected = ((A * g_a).square().sum(1) + (B * g_b).square().sum(0)).double()
+    assert torch.allclose(scored("diff-pruning", calibration(), threshold=0.0, power=2), expected, rtol=1e-4)
+
+
+def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
+    batch = calibration(200)
+    losses = [gradients_by_hand(batch, t)[0] for t in range(200)]
+    threshold = 0.5
+    crossing = next(t for t in range(1, 200) if losses[t] < threshold * max(losses[:t]))
+    assert 1 < crossing < 199, "the case must have a crossing inside"
+    g_a, g_b = summed(batch, range(crossing))
+    expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
+    settings = PlanOptions(criterion="diff-pruning", threshold=threshold)
+    result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings)
+    assert torch.allclose(result.values["first"], expected, rtol=1e-4)
+    assert result.details["stopped_at"] == result.details["timesteps_used"] == crossing
+
+
+def test_a_stride_visits_every_nth_timestep() -> None:
+    parts = [gradients_by_hand(calibration(), t)[1:] for t in (0, 2, 4)]
+    g_a, g_b = sum(p[0] for p in parts), sum(p[1] for p in parts)
+    expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
+    assert torch.allclose(scored("diff-pruning", calibration(), threshold=0.0, timestep_stride=2), expected, rtol=1e-4)
+
+
+def test_micro_batches_do_not_change_the_scores() -> None:
+    whole, parts = (scored("diff-pruning", calibration(), batch_size=b) for b in (128, 3))
+    assert torch.allclose(whole, parts, rtol=1e-5)
+
+
+def test_norm_weights_count_only_when_asked_for(pipeline: object) -> None:
+    options = {"data": "digits", "num_calibration_images": 4, "threshold": 0.0, "timestep_stride": 10}
+    plain, with_norms = (diffprune.plan(pipeline, criterion="diff-pruning", norms=n, **options) for n in (False, True))
+    assert plain.details == with_norms.details
+    assert plain.options["norms"] is False
+    assert with_norms.options["norms"] is True
+
+
+def test_a_broken_loss_is_refused(pipeline: object) -> None:
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="loss at timestep 0 is nan"):
+        diffprune.plan(pipeline, data="digits", num_calibration_images=4)
+
+
+def test_scoring_gives_the_model_back_as_it_was(pipeline: object) -> None:
+    pipeline.unet.train().requires_grad_(False)
+    diffprune.plan(pipeline, criterion="taylor", data="digits", num_calibration_images=4, timestep_stride=10)
+    assert pipeline.unet.training
+    assert not any(p.requires_grad or p.grad is not None for p in pipeline.unet.parameters())
+
+
+def test_other_prediction_types_are_refused() -> None:
+    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="flow"))
+    with pytest.raises(ModelError, match="flow"):
+        training_target(scheduler, torch.zeros(1), torch.zeros(1), torch.zeros(1))
