@@ -1,0 +1,50 @@
+"""What each training step sees, as a function of the seed and the step alone: a resumed run sees the same."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffprune.options import TrainingOptions
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random draws of one global batch: noise (B, C, H, W), timesteps (B,), mirrored (B,) bool."""
+
+    noise: Tensor
+    timesteps: Tensor
+    mirrored: Tensor
+
+
+def image_indices(num_images: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Images of the global batch of a step: the concatenated shuffles of all epochs, cut into batches."""
+    first = step * batch_size
+    wanted = range(first, first + batch_size)
+    epochs = range(wanted[0] // num_images, wanted[-1] // num_images + 1)
+    orders = {e: np.random.default_rng([seed, 0, e]).permutation(num_images) for e in epochs}
+    return [int(orders[i // num_images][i % num_images]) for i in wanted]
+
+
+def draw(shape: tuple[int, ...], num_timesteps: int, options: TrainingOptions, step: int) -> Draws:
+    """Noise, timesteps and mirroring of a step. shape: (C, H, W).
+
+    Timesteps are drawn antithetically: half of them uniform, the other half T - 1 - t (Song et al. 2021).
+    """
+    (state,) = np.random.SeedSequence([options.seed, 1, step]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state) >> 1)
+    noise = torch.randn((options.batch_size, *shape), generator=generator)
+    half = torch.randint(0, num_timesteps, (options.batch_size // 2 + 1,), generator=generator)
+    timesteps = torch.cat([half, num_timesteps - 1 - half])[: options.batch_size]
+    mirrored = torch.rand(options.batch_size, generator=generator) < (0.5 if options.flip else 0.0)
+    return Draws(noise, timesteps, mirrored)
+
+
+def shard_steps(num_images: int, options: TrainingOptions, first_step: int, shards: list[slice]) -> Iterator[list[int]]:
+    """Image indices that a process loads, one list per forward pass, from `first_step` to the end."""
+    for step in range(first_step, options.steps):
+        indices = image_indices(num_images, options.batch_size, options.seed, step)
+        for shard in shards:
+            yield indices[shard]

@@ -1,0 +1,208 @@
+"""The training loop: exactly N optimizer steps on any number of processes, resumable to the bit on the CPU."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from diffprune.data.calibration import training_target
+from diffprune.data.images import ImageSet
+from diffprune.errors import ModelError, OptionError
+from diffprune.models.families import predict
+from diffprune.models.loading import pick_device
+from diffprune.options import FinetuneOptions, TrainingOptions
+from diffprune.processes import process_state
+from diffprune.progress import progress
+from diffprune.recovery.batches import draw, shard_steps
+from diffprune.recovery.checkpoints import CHECKPOINTS, Progress, load_newest, save_checkpoint
+from diffprune.recovery.losses import denoising_loss, distillation_loss
+
+Preview = Callable[[nn.Module, Path], None]
+History = list[dict[str, float]]
+M = TypeVar("M", bound=nn.Module)
+
+
+def train_denoiser(
+    denoiser: M,
+    scheduler: Any,
+    images: ImageSet,
+    options: TrainingOptions,
+    *,
+    folder: Path | None = None,
+    teacher: nn.Module | None = None,
+    preview: Preview | None = None,
+) -> tuple[M, History]:
+    """Train a copy of a denoiser; returns it with its EMA weights, and the logged losses.
+
+    folder: where checkpoints, logs and previews go (None: nowhere, and the run cannot be resumed).
+    teacher: original model whose output is distilled. preview: draws a model into a PNG file.
+    Everything random is a function of the seed and the step, so an interruption changes nothing.
+    Raises OptionError when the batch does not divide over processes, ModelError when the loss diverges.
+    """
+    state = process_state(options.device)
+    device = state.device if state.num_processes > 1 else pick_device(options.device)
+    shards = _shards(options, state.num_processes, state.process_index)
+    accelerator = Accelerator(
+        mixed_precision=options.mixed_precision,
+        gradient_accumulation_steps=options.accumulation_steps,
+        step_scheduler_with_optimizer=False,
+        cpu=options.device == "cpu",
+        log_with=None if options.tracker == "none" or folder is None else options.tracker,
+        project_dir=str(folder) if folder is not None else None,
+    )
+    try:
+        with torch.random.fork_rng():
+            run = _Run(denoiser, scheduler, images, options, accelerator, device, shards, teacher)
+            run.to_the_end(folder, preview)
+            return run.result(), run.progress.history
+    finally:
+        accelerator.end_training()
+        AcceleratorState._reset_state()
+
+
+class _Run:
+    """One training run: the model, what trains it, and how far it is."""
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        scheduler: Any,
+        images: ImageSet,
+        options: TrainingOptions,
+        accelerator: Accelerator,
+        device: torch.device,
+        shards: list[slice],
+        teacher: nn.Module | None,
+    ) -> None:
+        self.options, self.accelerator, self.device, self.shards = options, accelerator, device, shards
+        self.scheduler, self.images = scheduler, images
+        self.dtype = next(denoiser.parameters()).dtype
+        self.bare = _cast(copy.deepcopy(denoiser).to(device), torch.float32).train().requires_grad_(True)
+        self.dropouts: dict[nn.Module, float] = {m: m.p for m in self.bare.modules() if isinstance(m, nn.Dropout)}
+        for module in self.bare.modules():
+            if isinstance(module, nn.Dropout) and options.dropout is not None:
+                module.p = options.dropout
+        self.teacher = None if teacher is None else copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+        kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
+        optimizer = kind(self.bare.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer, device_placement=[False, False])
+        name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
+        self.rates = get_scheduler(
+            name, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
+        )
+        self.ema = EMAModel(self.bare.parameters(), decay=options.ema_decay)
+        self.progress = Progress()
+        accelerator.register_for_checkpointing(self.ema, self.rates, self.progress)
+
+    def to_the_end(self, folder: Path | None, preview: Preview | None) -> None:
+        """Resume from the newest checkpoint, if any, and train until `options.steps`."""
+        options = self.options
+        if folder is not None:
+            load_newest(self.accelerator, folder / CHECKPOINTS)
+            self.ema.to(self.device)
+            self.accelerator.init_trackers("logs")
+        first = self.progress.step
+        batches = iter(self._loader(first))
+        window: list[Tensor] = []
+        with progress("training", options.steps, "steps", done=first) as advance:
+            for step in range(first, options.steps):
+                window.append(self._step(step, batches))
+                done = self.progress.step = step + 1
+                saves = done % options.checkpoint_every == 0 or done == options.steps
+                if saves or done % options.log_every == 0:
+                    self._log(window)
+                    window = []
+                if folder is not None and saves:
+                    save_checkpoint(self.accelerator, folder / CHECKPOINTS, done)
+                if folder is not None and preview is not None and self._previews(done):
+                    preview(self.result(), folder / "previews" / f"step-{done:07d}.png")
+                advance(1, f"loss {self.progress.history[-1]['loss']:.4f}" if self.progress.history else "")
+
+    def _previews(self, done: int) -> bool:
+        every = self.options.preview_every
+        return every > 0 and done % every == 0 and bool(self.accelerator.is_main_process)
+
+    def result(self) -> Any:
+        """A copy of the model with its EMA weights, in its own dtype and with its own dropout, in eval mode."""
+        trained = copy.deepcopy(self.bare)
+        self.ema.copy_to(trained.parameters())
+        for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
+            if isinstance(ours, nn.Dropout):
+                ours.p = self.dropouts[own]
+        return _cast(trained.to("cpu"), self.dtype).eval()
+
+    def _step(self, step: int, batches: Any) -> Tensor:
+        options, accelerator = self.options, self.accelerator
+        losses = []
+        draws = draw(tuple(self.images[0].shape), self.scheduler.config.num_train_timesteps, options, step)
+        for number, shard in enumerate(self.shards):
+            clean = next(batches)
+            mirrored = draws.mirrored[shard]
+            clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean).to(self.device)
+            noise, timesteps = draws.noise[shard].to(self.device), draws.timesteps[shard].to(self.device)
+            (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
+            torch.manual_seed(int(seed))
+            noisy = self.scheduler.add_noise(clean, noise, timesteps)
+            target = training_target(self.scheduler, clean, noise, timesteps)
+            with accelerator.accumulate(self.model):
+                with accelerator.autocast():
+                    output = predict(self.model, noisy, timesteps)
+                    loss = self._loss(output, target, noisy, timesteps)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients and options.grad_clip is not None:
+                    accelerator.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+            assert accelerator.sync_gradients == (number + 1 == len(self.shards))
+        self.rates.step()
+        self.ema.step(self.bare.parameters())
+        return torch.stack(losses).mean()
+
+    def _loss(self, output: Tensor, target: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        if self.teacher is None:
+            return denoising_loss(output, target)
+        assert isinstance(self.options, FinetuneOptions)
+        with torch.no_grad():
+            teacher_output = predict(self.teacher, noisy.to(next(self.teacher.parameters()).dtype), timesteps)
+        return distillation_loss(output, target, teacher_output, self.options.teacher_weight)
+
+    def _log(self, window: list[Tensor]) -> None:
+        mean: Any = self.accelerator.reduce(torch.stack(window).mean(), "mean")
+        loss, step = float(mean), self.progress.step
+        if not math.isfinite(loss):
+            raise ModelError(f"the loss is {loss} at step {step}: training diverged; lower the learning rate")
+        row = {"step": float(step), "loss": loss, "learning_rate": float(self.rates.get_last_lr()[0])}
+        self.progress.history.append(row)
+        self.accelerator.log({"loss": loss, "learning_rate": row["learning_rate"]}, step=step)
+
+    def _loader(self, first_step: int) -> DataLoader[Tensor]:
+        sampler = shard_steps(len(self.images), self.options, first_step, self.shards)
+        return DataLoader(self.images, batch_sampler=list(sampler), num_workers=self.options.num_workers)
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    return model if next(model.parameters()).dtype == dtype else model.to(dtype)
+
+
+def _shards(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:
+    """The part of the global batch that this process takes in each forward pass of a step."""
+    size, rest = divmod(options.batch_size, num_processes * options.accumulation_steps)
+    if rest or size == 0:
+        raise OptionError(
+            f"batch_size: got {options.batch_size}, which does not divide over {num_processes} processes "
+            f"times {options.accumulation_steps} accumulation steps; give a multiple of "
+            f"{num_processes * options.accumulation_steps}"
+        )
+    starts = [(number * num_processes + process_index) * size for number in range(options.accumulation_steps)]
+    return [slice(start, start + size) for start in starts]
