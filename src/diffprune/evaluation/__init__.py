@@ -1,0 +1,1 @@
+"""Judging images: features, distances between sets, and metrics of pairs."""
