@@ -1,0 +1,1 @@
+"""Run records in, a table, plots and one HTML page out."""

@@ -1,0 +1,101 @@
+"""What the records below some folders say: models with their figures, what was removed, what training did."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffprune.errors import FolderError
+from diffprune.records import RECORD_NAME, read_json
+
+COSTS = ("params", "macs", "latency_ms", "images_per_s")
+
+
+@dataclass(frozen=True)
+class Record:
+    """A stage's folder and its run.json."""
+
+    folder: Path
+    content: Mapping[str, Any]
+
+    @property
+    def stage(self) -> str:
+        """The stage that made the folder."""
+        return str(self.content["stage"])
+
+    def source(self, name: str) -> str | None:
+        """What was given for an input."""
+        entry = self.content["inputs"].get(name)
+        return entry["source"] if entry else None
+
+
+@dataclass(frozen=True)
+class SampledModel:
+    """A model that drew images: its figures by name (costs, then metrics), and the folder of its images."""
+
+    name: str
+    images: Path
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All that a report shows."""
+
+    models: list[SampledModel]
+    plan: Mapping[str, Any] | None
+    trainings: list[Record]
+    records: list[Record]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per model, flat."""
+        return [{"model": model.name, **model.figures} for model in self.models]
+
+
+def find(folders: Iterable[Path]) -> Findings:
+    """Read the records of all finished stages in or below the folders; raises FolderError when there are none."""
+    paths: list[Path] = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise FolderError(f"no folder {folder}")
+        paths += [p for p in sorted(folder.rglob(RECORD_NAME)) if not p.parent.name.startswith(".")]
+    records = [Record(path.parent, content) for path in dict.fromkeys(paths) if (content := _finished(path))]
+    if not records:
+        raise FolderError(f"no finished stage in {', '.join(map(str, folders))}: no {RECORD_NAME} that says so")
+    sampled = [_model(record, records) for record in records if record.stage == "sample"]
+    return Findings(
+        models=sorted(sampled, key=lambda model: -model.figures["params"] + _is_trained(model, records)),
+        plan=next(
+            (_plan(r) for r in records if r.stage in ("plan", "prune") and (r.folder / "plan.json").exists()), None
+        ),
+        trainings=[r for r in records if r.content["result"].get("history")],
+        records=sorted(records, key=lambda r: str(r.content["started"])),
+    )
+
+
+def _finished(path: Path) -> dict[str, Any] | None:
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise FolderError(f"{path} cannot be read: {error}") from error
+    return content if content.get("status") == "finished" else None
+
+
+def _model(record: Record, records: list[Record]) -> SampledModel:
+    figures = {name: record.content["result"][name] for name in COSTS if name in record.content["result"]}
+    for other in records:
+        images = other.source("images")
+        if other.stage == "evaluate" and images and Path(images).resolve() == record.folder.resolve():
+            figures |= other.content["result"]
+    return SampledModel(record.folder.name, record.folder, figures)
+
+
+def _is_trained(model: SampledModel, records: list[Record]) -> float:
+    """Half a parameter for a model that was finetuned, so that it comes after its equal that was not."""
+    record = next(r for r in records if r.folder == model.images)
+    source = record.source("model")
+    return 0.5 * any(source and r.stage == "finetune" and r.folder.resolve() == Path(source).resolve() for r in records)
+
+
+def _plan(record: Record) -> dict[str, Any]:
+    return read_json(record.folder / "plan.json")

@@ -1,0 +1,51 @@
+"""Figures as people read them; one way for the terminal and the page."""
+
+from typing import Any
+
+NAMES = {
+    "params": "parameters",
+    "macs": "MACs",
+    "attention_macs": "attention MACs",
+    "latency_ms": "latency (ms)",
+    "images_per_s": "images/s",
+    "ssim": "SSIM",
+    "mse": "MSE",
+    "frechet_distance": "Fréchet distance",
+    "num_images": "images",
+    "num_groups": "groups",
+    "class_name": "class",
+}
+
+
+def title_of(name: str) -> str:
+    """A figure's name for people."""
+    for suffix in ("_before", "_after"):
+        if name.endswith(suffix):
+            return f"{title_of(name.removesuffix(suffix))} {suffix[1:]}"
+    return NAMES.get(name, name.replace("_", " "))
+
+
+def text_of(name: str, value: Any) -> str:
+    """A figure's value for people: 1.113M parameters, 0.064G MACs, four significant digits elsewhere."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if "macs" in name and isinstance(value, int):
+        return f"{value / 1e9:.3f}G"
+    if "params" in name and isinstance(value, int):
+        return f"{value / 1e6:.3f}M"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {text_of(k, v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return " | ".join(text_of(name, v) for v in value)
+    return str(value)
+
+
+def change_of(name: str, value: Any, first: Any) -> str:
+    """A cost relative to the first row's, such as 0.55x; empty for other figures."""
+    if name not in ("params", "macs", "latency_ms", "images_per_s") or not first or not value or value == first:
+        return ""
+    return f"{value / first:.2f}x"

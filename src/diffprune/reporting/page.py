@@ -1,0 +1,53 @@
+"""The report: one HTML file that needs nothing else."""
+
+from base64 import b64encode
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+from diffprune.data.images import image_files
+from diffprune.reporting.figures import image_grid, loss_curve, removed_by_block
+from diffprune.reporting.findings import Findings, Record
+from diffprune.reporting.formats import change_of, text_of, title_of
+
+STATED = ("data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
+          "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "seed")  # fmt: skip
+"""Options that the page states per stage; run.json holds all."""
+
+
+def render(findings: Findings, title: str) -> str:
+    """The page as text."""
+    rows = findings.rows()
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    details = (findings.plan or {}).get("details", {})
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        headings=[title_of(name) for name in names],
+        rows=[[(text_of(n, row.get(n)), change_of(n, row.get(n), rows[0].get(n))) for n in names] for row in rows],
+        grids=[(model.name, _inline(image_grid(image_files(model.images)))) for model in findings.models],
+        plan=findings.plan,
+        timesteps=f"{details['timesteps_used']} timesteps scored" if "timesteps_used" in details else "",
+        removed=_inline(removed_by_block(findings.plan["layers"])) if findings.plan else None,
+        trainings=[(r.folder.name, _inline(loss_curve(r.content["result"]["history"]))) for r in findings.trainings],
+        stages=[_stage(record) for record in findings.records],
+        machine=findings.records[0].content.get("platform"),
+        versions=findings.records[0].content.get("versions", {}),
+    )
+
+
+def _stage(record: Record) -> dict[str, Any]:
+    options = record.content["options"]
+    stated = [f"{name.replace('_', ' ')} {options[name]}" for name in STATED if options.get(name) is not None]
+    return {
+        "name": record.stage,
+        "folder": record.folder.name,
+        "options": ", ".join(stated),
+        "time_s": record.content["wall_time_s"],
+        "memory_mb": record.content["peak_memory_mb"],
+    }
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + b64encode(png).decode()

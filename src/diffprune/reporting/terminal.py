@@ -1,0 +1,36 @@
+"""A stage's result in the terminal: a table where it holds rows, names and values otherwise."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from diffprune.reporting.formats import change_of, text_of, title_of
+
+
+def print_result(result: dict[str, Any]) -> None:
+    """Print on standard output."""
+    console = Console()
+    rows = result.get("models")
+    if isinstance(rows, list):
+        console.print(_rows(rows))
+    plain = {k: v for k, v in result.items() if k not in ("models", "history")}
+    if isinstance(rows, dict):
+        plain |= rows
+    width = max((len(title_of(name)) for name in plain), default=0)
+    for name, value in plain.items():
+        console.print(
+            f"{title_of(name):<{width}}  {text_of(name, value)}", highlight=False, markup=False, soft_wrap=True
+        )
+
+
+def _rows(rows: list[dict[str, Any]]) -> Table:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = Table(*(title_of(name) for name in names))
+    for row in rows:
+        cells = []
+        for name in names:
+            change = change_of(name, row.get(name), rows[0].get(name))
+            cells.append(text_of(name, row.get(name)) + (f" ({change})" if change else ""))
+        table.add_row(*cells)
+    return table

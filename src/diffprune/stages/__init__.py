@@ -1,0 +1,1 @@
+"""The stages: each a function on values (the Python API) and one on folders (the command line, recipes)."""

@@ -1,0 +1,69 @@
+"""Calling conventions of the public functions: option sets become keyword arguments, checked at once."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, TypeVar, cast
+
+from diffprune.options import Options, parse_options
+
+P = ParamSpec("P")
+A = TypeVar("A")
+B = TypeVar("B")
+R = TypeVar("R")
+Set = TypeVar("Set", bound=Options)
+
+
+def with_options(
+    kind: Callable[P, Set],
+) -> Callable[[Callable[[A, Set], R]], Callable[Concatenate[A, P], R]]:
+    """Turn `f(value, options)` into `f(value, **options)`; the keywords are the fields of the option set.
+
+    The function raises OptionError that lists every wrong option at once.
+    """
+
+    def decorate(function: Callable[[A, Set], R]) -> Callable[Concatenate[A, P], R]:
+        @functools.wraps(function)
+        def call(value: A, /, **options: Any) -> R:
+            chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
+            return function(value, chosen)
+
+        _describe(call, function, cast(type[Options], kind), 1)
+        return cast(Callable[Concatenate[A, P], R], call)
+
+    return decorate
+
+
+def with_input_and_options(
+    kind: Callable[P, Set],
+) -> Callable[[Callable[[A, B, Set], R]], Callable[Concatenate[A, B, P], R]]:
+    """As `with_options`, for functions of two values."""
+
+    def decorate(function: Callable[[A, B, Set], R]) -> Callable[Concatenate[A, B, P], R]:
+        @functools.wraps(function)
+        def call(first: A, second: B, /, **options: Any) -> R:
+            chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
+            return function(first, second, chosen)
+
+        _describe(call, function, cast(type[Options], kind), 2)
+        return cast(Callable[Concatenate[A, B, P], R], call)
+
+    return decorate
+
+
+def _describe(call: Any, function: Any, kind: type[Options], num_values: int) -> None:
+    own = inspect.signature(function)
+    values = list(own.parameters.values())[:num_values]
+    fields = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=inspect.Parameter.empty if field.is_required() else field.default,
+            annotation=field.annotation,
+        )
+        for name, field in kind.model_fields.items()
+        if name not in own.parameters
+    ]
+    call.__signature__ = own.replace(parameters=[*values, *fields])
+    lines = [f"    {f.name}: {kind.model_fields[f.name].description}" for f in fields]
+    call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n" + "\n".join(lines)

@@ -1,0 +1,39 @@
+"""Stage `inspect`: what a model is, what it costs, and whether it was pruned."""
+
+from collections import Counter
+from typing import Any
+
+from diffprune.groups import find_groups
+from diffprune.models.cost import cost_of, latency_ms
+from diffprune.models.loading import load_model, pick_device
+from diffprune.models.pruned import PrunedMixin, stock_model
+from diffprune.models.state import borrowed
+from diffprune.options import InspectOptions
+
+
+def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
+    """Facts about MODEL, flat; latency only where there are weights to run."""
+    model = load_model(source)
+    denoiser = model.denoiser
+    groups = find_groups(denoiser)
+    kinds = Counter(group.kind for group in groups)
+    facts: dict[str, Any] = {
+        "class_name": type(denoiser).__name__,
+        "pipeline": type(model.pipeline).__name__ if model.pipeline is not None else None,
+        **cost_of(denoiser).as_dict(),
+        "latency_ms": None,
+        "num_groups": len(groups),
+        "units": {kind: sum(g.num_units for g in groups if g.kind == kind) for kind in kinds},
+        "pruned": isinstance(denoiser, PrunedMixin),
+    }
+    if isinstance(denoiser, PrunedMixin):
+        facts["params_stock"] = sum(p.numel() for p in stock_model(denoiser).parameters())
+        facts["prunings"] = [
+            {k: step.get(k) for k in ("criterion", "reinit", "params_before", "params_after")}
+            | {"ratio": (step.get("options") or {}).get("ratio")}
+            for step in denoiser.pruning_provenance
+        ]
+    if options.latency and model.has_weights:
+        with borrowed(denoiser, pick_device(options.device)):
+            facts["latency_ms"] = round(latency_ms(denoiser), 3)
+    return facts

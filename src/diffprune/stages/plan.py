@@ -1,0 +1,115 @@
+"""Stage `plan`: score the units of a model and choose which stay."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from diffprune.criteria import CRITERIA
+from diffprune.data.calibration import Calibration, draw_calibration, images_for
+from diffprune.errors import ModelError, OptionError
+from diffprune.groups import Group, find_groups, kept_indices
+from diffprune.models.cost import cost_of
+from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device, scheduler_of
+from diffprune.models.resize import on_meta, shrink
+from diffprune.models.state import borrowed
+from diffprune.options import CALIBRATED_CRITERIA, PlanOptions
+from diffprune.planning import Plan, allocate_uniform, fingerprint
+from diffprune.planning.plan import KeptUnits
+from diffprune.records import run_record
+from diffprune.stages.calls import with_options
+
+Model = DiffusionPipeline | ModelMixin
+
+
+@with_options(PlanOptions)
+def plan(model: Model, options: PlanOptions) -> Plan:
+    """Choose which units of a model to keep; nothing is changed.
+
+    model: a pipeline, or a bare denoiser (for criteria that need no images; its parameters may be on the meta
+    device, then the plan is a forecast of sizes with random choice).
+    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    """
+    return make_plan(model, options)
+
+
+def make_plan(model: Model, options: PlanOptions) -> Plan:
+    """`plan` with its options as one value."""
+    denoiser = denoiser_of(model)
+    criterion = options.criterion or ("diff-pruning" if has_weights(denoiser) else "random")
+    if not has_weights(denoiser) and criterion != "random":
+        raise ModelError(
+            f"criterion {criterion!r} needs weights, this is an architecture alone; "
+            "leave the criterion out for a forecast of the sizes, or give a pretrained model"
+        )
+    if criterion in CALIBRATED_CRITERIA and options.data is None:
+        raise OptionError(
+            f"criterion {criterion!r} needs calibration images: give data (a folder, a parquet file, a dataset id "
+            "or `digits`), or choose criterion magnitude or random"
+        )
+    options = options.model_copy(update={"criterion": criterion})
+    calibration = _calibration(model, denoiser, options) if criterion in CALIBRATED_CRITERIA else None
+    groups = find_groups(denoiser)
+    if calibration is None:
+        scores = CRITERIA[criterion](denoiser, groups, None, options)
+    else:
+        with borrowed(denoiser, calibration.images.device, gradients=True):
+            scores = CRITERIA[criterion](denoiser, groups, calibration, options)
+    kept = allocate_uniform(groups, scores, options.ratio)
+    small = shrink(on_meta(denoiser), kept_indices(groups, kept, denoiser))
+    return Plan(
+        class_name=type(denoiser).__name__,
+        fingerprint=fingerprint(denoiser),
+        criterion=criterion,
+        options=options.resolved(),
+        details=dict(scores.details),
+        before=cost_of(denoiser),
+        after=cost_of(small),
+        layers={path: sizes for path, sizes in _layer_sizes(denoiser, small) if sizes[0]},
+        groups={g.name: _units(g, kept[g.name]) for g in groups},
+    )
+
+
+def plan_stage(source: str, options: PlanOptions, out: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
+    """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
+    if out is None or out.suffix == ".json":
+        made = make_plan(_loaded(source), options)
+        if out is not None:
+            made.save(out)
+        return made.summary()
+    with run_record(out, "plan", options.resolved(), {"model": source}, overwrite=overwrite) as run:
+        if not run.finished_before:
+            made = make_plan(_loaded(source), options)
+            made.save(run.folder / "plan.json")
+            run.result = made.summary()
+        return run.result
+
+
+def _loaded(source: str) -> Model:
+    model = load_model(source)
+    return model.pipeline or model.denoiser
+
+
+def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
+    assert options.data is not None
+    scheduler = scheduler_of(model)
+    images = images_for(denoiser, options.data)
+    return draw_calibration(
+        images, scheduler, num=options.num_calibration_images, seed=options.seed, device=pick_device(options.device)
+    )
+
+
+def _layer_sizes(before: ModelMixin, after: ModelMixin) -> Iterator[tuple[str, tuple[int, int]]]:
+    for (path, old), new in zip(before.named_modules(), after.modules(), strict=True):
+        yield path, (_own_params(old), _own_params(new))
+
+
+def _own_params(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters(recurse=False))
+
+
+def _units(group: Group, kept: tuple[int, ...]) -> KeptUnits:
+    return KeptUnits(kind=group.kind, num_units=group.num_units, kept=kept)

@@ -1,0 +1,150 @@
+"""Stages `train` and `finetune`: from scratch, or from a pruned model."""
+
+import shutil
+from pathlib import Path
+from typing import Any, cast
+
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import from_numpy, nn
+from torchvision.transforms.v2.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from diffprune.data.calibration import images_for
+from diffprune.data.images import ImageSet
+from diffprune.errors import ModelError, OptionError
+from diffprune.models.cards import carry_card
+from diffprune.models.loading import architecture, denoiser_of, load_model, scheduler_of
+from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
+from diffprune.processes import process_state, shared_run
+from diffprune.records import whole_folder
+from diffprune.recovery.checkpoints import CHECKPOINTS
+from diffprune.recovery.trainer import Preview, train_denoiser
+from diffprune.sampling.sampler import image_generator
+from diffprune.stages.calls import with_input_and_options, with_options
+from diffprune.stages.prune import with_denoiser
+from diffprune.surgery import reset_weights
+
+NUM_PREVIEWED = 16
+
+
+@with_input_and_options(FinetuneOptions)
+def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
+    """Recover a pruned pipeline; returns a new one with EMA weights, `model` is untouched.
+
+    teacher: the original pipeline (or denoiser), whose output is distilled; None for the noise error alone.
+    Nothing is saved on the way; use the command line for checkpoints, logs and previews.
+    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    """
+    images = _images(denoiser_of(model), options)
+    trained, _ = train_denoiser(
+        denoiser_of(model), scheduler_of(model), images, options,
+        teacher=None if teacher is None else denoiser_of(teacher),
+    )  # fmt: skip
+    return with_denoiser(model, trained)
+
+
+@with_options(TrainOptions)
+def train(data: str, options: TrainOptions) -> Any:
+    """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights."""
+    options = options.model_copy(update={"data": data})
+    pipeline = _untrained(options)
+    images = _images(pipeline.unet, options)
+    trained, _ = train_denoiser(pipeline.unet, pipeline.scheduler, images, options)
+    return with_denoiser(pipeline, trained)
+
+
+def train_stage(options: TrainOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+    """Train from scratch into a pipeline folder, resumable."""
+    with shared_run(out, "train", options.resolved(), {}, device=options.device, overwrite=overwrite) as run:
+        if not run.finished_before:
+            pipeline = _untrained(options)
+            run.result = _train_into(run.folder, pipeline, _images(pipeline.unet, options), options, None)
+        return run.result
+
+
+def finetune_stage(
+    source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
+    if teacher is None and "teacher_weight" in options.model_fields_set:
+        raise OptionError("teacher_weight: needs a teacher")
+    model = load_model(source)
+    if model.pipeline is None:
+        raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
+    images = _images(model.denoiser, options)
+    original = None if teacher is None else load_model(teacher).denoiser
+    inputs = {"model": source, "teacher": teacher}
+    with shared_run(out, "finetune", options.resolved(), inputs, device=options.device, overwrite=overwrite) as run:
+        if not run.finished_before:
+            run.result = _train_into(run.folder, model.pipeline, images, options, original)
+            if process_state(options.device).is_main_process:
+                carry_card(source, run.folder, _paragraph(options, teacher))
+        return run.result
+
+
+def _train_into(
+    folder: Path, pipeline: Any, images: ImageSet, options: TrainingOptions, teacher: nn.Module | None
+) -> dict[str, Any]:
+    trained, history = train_denoiser(
+        denoiser_of(pipeline), scheduler_of(pipeline), images, options,
+        folder=folder, teacher=teacher, preview=_preview(pipeline, options),
+    )  # fmt: skip
+    if process_state(options.device).is_main_process:
+        _publish(with_denoiser(pipeline, trained), folder)
+    return {"num_images": len(images), "final_loss": history[-1]["loss"], "history": history}
+
+
+def _publish(pipeline: DiffusionPipeline, folder: Path) -> None:
+    """Move a saved pipeline into the stage's folder, its index last; then the checkpoints can go."""
+    with whole_folder(folder / ".pipeline") as beside:
+        pipeline.save_pretrained(beside)
+    saved = folder / ".pipeline"
+    for part in sorted(saved.iterdir(), key=lambda p: p.name == "model_index.json"):
+        target = folder / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    saved.rmdir()
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+
+
+def _untrained(options: TrainOptions) -> Any:
+    denoiser = architecture(options.architecture).to_empty(device="cpu")
+    reset_weights(denoiser, options.seed)
+    scheduler = DDPMScheduler(
+        num_train_timesteps=options.num_train_timesteps,
+        beta_schedule=options.beta_schedule,
+        prediction_type=options.prediction_type,
+    )
+    return DDPMPipeline(cast(Any, denoiser), scheduler)
+
+
+def _images(denoiser: ModelMixin, options: TrainingOptions) -> ImageSet:
+    if options.data is None:
+        raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
+    return images_for(denoiser, options.data)
+
+
+def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
+    def draw(denoiser: nn.Module, path: Path) -> None:
+        drawing = with_denoiser(pipeline, cast(ModelMixin, denoiser))
+        drawing.set_progress_bar_config(disable=True)
+        generators = [image_generator(options.seed, i) for i in range(NUM_PREVIEWED)]
+        steps = min(options.preview_steps, drawing.scheduler.config.num_train_timesteps)
+        images = drawing(
+            batch_size=NUM_PREVIEWED, generator=generators, num_inference_steps=steps, output_type="np"
+        ).images
+        path.parent.mkdir(parents=True, exist_ok=True)
+        to_pil_image(make_grid(from_numpy(images).permute(0, 3, 1, 2), nrow=4)).save(path)
+
+    return draw
+
+
+def _paragraph(options: FinetuneOptions, teacher: str | None) -> str:
+    taught = f", with {options.teacher_weight:g} of the loss from the output of `{teacher}`" if teacher else ""
+    return (
+        f"## Finetuned with diffprune\n\nFinetuned for {options.steps} steps of {options.batch_size} images from "
+        f"`{options.data}`{taught}; these are the EMA weights."
+    )
