@@ -80,8 +80,8 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
         return DiffusionPipeline.from_pretrained(place, **{"use_safetensors": True, **options})
     except DiffpruneError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, json.JSONDecodeError) as error:
-        raise ModelError(f"cannot load {source}: {error}") from error
+    except Exception as error:  # diffusers raises a different class for each way a folder can be broken
+        raise _unreadable(source, error) from error
 
 
 def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
@@ -120,6 +120,8 @@ def pick_device(name: str) -> torch.device:
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
             raise ModelError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        if device.type == "meta":
+            raise ModelError("device 'meta' holds no values; give one that computes, such as cpu or cuda")
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")
@@ -138,7 +140,11 @@ def architecture(name: str) -> ModelMixin:
 
 
 def _architecture(config: dict[str, Any], name: str) -> ModelMixin:
-    return empty_model(_denoiser_class(config, name), config)
+    kind = _denoiser_class(config, name)
+    try:
+        return empty_model(kind, config)
+    except Exception as error:  # each diffusers class checks its config in its own way, or not at all
+        raise ModelError(f"{name} is not a config of {kind.__name__}: {error}") from error
 
 
 def _denoiser_class(config: dict[str, Any], name: str) -> type[ModelMixin]:
@@ -154,8 +160,20 @@ def _load_denoiser(folder: Path) -> ModelMixin:
         return cast(ModelMixin, cast(Any, kind).from_pretrained(folder, use_safetensors=True))
     except DiffpruneError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"cannot load {folder}: {error}") from error
+    except Exception as error:  # as above
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(source: object, error: Exception) -> ModelError:
+    """What went wrong while loading, with what to do about it where that can be told."""
+    reason = str(error).partition(" If you want to instead")[0].strip()
+    if isinstance(error, KeyError | TypeError | AttributeError):
+        reason = f"a value in its JSON files is missing or not valid ({type(error).__name__}: {reason})"
+    elif any(isinstance(e, SafetensorError) for e in (error, error.__cause__, error.__context__)):
+        reason += " The file is damaged or cut short: copy or download it again"
+    elif "no file named" in reason and "safetensors" in reason:
+        reason += " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors"
+    return ModelError(f"cannot load {source}: {reason}")
 
 
 def _read_config(path: Path) -> dict[str, Any]:

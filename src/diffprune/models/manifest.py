@@ -1,7 +1,7 @@
 """The manifest `pruning.json`: what differs from the stock config, module by module, and where it came from."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from torch import nn
 
 from diffprune.errors import ManifestError
-from diffprune.models.resize import AXES, WIDTH_ATTRIBUTES, WIDTHS, layer_type
+from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS
+from diffprune.models.resize import AXES, WIDTH_ATTRIBUTES, WIDTHS, layer_type, width
+from diffprune.options import explain
+from diffprune.records import read_json
 
 MANIFEST_NAME = "pruning.json"
 
@@ -37,17 +40,17 @@ class Manifest(BaseModel):
 def read_manifest(path: Path) -> Manifest:
     """Read and check a `pruning.json`; raises ManifestError that says what is wrong with it."""
     try:
-        value = json.loads(path.read_text())
+        value = read_json(path)
     except (OSError, ValueError) as error:
-        raise ManifestError(f"{path} cannot be read as JSON: {error}") from error
-    found = value.get("format_version") if isinstance(value, dict) else None
-    if found != 1:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+    found = value.get("format_version")
+    if not _is_int(found) or found != 1:
         raise ManifestError(f"{path} has format version {found!r}, this diffprune reads version 1; upgrade diffprune")
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']} (got {e['input']!r})" for e in error.errors()]
-        raise ManifestError(f"{path} is not a pruning manifest:\n" + "\n".join(lines)) from None
+        lines = "\n".join(explain(error, Manifest))
+        raise ManifestError(f"{path} is not a pruning manifest:\n{lines}") from None
 
 
 def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, Any]]) -> Manifest:
@@ -103,7 +106,30 @@ def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> lis
         groups = changes.get("num_groups", getattr(module, "num_groups", None))
         if isinstance(module, nn.GroupNorm) and groups and channels and channels % groups:
             found.append(f"{path}: {channels} channels cannot be normalised in {groups} equal groups")
-    return found
+    return found or [mistake for path in known for mistake in _disagreements(path, known, modules)]
+
+
+def _disagreements(
+    path: str, known: Mapping[str, nn.Module], modules: Mapping[str, Mapping[str, int]]
+) -> Iterator[str]:
+    """Attributes of one module that repeat a width in the stock model but would not after the changes."""
+    module = known[path]
+    for attribute, (below, dim) in MIRRORS.get(type(module).__name__, {}).items():
+        layer = known.get(f"{path}.{below}")
+        kind = None if layer is None else layer_type(layer)
+        if layer is None or kind is None or getattr(module, attribute, None) != width(layer, dim):
+            continue
+        told = modules.get(path, {}).get(attribute, width(layer, dim))
+        there = modules.get(f"{path}.{below}", {}).get(WIDTHS[kind][dim], width(layer, dim))
+        if told != there:
+            yield f"{path}.{attribute}: got {told}, expected {there} (the width of {below})"
+    if type(module).__name__ == "Attention" and getattr(module, "heads", 1) > 1:
+        stock_heads, stock_width = int(getattr(module, "heads", 1)), width(known[f"{path}.to_q"], "out")
+        rows = modules.get(f"{path}.to_q", {}).get("out_features", stock_width)
+        for attribute in HEAD_ATTRIBUTES:
+            heads = modules.get(path, {}).get(attribute, stock_heads)
+            if heads * (stock_width // stock_heads) != rows:
+                yield f"{path}.{attribute}: got {heads} heads of {stock_width // stock_heads}, to_q has {rows} rows"
 
 
 def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -16,6 +16,7 @@ from diffprune.models.manifest import MANIFEST_NAME, Manifest, apply_manifest, m
 from diffprune.records import write_whole
 
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_TOGETHER = "config.json, pruning.json and the weights belong together: take all three from one save"
 
 
 class PrunedMixin:
@@ -46,15 +47,16 @@ class PrunedMixin:
         parent = cast(Any, super())
         try:
             model, info = parent.from_pretrained(pretrained_model_name_or_path, pruning_manifest=manifest, **kwargs)
-        except ManifestError:
-            raise
+        except ManifestError as error:
+            raise ManifestError(f"{path}: {error}") from error
         except (ValueError, RuntimeError) as error:
             if "shape" not in str(error) and "size" not in str(error):
                 raise
-            raise ManifestError(f"weights do not fit {path}: {error}") from error
+            detail = str(error).partition(" If you want to instead")[0]
+            raise ManifestError(f"weights do not fit {path}: {detail} {_TOGETHER}") from error
         wrong = [f"missing {k}" for k in info["missing_keys"]] + [f"unexpected {k}" for k in info["unexpected_keys"]]
         if wrong:
-            raise ManifestError(f"weights do not fit {path}: {', '.join(wrong[:5])}")
+            raise ManifestError(f"weights do not fit {path}: {', '.join(wrong[:5])}; {_TOGETHER}")
         _align(model)
         return (model, info) if wants_info else model
 
