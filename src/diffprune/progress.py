@@ -1,5 +1,6 @@
 """Progress of long loops: a bar with rate and time left on a terminal, plain lines otherwise."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,19 @@ Advance = Callable[[int, str], None]
 def progress(description: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
     """Yield a function that reports finished items of `total` on standard error.
 
-    `done` items count as finished before the start (a resumed run) and do not enter the rate.
+    Of several processes only the first reports. `done` items count as finished before the start (a resumed
+    run) and do not enter the rate.
     """
     show = _bar if sys.stderr.isatty() else _lines
+    if os.environ.get("RANK", "0") != "0":
+        show = _silent
     with show(description, total, unit, done) as advance:
         yield advance
+
+
+@contextmanager
+def _silent(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    yield lambda count, note: None
 
 
 @contextmanager

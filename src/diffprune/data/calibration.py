@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from diffprune.data.images import ImageSet, open_images
 from diffprune.errors import DataError, ModelError
+from diffprune.models.families import check_unconditional
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def training_target(scheduler: Any, images: Tensor, noise: Tensor, timesteps: Te
 
 
 def images_for(denoiser: nn.Module, source: str) -> ImageSet:
-    """Open DATA at the size and with the channels that a denoiser takes."""
+    """Open DATA at the size and with the channels that a denoiser takes; ModelError for a conditional one."""
+    check_unconditional(denoiser)
     config: Any = denoiser.config
     size = config.sample_size or 32
     return open_images(source, (size, size) if isinstance(size, int) else tuple(size), config.in_channels)

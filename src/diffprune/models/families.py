@@ -71,18 +71,19 @@ HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
 
 
 def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor) -> Tensor:
-    """One forward pass of an unconditional denoiser: (N, C, H, W) noisy images, (N,) timesteps -> (N, C, H, W).
+    """One forward pass of an unconditional denoiser: (N, C, H, W) noisy images, (N,) timesteps -> (N, C, H, W)."""
+    output: Tensor = denoiser(noisy, timesteps, return_dict=False)[0]
+    return output
 
-    Raises ModelError for a class-conditional model: conditions are not served yet.
-    """
+
+def check_unconditional(denoiser: nn.Module) -> None:
+    """Raise ModelError for a class-conditional denoiser: conditions are not served yet."""
     config: Any = denoiser.config
     if getattr(config, "num_class_embeds", None) or getattr(config, "class_embed_type", None):
         raise ModelError(
-            f"{type(denoiser).__name__} is class-conditional; conditional models can be planned "
-            "and pruned with criterion random or magnitude, but not yet calibrated, trained or sampled"
+            f"{type(denoiser).__name__} is class-conditional; conditional models can be planned and pruned "
+            "with criterion random or magnitude, but not yet calibrated, trained or sampled"
         )
-    output: Tensor = denoiser(noisy, timesteps, return_dict=False)[0]
-    return output
 
 
 def family_of(model: nn.Module) -> Family:

@@ -36,7 +36,7 @@ def draw(shape: tuple[int, ...], num_timesteps: int, options: TrainingOptions, s
     (state,) = np.random.SeedSequence([options.seed, 1, step]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state) >> 1)
     noise = torch.randn((options.batch_size, *shape), generator=generator)
-    half = torch.randint(0, num_timesteps, (options.batch_size // 2 + 1,), generator=generator)
+    half = torch.randint(0, num_timesteps, (-(-options.batch_size // 2),), generator=generator)
     timesteps = torch.cat([half, num_timesteps - 1 - half])[: options.batch_size]
     mirrored = torch.rand(options.batch_size, generator=generator) < (0.5 if options.flip else 0.0)
     return Draws(noise, timesteps, mirrored)

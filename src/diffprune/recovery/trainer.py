@@ -66,7 +66,8 @@ def train_denoiser(
             run.to_the_end(folder, preview)
             return run.result(), run.progress.history
     finally:
-        accelerator.end_training()
+        for tracker in accelerator.trackers:
+            tracker.finish()
         AcceleratorState._reset_state()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor, nn
 
+from diffprune.models.families import check_unconditional
 from diffprune.models.loading import pick_device
 from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
@@ -38,6 +39,7 @@ def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options:
 
     The batches are cut by index alone, so that a resumed run computes the same batches as an undisturbed one.
     """
+    check_unconditional(denoiser)
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
     grid = timestep_grid(options.grid, options.steps, scheduler.config.num_train_timesteps)
