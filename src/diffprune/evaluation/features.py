@@ -41,8 +41,9 @@ class DigitClassifier(nn.Module):
 
 def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
     """The classifier with its trained weights, in eval mode."""
-    classifier = DigitClassifier()
-    classifier.load_state_dict(load_file(path))
+    with torch.device("meta"):
+        classifier = DigitClassifier()
+    classifier.load_state_dict(load_file(path), assign=True)
     return classifier.eval()
 
 

@@ -1,0 +1,63 @@
+"""Sampled folders: exactly N images, the same whatever the batch, the process or the interruption."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+import diffprune
+from diffprune.options import SampleOptions
+from diffprune.sampling.folder import sample_to_folder
+
+from conftest import tiny_pipeline
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    return torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))]).int()
+
+
+@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "ddpm", "grid": "quad"}])
+def test_images_do_not_depend_on_the_batch_size(options: dict[str, object], tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    for batch_size in (1, 3, 7):
+        paths = diffprune.sample(pipeline, tmp_path / str(batch_size), num=7, steps=4, batch_size=batch_size, **options)
+        assert [p.name for p in paths] == [f"{i:06d}.png" for i in range(7)]
+    one, three, seven = (pixels(tmp_path / str(b)) for b in (1, 3, 7))
+    assert (one - three).abs().max() <= 1
+    assert (one - seven).abs().max() <= 1
+    assert len(torch.unique(one.flatten(1), dim=0)) == 7
+
+
+def test_another_seed_draws_other_images(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        diffprune.sample(tiny_pipeline(), tmp_path / str(seed), num=2, steps=2, seed=seed)
+    assert not torch.equal(pixels(tmp_path / "0"), pixels(tmp_path / "1"))
+
+
+def test_missing_images_are_drawn_again_and_nothing_else(tmp_path: Path) -> None:
+    pipeline, options = tiny_pipeline(), SampleOptions(num=5, steps=3, batch_size=2)
+    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    before, written = pixels(tmp_path), {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    (tmp_path / "000003.png").unlink()
+    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    assert torch.equal(pixels(tmp_path), before)
+    again = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
+    assert {p.name for p in written if written[p] != again[p]} == {"000003.png"}
+
+
+def test_two_processes_draw_the_images_of_one(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = ["sample", str(pipeline_folder), "--num", "5", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run(
+        [*launch, "-m", "--", "diffprune.cli", *words, "--out", str(tmp_path / "two")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+    pipeline = diffprune.load_pipeline(pipeline_folder)
+    diffprune.sample(pipeline, tmp_path / "one", num=5, steps=3, batch_size=2)
+    assert torch.equal(pixels(tmp_path / "one"), pixels(tmp_path / "two"))
+    assert (tmp_path / "two" / "run.json").read_text().count('"finished"') == 1
