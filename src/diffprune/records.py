@@ -1,5 +1,6 @@
 """What a stage leaves on disk: whole files, and folders that say in `run.json` how they came about."""
 
+import errno
 import hashlib
 import json
 import os
@@ -10,16 +11,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from diffprune.errors import FolderError
 
 RECORD_NAME = "run.json"
+_NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _PACKAGES = ("diffprune", "torch", "diffusers", "torch-pruning", "accelerate", "safetensors")
 
 
@@ -39,7 +43,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file so that it appears complete or not at all (write beside, fsync, rename)."""
     data = content.encode() if isinstance(content, str) else content
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make_folders(path.parent)
         descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(descriptor, "wb") as file:
@@ -52,7 +56,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
             Path(beside).unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise FolderError(f"cannot write {path}: {error.strerror or error}") from error
+        raise _cannot_write(path, error) from error
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -72,8 +76,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Yield an empty folder beside `folder` that takes its place only when the block succeeds."""
     beside: Path | None = None
+    made: Sequence[Path] = ()
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        made = _make_folders(folder.parent)
         beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         beside.chmod(0o777 & ~_umask())
         yield beside
@@ -81,11 +86,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             shutil.rmtree(folder)
         beside.rename(folder)
-    except OSError as error:
-        raise FolderError(f"cannot write {folder}: {error.strerror or error}") from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(folder, error) from error
     finally:
         if beside is not None and beside.exists():
             shutil.rmtree(beside, ignore_errors=True)
+        _remove_empty(made)
 
 
 def identity(source: str | None) -> str | None:
@@ -110,7 +116,8 @@ def run_record(
     """Hold the `run.json` of a stage that writes into `Run.folder`.
 
     A resumable stage works in `folder` itself, finds there what an interrupted run of the same options and
-    inputs left, and its `run.json` says "running" until the end. Any other stage works beside `folder`, which
+    inputs left, and its `run.json` says "running" until the end; when it fails before it has left anything else,
+    the folder goes. Any other stage works beside `folder`, which
     appears only when the stage has succeeded. A finished result of the same options and inputs is kept.
     Raises FolderError when the folder is not ours, or holds other options or inputs and `overwrite` is off.
     """
@@ -143,9 +150,16 @@ def run_record(
     if resumable:
         if folder.exists() and not same:
             shutil.rmtree(folder)
+        made = _make_folders(folder)
         write_json(folder / RECORD_NAME, head)
         run = Run(folder, finished_before=False)
-        yield run
+        try:
+            yield run
+        except Exception:
+            if [path.name for path in folder.iterdir()] == [RECORD_NAME]:
+                (folder / RECORD_NAME).unlink()
+                _remove_empty(made)
+            raise
         finish(run)
     else:
         with whole_folder(folder) as beside:
@@ -198,9 +212,10 @@ def _record_there(folder: Path, stage: str) -> dict[str, Any] | None:
         record = read_json(folder / RECORD_NAME)
     except (OSError, ValueError):
         record = {}
-    if record.get("stage") != stage:
+    parts = ("options", "inputs", "result") if record.get("status") == "finished" else ("options", "inputs")
+    if record.get("stage") != stage or not all(isinstance(record.get(part), dict) for part in parts):
         raise FolderError(
-            f"{folder} exists and was not made by `diffprune {stage}`; "
+            f"{folder} exists and was not made by `diffprune {stage}` (or its {RECORD_NAME} is damaged); "
             "nothing was changed: choose another --out or remove the folder yourself"
         )
     return record
@@ -214,9 +229,37 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     found = []
     for part in ("options", "inputs"):
         old, new = before.get(part) or {}, after[part]
-        names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        found += [f"{name}: {old.get(name)} there, {new.get(name)} now" for name in names]
+        for name in {**old, **new}:
+            there, now = old.get(name), new.get(name)
+            if there == now:
+                continue
+            if part == "inputs":
+                there, now = ((entry or {}).get("source") for entry in (there, now))
+            found.append(f"{name}: {there} there, {now} now" if there != now else f"{name}: {now} has changed since")
     return ", ".join(found)
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Create a folder and those above it; returns the ones that were missing, deepest first."""
+    above = (folder, *folder.parents)
+    blocking = next((path for path in above if path.exists() and not path.is_dir()), None)
+    if blocking is not None:
+        raise FolderError(f"cannot write below {blocking}: it is a file, expected a folder")
+    missing = [path for path in above if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def _cannot_write(path: Path, error: OSError | SafetensorError) -> FolderError:
+    full = isinstance(error, SafetensorError) or error.errno in _NO_SPACE
+    reason = getattr(error, "strerror", None) or error
+    return FolderError(f"cannot write {path}: {reason}" + ("; free space or choose another place" if full else ""))
 
 
 def _umask() -> int:
