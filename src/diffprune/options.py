@@ -6,7 +6,7 @@ A field's description is its help text; units and ranges stand in it. Nothing he
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from diffprune.errors import OptionError
 
@@ -15,14 +15,20 @@ Sampler = Literal["ddim", "ddpm"]
 Grid = Literal["uniform", "quad"]
 Metric = Literal["ssim", "mse", "frechet_distance"]
 
+T = TypeVar("T")
+
 CALIBRATED_CRITERIA = ("taylor", "diff-pruning")
 """Criteria that look at images (and at weights); the others need weights alone or nothing."""
 
 
 class Options(BaseModel):
-    """Base of all option sets: frozen, and unknown names are mistakes."""
+    """Base of all option sets: frozen, and unknown names are mistakes.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Options that exclude each other are checked on the later field, so that all mistakes are reported together
+    (a check of the whole set would run only once every field is valid).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def resolved(self) -> dict[str, Any]:
         """All options with their values, as JSON types (for `run.json`)."""
@@ -63,12 +69,12 @@ class PlanOptions(ComputeOptions):
         default=128, ge=1, description="images per backward pass (memory only; the scores stay the same)"
     )
 
-    @model_validator(mode="after")
-    def _no_idle_options(self) -> "PlanOptions":
-        own = {"threshold", "power", "norms"} & self.model_fields_set
-        if own and self.criterion not in (None, "diff-pruning"):
-            raise ValueError(f"{', '.join(sorted(own))} belong to diff-pruning, not to criterion {self.criterion!r}")
-        return self
+    @field_validator("threshold", "power", "norms")
+    @classmethod
+    def _belongs_to_diff_pruning(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("criterion") not in (None, "diff-pruning"):
+            raise ValueError(f"belongs to diff-pruning, not to criterion {info.data['criterion']!r}; leave it out")
+        return value
 
 
 class PruneOptions(Options):
@@ -160,11 +166,12 @@ class SampleOptions(ComputeOptions):
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of the ancestral noise (0 is deterministic)")
     batch_size: int = Field(default=64, ge=1, description="images per forward pass (the images do not depend on it)")
 
-    @model_validator(mode="after")
-    def _no_idle_options(self) -> "SampleOptions":
-        if "eta" in self.model_fields_set and self.sampler != "ddim":
-            raise ValueError("eta belongs to the ddim sampler")
-        return self
+    @field_validator("eta")
+    @classmethod
+    def _belongs_to_ddim(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("sampler") == "ddpm":
+            raise ValueError("belongs to the ddim sampler, not to ddpm; leave it out")
+        return value
 
 
 class EvaluateOptions(Options):

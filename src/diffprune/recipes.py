@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
@@ -44,23 +44,37 @@ class Recipe(Options):
         default=None, description="pairs against the original's images, sets against the data"
     )
 
-    @model_validator(mode="after")
-    def _one_road(self) -> "Recipe":
-        if self.plan is not None and (self.model is None) == (self.train is None):
-            raise ValueError("a recipe with a plan needs either a model or a train section, not both")
-        needs_images = [name for name in ("train", "plan", "finetune") if self._lacks_data(name)]
-        if needs_images:
-            raise ValueError(f"data: missing; {', '.join(needs_images)} need images")
-        for name, needed in (("finetune", "plan"), ("evaluate", "sample")):
-            if getattr(self, name) is not None and getattr(self, needed) is None:
-                raise ValueError(f"{name} needs a section {needed}")
-        return self
+    @field_validator("train", "plan", "finetune")
+    @classmethod
+    def _has_images(cls, section: Any, info: ValidationInfo) -> Any:
+        if section is None or info.data.get("data", "invalid") or section.data:
+            return section
+        if info.field_name == "plan" and section.criterion in ("random", "magnitude"):
+            return section
+        raise ValueError("needs images: give data, here or for the whole recipe")
 
-    def _lacks_data(self, name: str) -> bool:
-        section = getattr(self, name)
-        if section is None or self.data or section.data:
-            return False
-        return name != "plan" or section.criterion not in ("random", "magnitude")
+    @field_validator("plan")
+    @classmethod
+    def _has_one_model(cls, section: PlanOptions | None, info: ValidationInfo) -> PlanOptions | None:
+        known = {"model", "train"} <= info.data.keys()
+        if section is not None and known and (info.data["model"] is None) == (info.data["train"] is None):
+            raise ValueError("needs a model: either `model` or a `train` section, not both")
+        return section
+
+    @field_validator("finetune", "evaluate")
+    @classmethod
+    def _has_what_it_follows(cls, section: Any, info: ValidationInfo) -> Any:
+        needed = {"finetune": "plan", "evaluate": "sample"}[info.field_name or ""]
+        if section is not None and info.data.get(needed, "invalid") is None:
+            raise ValueError(f"needs a section `{needed}`")
+        return section
+
+    @field_validator("evaluate")
+    @classmethod
+    def _has_a_reference(cls, section: EvaluateOptions | None, info: ValidationInfo) -> EvaluateOptions | None:
+        if section is not None and "frechet_distance" in section.metrics and info.data.get("data", "invalid") is None:
+            raise ValueError("frechet_distance compares with the data: give data for the whole recipe")
+        return section
 
     def section(self, name: str) -> Any:
         """A stage's options, with the recipe's data where the stage names none."""

@@ -59,6 +59,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise _cannot_write(path, error) from error
 
 
+def check_replaceable(path: Path, mark: str) -> None:
+    """Raise FolderError unless `path` is free, or a file that holds `mark` and so came from the same stage."""
+    if not path.exists():
+        return
+    if not path.is_file() or mark.encode() not in path.read_bytes():
+        raise FolderError(f"{path} exists and was not made by diffprune; choose another --out or remove it yourself")
+
+
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object whole, indented."""
     write_whole(path, json.dumps(value, indent=2) + "\n")

@@ -112,8 +112,8 @@ def load_image(row: Any, what: str = "") -> Image.Image:
         what = cell.get("path") or what
         file = io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
     try:
-        image = Image.open(file)
-        image.load()
+        with Image.open(file) as opened:
+            image = opened.copy()
     except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
         raise DataError(f"{what} is not a readable image: {error}") from error
     return image

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -169,11 +170,18 @@ def _unreadable(source: object, error: Exception) -> ModelError:
     reason = str(error).partition(" If you want to instead")[0].strip()
     if isinstance(error, KeyError | TypeError | AttributeError):
         reason = f"a value in its JSON files is missing or not valid ({type(error).__name__}: {reason})"
-    elif any(isinstance(e, SafetensorError) for e in (error, error.__cause__, error.__context__)):
+    elif any(isinstance(e, SafetensorError) for e in _chain(error)):
         reason += " The file is damaged or cut short: copy or download it again"
     elif "no file named" in reason and "safetensors" in reason:
         reason += " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors"
     return ModelError(f"cannot load {source}: {reason}")
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that led to it."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -40,7 +40,7 @@ class PrunedMixin:
         """
         path = _fetch_manifest(pretrained_model_name_or_path, kwargs)
         if path is None:
-            return cls._stock_class.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return cls._load_stock(pretrained_model_name_or_path, **kwargs)
         manifest = read_manifest(path)
         wants_info = kwargs.pop("output_loading_info", False)
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
@@ -50,7 +50,7 @@ class PrunedMixin:
         except ManifestError as error:
             raise ManifestError(f"{path}: {error}") from error
         except (ValueError, RuntimeError) as error:
-            if "shape" not in str(error) and "size" not in str(error):
+            if not _is_of_shapes(error):
                 raise
             detail = str(error).partition(" If you want to instead")[0]
             raise ManifestError(f"weights do not fit {path}: {detail} {_TOGETHER}") from error
@@ -59,6 +59,19 @@ class PrunedMixin:
             raise ManifestError(f"weights do not fit {path}: {', '.join(wrong[:5])}; {_TOGETHER}")
         _align(model)
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _load_stock(cls, source: str | os.PathLike[str], **kwargs: Any) -> Any:
+        try:
+            return cls._stock_class.from_pretrained(source, **kwargs)
+        except (ValueError, RuntimeError) as error:
+            if not _is_of_shapes(error):
+                raise
+            detail = str(error).partition(" If you want to instead")[0]
+            raise ManifestError(
+                f"weights do not fit the config.json of {source}: {detail} A pruned model needs the "
+                f"{MANIFEST_NAME} it was saved with, and there is none"
+            ) from error
 
     @classmethod
     def from_config(cls, config: Any, *, pruning_manifest: Manifest | None = None, **kwargs: Any) -> Any:
@@ -130,6 +143,11 @@ def _fetch_manifest(source: str | os.PathLike[str], options: Mapping[str, Any]) 
         return None
     except EntryNotFoundError:
         return None
+
+
+def _is_of_shapes(error: Exception) -> bool:
+    """Whether diffusers refused weights for their shapes."""
+    return "shape" in str(error) or "size" in str(error)
 
 
 def _align(model: nn.Module) -> None:

@@ -1,5 +1,6 @@
 """The report: one HTML file that needs nothing else."""
 
+import os
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from diffprune.reporting.findings import Findings, Record
 from diffprune.reporting.formats import change_of, text_of, title_of
 
 STATED = ("data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
-          "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "seed")  # fmt: skip
+          "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "seed")  # fmt: skip
 """Options that the page states per stage; run.json holds all."""
+
+GENERATOR = '<meta name="generator" content="diffprune">'
+"""By this a page is known as ours."""
 
 
 def render(findings: Findings, title: str) -> str:
@@ -24,6 +28,7 @@ def render(findings: Findings, title: str) -> str:
     details = (findings.plan or {}).get("details", {})
     return environment.get_template("report.html.j2").render(
         title=title,
+        generator=GENERATOR,
         headings=[title_of(name) for name in names],
         rows=[[(text_of(n, row.get(n)), change_of(n, row.get(n), rows[0].get(n))) for n in names] for row in rows],
         grids=[(model.name, _inline(image_grid(image_files(model.images)))) for model in findings.models],
@@ -31,22 +36,33 @@ def render(findings: Findings, title: str) -> str:
         timesteps=f"{details['timesteps_used']} timesteps scored" if "timesteps_used" in details else "",
         removed=_inline(removed_by_block(findings.plan["layers"])) if findings.plan else None,
         trainings=[(r.folder.name, _inline(loss_curve(r.content["result"]["history"]))) for r in findings.trainings],
-        stages=[_stage(record) for record in findings.records],
+        stages=[_stage(record, folder) for record, folder in zip(findings.records, _below(findings), strict=True)],
         machine=findings.records[0].content.get("platform"),
         versions=findings.records[0].content.get("versions", {}),
     )
 
 
-def _stage(record: Record) -> dict[str, Any]:
+def _below(findings: Findings) -> list[str]:
+    """The records' folders as seen from the folder they share."""
+    paths = [record.folder.resolve() for record in findings.records]
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    return [str(path.relative_to(shared)) for path in paths]
+
+
+def _stage(record: Record, folder: str) -> dict[str, Any]:
     options = record.content["options"]
-    stated = [f"{name.replace('_', ' ')} {options[name]}" for name in STATED if options.get(name) is not None]
+    stated = [f"{name.replace('_', ' ')} {_shown(options[name])}" for name in STATED if options.get(name) is not None]
     return {
         "name": record.stage,
-        "folder": record.folder.name,
+        "folder": folder,
         "options": ", ".join(stated),
         "time_s": record.content["wall_time_s"],
         "memory_mb": record.content["peak_memory_mb"],
     }
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _inline(png: bytes) -> str:

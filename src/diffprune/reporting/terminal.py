@@ -1,16 +1,20 @@
 """A stage's result in the terminal: a table where it holds rows, names and values otherwise."""
 
+import sys
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from diffprune.reporting.formats import change_of, text_of, title_of
+
+WIDTH = 160
+"""Columns where standard output is no terminal."""
 
 
 def print_result(result: dict[str, Any]) -> None:
     """Print on standard output."""
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else WIDTH)
     rows = result.get("models")
     if isinstance(rows, list):
         console.print(_rows(rows))
@@ -26,7 +30,7 @@ def print_result(result: dict[str, Any]) -> None:
 
 def _rows(rows: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for row in rows for name in row))
-    table = Table(*(title_of(name) for name in names))
+    table = Table(*(Column(title_of(name), overflow="fold") for name in names))
     for row in rows:
         cells = []
         for name in names:

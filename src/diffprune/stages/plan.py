@@ -19,7 +19,7 @@ from diffprune.models.state import borrowed
 from diffprune.options import CALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, allocate_uniform, fingerprint
 from diffprune.planning.plan import KeptUnits
-from diffprune.records import run_record
+from diffprune.records import check_replaceable, run_record
 from diffprune.stages.calls import with_options
 
 Model = DiffusionPipeline | ModelMixin
@@ -76,6 +76,8 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
     if out is None or out.suffix == ".json":
+        if out is not None:
+            check_replaceable(out, '"fingerprint"')
         made = make_plan(_loaded(source), options)
         if out is not None:
             made.save(out)
