@@ -15,7 +15,7 @@ from diffprune.errors import ManifestError, ModelError
 from diffprune.models.manifest import MANIFEST_NAME, Manifest, apply_manifest, manifest_of, read_manifest
 from diffprune.records import write_whole
 
-_FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
+_FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _TOGETHER = "config.json, pruning.json and the weights belong together: take all three from one save"
 
 
@@ -130,18 +130,38 @@ def empty_model(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin
 
 
 def _fetch_manifest(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path | None:
+    """The `pruning.json` of a folder or hub id, downloaded where need be; None when there is none."""
+    if not Path(source).is_dir():
+        fetch = {k: options[k] for k in _FETCH_OPTIONS if options.get(k) is not None}
+        return _download(str(source), MANIFEST_NAME, fetch)
     folder = Path(source) / (options.get("subfolder") or "")
-    if Path(source).is_dir():
-        return folder / MANIFEST_NAME if (folder / MANIFEST_NAME).is_file() else None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    if (folder / MANIFEST_NAME).is_file():
+        return folder / MANIFEST_NAME
+    return _fetch_into_snapshot(folder)
 
-    fetch = {k: options[k] for k in _FETCH_OPTIONS if options.get(k) is not None and k != "proxies"}
-    try:
-        return Path(hf_hub_download(str(source), MANIFEST_NAME, **fetch))
-    except LocalEntryNotFoundError:
+
+def _fetch_into_snapshot(folder: Path) -> Path | None:
+    """Complete a folder of the hub's cache.
+
+    diffusers downloads the files of a component that it knows by name, and `pruning.json` is not among them.
+    """
+    parts = folder.absolute().parts
+    places = [i for i, part in enumerate(parts) if part == "snapshots" and parts[i - 1].startswith("models--")]
+    if not places or len(parts) < places[-1] + 2:
         return None
-    except EntryNotFoundError:
+    repository, commit = parts[places[-1] - 1], parts[places[-1] + 1]
+    name = "/".join([*parts[places[-1] + 2 :], MANIFEST_NAME])
+    cache = Path(*parts[: places[-1] - 1])
+    return _download("/".join(repository.split("--")[1:]), name, {"revision": commit, "cache_dir": cache})
+
+
+def _download(repository: str, name: str, options: Mapping[str, Any]) -> Path | None:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, name, **options))
+    except EntryNotFoundError:  # also when it is not in the cache and the hub may or can not be asked
         return None
 
 

@@ -1,0 +1,176 @@
+"""Hub ids: pruned pipelines download and load from a local server that speaks the hub's protocol."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import diffprune
+
+from conftest import tiny_pipeline
+
+REVISIONS = {"main": "a" * 40, "older": "b" * 40}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Serves `root/<revision>/` as the repository team/small: the requests that huggingface_hub makes."""
+
+    def __init__(self, *args: object, root: Path) -> None:
+        self.root = root
+        super().__init__(*args)
+
+    def do_GET(self) -> None:
+        words = unquote(urlsplit(self.path).path).strip("/").split("/")
+        if words[:4] == ["api", "models", "team", "small"]:
+            revision = words[5] if len(words) > 5 else "main"
+            self._info(revision, tree=len(words) > 4 and words[4] == "tree")
+        elif words[:3] == ["team", "small", "resolve"]:
+            self._file(words[3], "/".join(words[4:]))
+        else:
+            self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+    do_HEAD = do_GET
+
+    def _revision(self, name: str) -> str | None:
+        return next((r for r, commit in REVISIONS.items() if name in (r, commit)), None)
+
+    def _info(self, name: str, *, tree: bool) -> None:
+        revision = self._revision(name)
+        if revision is None:
+            self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
+            return
+        files = [p for p in sorted((self.root / revision).rglob("*")) if p.is_file()]
+        names = [str(p.relative_to(self.root / revision)) for p in files]
+        if tree:
+            value: object = [
+                {"type": "file", "path": n, "size": p.stat().st_size, "oid": "0" * 40}
+                for n, p in zip(names, files, strict=True)
+            ]
+        else:
+            value = {
+                "id": "team/small",
+                "sha": REVISIONS[revision],
+                "private": False,
+                "siblings": [{"rfilename": n} for n in names],
+                "tags": [],
+                "downloads": 0,
+                "likes": 0,
+            }
+        self._answer(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name: str, file: str) -> None:
+        revision = self._revision(name)
+        path = self.root / (revision or "") / file
+        if revision is None or not path.is_file():
+            code = "RevisionNotFound" if revision is None else "EntryNotFound"
+            self._answer(404, b"", {"X-Error-Code": code, "X-Repo-Commit": REVISIONS.get(revision or "", "")})
+            return
+        content = path.read_bytes()
+        etag = hashlib.sha256(content).hexdigest()
+        self._answer(200, content, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISIONS[revision]})
+
+    def _answer(self, status: int, content: bytes, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two revisions of a pruned pipeline, one unit ratio each."""
+    root = tmp_path_factory.mktemp("hub")
+    pipeline = tiny_pipeline()
+    for revision, ratio in (("main", 0.5), ("older", 0.25)):
+        small = diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=ratio))
+        small.save_pretrained(root / revision)
+        (root / revision / "README.md").write_text("# Small\n")
+        (root / revision / "LICENSE").write_text("Do good.\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def hub(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A running hub; gives the environment in which a process uses it, with a cache of its own."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root=folders))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield {
+        **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
+        "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HOME": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "NO_PROXY": "127.0.0.1",
+    }
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def run(words: list[str], hub: dict[str, str]) -> str:
+    done = subprocess.run([sys.executable, *words], env=hub, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+LOAD = """
+import torch
+{imports}
+channels = {{}}
+for name, options in {{"main": {{}}, "older": {{"revision": "older"}}}}.items():
+    pipe = {load}("team/small", **options)
+    assert type(pipe.unet).__module__ == "diffprune"
+    channels[name] = pipe.unet.conv_in.out_channels
+assert channels == {{"main": 8, "older": 12}}, channels
+images = pipe(batch_size=1, num_inference_steps=2, output_type="np").images
+assert images.shape == (1, 16, 16, 1)
+again = diffprune.load_pipeline("team/small", local_files_only=True, torch_dtype=torch.bfloat16)
+assert again.unet.conv_in.weight.dtype == torch.bfloat16
+unet = diffprune.UNet2DModel.from_pretrained("team/small", subfolder="unet", revision="older", local_files_only=True)
+assert unet.conv_in.out_channels == 12
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "load"),
+    [
+        ("import diffprune\nfrom diffusers import DiffusionPipeline", "DiffusionPipeline.from_pretrained"),
+        ("from diffusers import DDPMPipeline\nimport diffprune", "DDPMPipeline.from_pretrained"),
+    ],
+    ids=["diffprune first", "diffusers first"],
+)
+def test_a_pruned_pipeline_loads_by_hub_id_and_revision(imports: str, load: str, hub: dict[str, str]) -> None:
+    run(["-c", LOAD.format(imports=imports, load=load)], hub)
+
+
+def test_the_command_line_takes_a_hub_id_and_carries_its_licence(hub: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "smaller"
+    words = ["-m", "diffprune.cli", "prune", "team/small", "--criterion", "magnitude", "--ratio", "0.25"]
+    result = json.loads(run([*words, "--out", str(out), "--json"], hub))
+    assert result["params_after"] < result["params_before"]
+    assert (out / "LICENSE").read_text() == "Do good.\n"
+    assert (out / "README.md").read_text().startswith("# Small\n\n## Pruned with diffprune")
+    assert json.loads((out / "run.json").read_text())["inputs"]["model"]["source"] == "team/small"
+    assert len(diffprune.load_pipeline(out).unet.pruning.provenance) == 2
+
+
+def test_an_unknown_hub_id_is_told_as_such(hub: dict[str, str]) -> None:
+    words = ["-m", "diffprune.cli", "inspect", "team/none"]
+    done = subprocess.run([sys.executable, *words], env=hub, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "team/none" in done.stderr
+    assert "Traceback" not in done.stderr
