@@ -83,7 +83,7 @@ class PruneOptions(Options):
     reinit: bool = Field(
         default=False, description="fresh weights in the pruned architecture (the scratch-training baseline)"
     )
-    seed: int = Field(default=0, ge=0, description="seed of the fresh weights of --reinit")
+    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage, such as fresh weights")
 
 
 class TrainingOptions(ComputeOptions):

@@ -23,6 +23,9 @@ from safetensors import SafetensorError
 from diffprune.errors import FolderError
 
 RECORD_NAME = "run.json"
+PART = ".part"
+"""Ending of files and folders that are being written; what a killed run left of them goes when it is resumed."""
+
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _PACKAGES = ("diffprune", "torch", "diffusers", "torch-pruning", "accelerate", "safetensors")
 
@@ -44,7 +47,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     data = content.encode() if isinstance(content, str) else content
     try:
         _make_folders(path.parent)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(data)
@@ -87,7 +90,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     made: Sequence[Path] = ()
     try:
         made = _make_folders(folder.parent)
-        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
         beside.chmod(0o777 & ~_umask())
         yield beside
         _fsync_tree(beside)
@@ -159,6 +162,7 @@ def run_record(
         if folder.exists() and not same:
             shutil.rmtree(folder)
         made = _make_folders(folder)
+        _remove_parts(folder)
         write_json(folder / RECORD_NAME, head)
         run = Run(folder, finished_before=False)
         try:
@@ -256,6 +260,11 @@ def _make_folders(folder: Path) -> list[Path]:
     missing = [path for path in above if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
+
+
+def _remove_parts(folder: Path) -> None:
+    for part in [*folder.rglob(f".*{PART}")]:
+        shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

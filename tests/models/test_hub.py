@@ -38,7 +38,8 @@ class Hub(BaseHTTPRequestHandler):
         else:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
-    do_HEAD = do_GET
+    def do_HEAD(self) -> None:
+        self.do_GET()
 
     def _revision(self, name: str) -> str | None:
         return next((r for r, commit in REVISIONS.items() if name in (r, commit)), None)

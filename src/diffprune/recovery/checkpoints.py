@@ -6,7 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from diffprune.records import whole_folder
+from diffprune.records import PART, whole_folder
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below the stage's own."""
@@ -39,7 +39,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int) -> None:
         with whole_folder(target) as beside:
             accelerator.save_state(str(beside))
     else:
-        beside = folder / f".step-{step:07d}"
+        beside = folder / f".step-{step:07d}{PART}"
         accelerator.save_state(str(beside))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:

@@ -1,0 +1,76 @@
+"""Recipes: one file walks the whole road, and what is finished is not done again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffprune.cli import main
+from diffprune.recipes import DEMO, Recipe, read_recipe
+
+ROOT = Path(__file__).parents[2]
+
+SMALL = """
+name: small
+model: {model}
+data: {data}
+plan: {{ratio: {ratio}, num_calibration_images: 4, timestep_stride: 5}}
+finetune: {{steps: 2, batch_size: 4, tracker: none}}
+sample: {{num: 4, steps: 2, batch_size: 4}}
+evaluate: {{metrics: [ssim, mse, frechet_distance]}}
+"""
+
+
+def walk(recipe: Path, out: Path) -> None:
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+
+
+def written(out: Path) -> dict[str, int]:
+    return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
+
+
+def test_a_recipe_walks_the_road_and_keeps_what_is_finished(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    walk(recipe, out)
+    rows = {p.parent.name for p in (out / "samples").rglob("run.json")}
+    assert rows == {"original", "pruned", "recovered"}
+    assert len(list((out / "samples" / "recovered").glob("*.png"))) == 4
+    metrics = json.loads((out / "metrics" / "pruned" / "pairs" / "run.json").read_text())["result"]
+    assert set(metrics) == {"ssim", "mse"}
+    page = (out / "report.html").read_text()
+    for expected in ("original", "pruned", "recovered", "SSIM", "Fréchet distance", "What each block gave"):
+        assert expected in page
+
+    before = written(out)
+    walk(recipe, out)
+    assert {name for name, when in written(out).items() if before.get(name) != when} == {"report.html"}
+
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.25))
+    walk(recipe, out)
+    changed = {name for name, when in written(out).items() if before.get(name) != when}
+    assert {"plan/plan.json", "pruned/run.json", "recovered/run.json", "samples/pruned/000000.png"} <= changed
+    assert not {name for name in changed if name.startswith("samples/original")}
+
+
+def test_a_recipe_may_begin_with_training(image_folder: Path, tmp_path: Path, pipeline_folder: Path) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(
+        f"name: scratch\ndata: {image_folder}\n"
+        f"train: {{architecture: {pipeline_folder / 'unet' / 'config.json'}, steps: 2, batch_size: 4, tracker: none}}\n"
+        "plan: {ratio: 0.5, criterion: magnitude}\n"
+        "sample: {num: 2, steps: 1}\n"
+    )
+    walk(recipe, out)
+    assert {p.parent.name for p in out.rglob("model_index.json")} == {"trained", "pruned"}
+    assert (out / "report.html").exists()
+    assert main(["train", str(recipe), "--out", str(tmp_path / "trained")]) == 0
+    assert main(["train", str(recipe), "--steps", "3", "--out", str(tmp_path / "trained")]) == 2
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO], ids=lambda p: p.stem)
+def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> None:
+    assert isinstance(read_recipe(path), Recipe)
+    assert path.read_text().startswith("# diffprune ")

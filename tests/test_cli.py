@@ -1,0 +1,99 @@
+"""The command line: help without torch, one JSON object, exit statuses."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import diffprune
+from diffprune.cli import COMMANDS, main
+
+
+def test_no_command_loads_torch_to_explain_itself() -> None:
+    code = (
+        "import sys, diffprune.cli as cli\n"
+        "for name in cli.COMMANDS:\n"
+        "    try: cli.main([name, '--help'])\n"
+        "    except SystemExit as end: assert end.code == 0\n"
+        "assert cli.main(['--help']) == 0 and cli.main(['--version']) == 0\n"
+        "assert not {'torch', 'diffusers', 'datasets', 'matplotlib', 'rich'} & set(sys.modules), 'a heavy import'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert all(f"usage: diffprune {name}" in done.stdout for name in COMMANDS)
+    assert diffprune.__version__ in done.stdout
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for kind in COMMANDS[name].options:
+        for field, info in kind.model_fields.items():
+            assert "--" + field.replace("_", "-") in text
+            assert info.description
+            assert " ".join(info.description.split())[:20] in text
+
+
+def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
+    """The one JSON object a command prints."""
+    capsys.readouterr()
+    assert main([*map(str, words), "--json"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\n") == 1
+    value = json.loads(printed)
+    assert isinstance(value, dict)
+    return value
+
+
+def test_inspect_json_has_what_is_promised(pipeline_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    facts = answer(capsys, "inspect", pipeline_folder)
+    assert {"class_name", "params", "macs", "pruned"} <= facts.keys()
+    assert (facts["class_name"], facts["pruned"]) == ("UNet2DModel", False)
+
+
+def test_plan_json_has_what_is_promised(capsys: pytest.CaptureFixture[str]) -> None:
+    figures = answer(capsys, "plan", "ddpm-cifar10", "--ratio", "0.3")
+    expected = {"params_before", "params_after", "macs_before", "macs_after", "num_groups", "criterion"}
+    assert expected <= figures.keys()
+    assert (figures["params_before"], figures["criterion"]) == (35746307, "random")
+
+
+def test_every_stage_prints_one_object(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pruned"
+    made = answer(capsys, "prune", pipeline_folder, "--criterion", "magnitude", "--ratio", "0.5", "--out", out)
+    assert made["params_after"] < made["params_before"]
+    assert answer(capsys, "inspect", out, "--no-latency")["pruned"] is True
+    tuned = answer(
+        capsys, "finetune", out, "--data", image_folder, "--steps", 2, "--batch-size", 4, "--out", tmp_path / "tuned"
+    )
+    assert tuned["final_loss"] > 0
+    drawn = answer(capsys, "sample", tmp_path / "tuned", "--num", 3, "--steps", 2, "--out", tmp_path / "images")
+    assert drawn["num_images"] == 3
+    metrics = answer(capsys, "evaluate", image_folder, image_folder, "--metrics", "ssim", "mse", "frechet_distance")
+    assert list(metrics) == ["ssim", "mse", "frechet_distance"]
+    assert metrics["ssim"] == pytest.approx(1)
+    page = answer(capsys, "report", tmp_path, "--out", tmp_path / "report.html")
+    assert page["report"] == str(tmp_path / "report.html")
+    assert "data:image/png;base64," in (tmp_path / "report.html").read_text()
+
+
+def test_the_exit_status_tells_wrong_usage_from_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 1
+    assert main(["inspect"]) == 2
+    assert main([]) == 0
+    assert "diffprune COMMAND --help" in capsys.readouterr().out
+
+
+def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("diffprune.stages.inspect.inspect_stage", interrupted)
+    assert main(["inspect", "digits"]) == 130
+    assert capsys.readouterr().err.endswith("diffprune: interrupted\n")

@@ -1,0 +1,111 @@
+"""Whole files and folders, and the `run.json` that says how a folder came about."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from diffprune.errors import FolderError
+from diffprune.records import read_json, run_record, whole_folder, write_whole
+
+OPTIONS = {"steps": 3}
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "file", "before")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(FolderError, match=r"No space left on device; free space"):
+        write_whole(tmp_path / "file", "after")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "above" / "folder") as beside:
+        (beside / "half").write_text("")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_says_how_the_folder_came_about(tmp_path: Path) -> None:
+    source = tmp_path / "plan.json"
+    source.write_text("{}")
+    with run_record(tmp_path / "out", "prune", OPTIONS, {"plan": str(source), "model": "owner/name"}) as run:
+        run.result = {"params": 5}
+    record = read_json(tmp_path / "out" / "run.json")
+    assert (record["stage"], record["status"], record["options"]) == ("prune", "finished", OPTIONS)
+    assert record["inputs"]["plan"]["identity"]
+    assert record["inputs"]["model"] == {"source": "owner/name", "identity": None}
+    assert record["result"] == {"params": 5}
+    assert record["wall_time_s"] >= 0
+    assert record["peak_memory_mb"] > 0
+    assert {"python", "torch", "diffusers"} <= record["versions"].keys()
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_a_finished_result_is_kept(resumable: bool, tmp_path: Path) -> None:
+    for expected in (False, True):
+        with run_record(tmp_path / "out", "sample", OPTIONS, {}, resumable=resumable) as run:
+            assert run.finished_before is expected
+            if not expected:
+                run.result = {"num": 1}
+        assert run.result == {"num": 1}
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_changed_inputs_are_noticed_by_content(resumable: bool, tmp_path: Path) -> None:
+    source = tmp_path / "plan.json"
+    for text in ("{}", "[]"):
+        source.write_text(text)
+        inputs = {"plan": str(source)}
+        if text == "[]":
+            with (
+                pytest.raises(FolderError, match=r"plan: .* has changed since"),
+                run_record(tmp_path / "out", "prune", OPTIONS, inputs, resumable=resumable),
+            ):
+                raise AssertionError("must not start")
+        with run_record(tmp_path / "out", "prune", OPTIONS, inputs, resumable=resumable, overwrite=True) as run:
+            assert not run.finished_before
+
+
+def test_an_interrupted_run_says_so_and_is_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(RuntimeError), run_record(out, "sample", OPTIONS, {}, resumable=True):
+        (out / "000000.png").write_text("kept")
+        (out / ".000001.png.x1y2.part").write_text("what a killed process leaves")
+        assert read_json(out / "run.json")["status"] == "running"
+        raise RuntimeError
+    assert read_json(out / "run.json")["status"] == "running"
+    with run_record(out, "sample", OPTIONS, {}, resumable=True) as run:
+        assert not run.finished_before
+        assert (out / "000000.png").read_text() == "kept"
+        assert sorted(p.name for p in out.iterdir()) == ["000000.png", "run.json"]
+    assert read_json(out / "run.json")["status"] == "finished"
+
+
+def test_a_run_that_fails_before_it_left_anything_leaves_nothing(tmp_path: Path) -> None:
+    for resumable in (False, True):
+        with pytest.raises(RuntimeError), run_record(tmp_path / "a" / "b", "x", OPTIONS, {}, resumable=resumable):
+            raise RuntimeError
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"stage": "sample", "status": "finished"}', '{"stage": "plan"}'])
+def test_a_damaged_record_is_not_taken_for_ours(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    with (
+        pytest.raises(FolderError, match="was not made by"),
+        run_record(tmp_path, "sample", OPTIONS, {}, overwrite=True),
+    ):
+        raise AssertionError("must not start")
+    assert (tmp_path / "run.json").read_text() == text
+
+
+def test_records_are_readable_json(tmp_path: Path) -> None:
+    with run_record(tmp_path / "out", "sample", {"metrics": ("ssim",)}, {}):
+        pass
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["options"] == {"metrics": ["ssim"]}
