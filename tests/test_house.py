@@ -3,6 +3,7 @@
 import ast
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import diffprune
+from diffprune.data.digits import digits
+from diffprune.models.builtin import PIPELINES
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "diffprune"
@@ -94,13 +97,23 @@ def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES_WITH_CODE = [page for page in PAGES if "```sh" in page.read_text()]
 
 
-def readme_commands() -> list[str]:
-    text = "\n".join(blocks("sh")).replace("\\\n", " ")
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), flags=re.DOTALL)
+
+
+def commands(page: Path) -> list[str]:
+    text = "\n".join(blocks(page, "sh")).replace("\\\n", " ")
     return [line.split("  #")[0].strip() for line in text.splitlines() if line.startswith("diffprune ")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!http)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_the_readme_names_its_two_commands_and_make_has_them() -> None:
@@ -109,34 +122,49 @@ def test_the_readme_names_its_two_commands_and_make_has_them() -> None:
     assert {"demo:", "test:"} <= {line.split(" ")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
 
 
-SMALL = {"--num": "4", "--steps": "2", "--num-calibration-images": "8", "--timestep-stride": "250", "--batch-size": "4"}
-"""What the test makes smaller in the README's commands; everything else is run as written."""
+SMALL = {
+    "--num": "4", "--steps": "2", "--num-calibration-images": "8", "--timestep-stride": "250", "--batch-size": "4",
+}  # fmt: skip
+"""What the test makes smaller in the commands of the pages; everything else is run as written."""
+
+SMALL_PYTHON = {"ratio=0.3": "ratio=0.3, num_calibration_images=4, timestep_stride=250", "steps=1000": "steps=2"}
 
 
-def test_the_readmes_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffprune.cli import COMMANDS, main
+def small(line: str) -> list[str]:
+    from diffprune.cli import COMMANDS
+
+    words = shlex.split(line)[1:]
+    fields = {f"--{name.replace('_', '-')}" for kind in COMMANDS[words[0]].options for name in kind.model_fields}
+    for flag, value in SMALL.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+        elif flag in fields and not (words[0] == "prune" and "--plan" in words) and needs_images(words, flag):
+            words += [flag, value]
+    return words
+
+
+def needs_images(words: list[str], flag: str) -> bool:
+    return flag != "--timestep-stride" or "--data" in words
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda p: p.stem)
+def test_the_commands_and_the_python_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page is run from top to bottom in a folder that holds `my-model`, `photos` and, for some, `pruned`."""
+    from diffprune.cli import main
 
     monkeypatch.chdir(tmp_path)
-    commands = readme_commands()
-    assert len(commands) >= 6
-    for line in commands:
-        words = shlex.split(line)[1:]
-        if words[0] in ("demo", "run"):
-            continue  # minutes long: the slow tier runs them
-        fields = {f"--{name.replace('_', '-')}" for kind in COMMANDS[words[0]].options for name in kind.model_fields}
-        for flag, value in SMALL.items():
-            if flag in words:
-                words[words.index(flag) + 1] = value
-            elif flag in fields and not (words[0] == "prune" and "--plan" in words):
-                words += [flag, value]
-        assert main(words) == 0, line
-
-
-def test_the_readmes_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (code,) = blocks("python")
-    quick = code.replace("ratio=0.3", "ratio=0.3, num_calibration_images=4, timestep_stride=250")
-    assert quick != code
-    names: dict[str, object] = {}
-    exec(compile(quick, "README.md", "exec"), names)
-    assert type(names["again"].unet) is diffprune.UNet2DModel
+    shutil.copytree(PIPELINES["digits"], tmp_path / "my-model")
+    (tmp_path / "photos").mkdir()
+    for index, image in enumerate(digits()[0][:12]):
+        image.save(tmp_path / "photos" / f"{index}.png")
+    lines = commands(page)
+    assert lines
+    if any(line.startswith("diffprune finetune pruned") for line in lines) and "--out pruned" not in "".join(lines):
+        assert main(["prune", "my-model", "--criterion", "magnitude", "--out", "pruned"]) == 0
+    for line in lines:
+        if not line.startswith(("diffprune demo", "diffprune run")):  # minutes long: the slow tier runs them
+            assert main(small(line)) == 0, line
+    for code in blocks(page, "python"):
+        for written, smaller in SMALL_PYTHON.items():
+            code = code.replace(written, smaller)
+        exec(compile(code, page.name, "exec"), {})

@@ -160,8 +160,8 @@ def test_a_fresh_process_loads_it_and_draws(imports: str, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_without_diffprune_the_error_says_what_to_import(folder: Path) -> None:
+def test_a_process_that_has_not_imported_diffprune_loads_it_or_is_told_to(folder: Path) -> None:
+    """diffusers 0.42.0 imports the package itself, 0.42.1 asks for it."""
     code = "import sys\nfrom diffusers import DiffusionPipeline\nDiffusionPipeline.from_pretrained(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=False)
-    assert done.returncode != 0
-    assert "import diffprune" in done.stderr
+    assert done.returncode == 0 or "import diffprune" in done.stderr

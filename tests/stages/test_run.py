@@ -7,6 +7,7 @@ import pytest
 
 from diffprune.cli import main
 from diffprune.recipes import DEMO, Recipe, read_recipe
+from diffprune.records import read_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -74,3 +75,42 @@ def test_a_recipe_may_begin_with_training(image_folder: Path, tmp_path: Path, pi
 def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> None:
     assert isinstance(read_recipe(path), Recipe)
     assert path.read_text().startswith("# diffprune ")
+
+
+def figures(out: Path) -> dict[str, dict[str, float]]:
+    rows: dict[str, dict[str, float]] = {}
+    for name in ("original", "pruned", "recovered"):
+        records = [out / "samples" / name, out / "metrics" / name / "pairs", out / "metrics" / name / "sets"]
+        rows[name] = {k: v for path in records for k, v in read_json(path / "run.json")["result"].items()}
+    return rows
+
+
+def check_road(out: Path) -> None:
+    """What the page promises: half the MACs gone, damage, and recovery near to the original."""
+    rows = figures(out)
+    assert 0.4 < rows["pruned"]["macs"] / rows["original"]["macs"] < 0.55
+    assert rows["recovered"]["macs"] == rows["pruned"]["macs"]
+    assert rows["pruned"]["ssim"] < 0.6
+    assert rows["recovered"]["ssim"] > 0.8
+    assert rows["recovered"]["frechet_distance"] < 0.25 * rows["pruned"]["frechet_distance"]
+    assert (out / "report.html").read_text().count("data:image/png;base64,") >= 5
+
+
+@pytest.mark.slow
+def test_the_demo_prunes_and_recovers_the_digits(tmp_path: Path) -> None:
+    assert main(["demo", "--out", str(tmp_path / "demo")]) == 0
+    check_road(tmp_path / "demo")
+
+
+@pytest.mark.slow
+def test_the_digits_recipe_walks_from_training_to_report(tmp_path: Path) -> None:
+    walk(ROOT / "recipes" / "digits.yaml", tmp_path / "digits")
+    check_road(tmp_path / "digits")
+    assert figures(tmp_path / "digits")["original"]["frechet_distance"] < 10
+
+
+@pytest.mark.slow
+def test_the_classifier_recipe_reaches_its_accuracy(tmp_path: Path) -> None:
+    walk(ROOT / "recipes" / "digit-classifier.yaml", tmp_path / "classifier")
+    (record,) = (tmp_path / "classifier").rglob("run.json")
+    assert read_json(record)["result"]["test_accuracy"] > 0.97

@@ -1,0 +1,47 @@
+"""On a GPU the stages choose, train and draw what they do on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+import diffprune
+from diffprune.recovery.trainer import train_denoiser
+from diffprune.stages.train import FinetuneOptions, images_for
+
+pytestmark = pytest.mark.gpu
+
+
+def kept(plan: diffprune.Plan) -> set[tuple[str, int]]:
+    return {(name, unit) for name, units in plan.groups.items() for unit in units.kept}
+
+
+def test_scores_choose_the_units_that_the_cpu_chooses() -> None:
+    pipeline = diffprune.load_pipeline("digits")
+    options = {"data": "digits", "num_calibration_images": 32, "timestep_stride": 20}
+    cpu, gpu = (kept(diffprune.plan(pipeline, device=device, **options)) for device in ("cpu", "cuda"))
+    assert len(cpu & gpu) / len(cpu | gpu) > 0.97
+    assert next(pipeline.unet.parameters()).device.type == "cpu"
+
+
+def test_images_are_those_of_the_cpu(tmp_path: Path) -> None:
+    pipeline = diffprune.load_pipeline("digits")
+    drawn = []
+    for device in ("cpu", "cuda"):
+        paths = diffprune.sample(pipeline, tmp_path / device, num=8, steps=10, grid="quad", device=device)
+        drawn.append(torch.stack([pil_to_tensor(Image.open(path)).float() for path in paths]))
+    assert (drawn[0] - drawn[1]).abs().mean() < 2
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_finetuning_lowers_the_loss(precision: str) -> None:
+    pipeline = diffprune.load_pipeline("digits")
+    small = diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.4))
+    options = FinetuneOptions(
+        data="digits", steps=60, batch_size=64, learning_rate=1e-3, mixed_precision=precision, device="cuda", flip=False
+    )
+    images = images_for(small.unet, "digits")
+    _, history = train_denoiser(small.unet, small.scheduler, images, options, teacher=pipeline.unet)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
