@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import diffprune
-from diffprune.cli import COMMANDS, main
+from diffprune.cli import main
+from diffprune.commands import COMMANDS
 
 
 def test_no_command_loads_torch_to_explain_itself() -> None:

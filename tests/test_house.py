@@ -30,7 +30,7 @@ ORDER = [
     ("evaluation",),
     ("reporting",),
     ("stages",),
-    ("cli",),
+    ("commands", "cli"),
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
@@ -131,7 +131,7 @@ SMALL_PYTHON = {"ratio=0.3": "ratio=0.3, num_calibration_images=4, timestep_stri
 
 
 def small(line: str) -> list[str]:
-    from diffprune.cli import COMMANDS
+    from diffprune.commands import COMMANDS
 
     words = shlex.split(line)[1:]
     fields = {f"--{name.replace('_', '-')}" for kind in COMMANDS[words[0]].options for name in kind.model_fields}

@@ -1,162 +1,17 @@
-"""The command line: parse, call a stage, print. Importing this imports no torch."""
+"""The command line: parse, call a command, print. Importing this imports no torch."""
 
 import argparse
 import importlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from diffprune import options as sets
+from diffprune.commands import COMMANDS, Command, Given
 from diffprune.errors import DiffpruneError, OptionError
-from diffprune.options import Options, parse_options
-
-MODEL = "pipeline or denoiser folder, hub id, config.json, or a built-in name (digits, ddpm-cifar10, ...)"
-IMAGES = "folder of images"
-REFERENCE = "folder of images; for frechet_distance also a parquet file, a dataset id or `digits`"
-
-Set = TypeVar("Set", bound=Options)
-Arguments = argparse.Namespace
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its arguments beside the stage's options, and the call."""
-
-    summary: str
-    positionals: Mapping[str, str]
-    options: tuple[type[Options], ...]
-    call: Callable[[Arguments, "Given"], Any]
-    out: Literal["required", "optional", "default", None] = None
-    json: bool = True
-    extras: tuple[tuple[str, str], ...] = ()
-
-
-class Given:
-    """The options of a command line, validated per option set."""
-
-    def __init__(self, values: dict[str, str]) -> None:
-        self._values = values
-
-    def __call__(self, kind: type[Set], **more: Any) -> Set:
-        """The values that belong to this option set, checked."""
-        mine = {k: v for k, v in self._values.items() if k in kind.model_fields}
-        return parse_options(kind, {**mine, **more}, what="command line")
-
-    def names(self) -> set[str]:
-        """The options that were given."""
-        return set(self._values)
-
-
-def _stage(module: str, name: str) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
-        return getattr(importlib.import_module(f"diffprune.stages.{module}"), name)(*args, **kwargs)
-
-    return call
-
-
-def _inspect(a: Arguments, given: Given) -> Any:
-    return _stage("inspect", "inspect_stage")(a.model, given(sets.InspectOptions))
-
-
-def _plan(a: Arguments, given: Given) -> Any:
-    return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, overwrite=a.overwrite)
-
-
-def _prune(a: Arguments, given: Given) -> Any:
-    chosen = given(sets.PruneOptions), given(sets.PlanOptions)
-    plan = Path(a.plan) if a.plan else None
-    return _stage("prune", "prune_stage")(a.model, *chosen, plan, a.out, overwrite=a.overwrite)
-
-
-def _train(a: Arguments, given: Given) -> Any:
-    if a.recipe is None:
-        return _stage("train", "train_stage")(given(sets.TrainOptions), a.out, overwrite=a.overwrite)
-    from diffprune.recipes import read_recipe
-
-    recipe = read_recipe(Path(a.recipe))
-    if recipe.train is None:
-        raise OptionError(f"{a.recipe} has no train section")
-    if given.names():
-        raise OptionError(f"the recipe holds the options of train; drop {', '.join(sorted(given.names()))}")
-    return _stage("train", "train_stage")(recipe.section("train"), a.out, overwrite=a.overwrite)
-
-
-def _finetune(a: Arguments, given: Given) -> Any:
-    options = given(sets.FinetuneOptions)
-    return _stage("train", "finetune_stage")(a.model, a.teacher, options, a.out, overwrite=a.overwrite)
-
-
-def _sample(a: Arguments, given: Given) -> Any:
-    return _stage("sample", "sample_stage")(a.model, given(sets.SampleOptions), a.out, overwrite=a.overwrite)
-
-
-def _evaluate(a: Arguments, given: Given) -> Any:
-    options = given(sets.EvaluateOptions)
-    return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, overwrite=a.overwrite)
-
-
-def _report(a: Arguments, given: Given) -> Any:
-    return _stage("report", "report_stage")([Path(d) for d in a.folders], a.out, title="diffprune")
-
-
-def _run(a: Arguments, given: Given) -> Any:
-    from diffprune.recipes import read_recipe
-
-    return _stage("run", "run_stage")(read_recipe(Path(a.recipe)), a.out)
-
-
-def _demo(a: Arguments, given: Given) -> Any:
-    from diffprune.recipes import DEMO, read_recipe
-
-    return _stage("run", "run_stage")(read_recipe(DEMO), a.out)
-
-
-COMMANDS: Mapping[str, Command] = {
-    "demo": Command("the whole road on handwritten digits, in minutes", {}, (), _demo, "default"),
-    "inspect": Command("what a model is and costs", {"model": MODEL}, (sets.InspectOptions,), _inspect),
-    "plan": Command("score units and choose which stay", {"model": MODEL}, (sets.PlanOptions,), _plan, "optional"),
-    "prune": Command(
-        "carry out a plan",
-        {"model": MODEL},
-        (sets.PlanOptions, sets.PruneOptions),
-        _prune,
-        "required",
-        extras=(("plan", "plan.json to carry out, instead of the options of plan"),),
-    ),
-    "train": Command(
-        "train a denoiser from scratch",
-        {"recipe?": "recipe whose train section holds the options"},
-        (sets.TrainOptions,),
-        _train,
-        "required",
-    ),
-    "finetune": Command(
-        "recover a pruned model",
-        {"model": MODEL},
-        (sets.FinetuneOptions,),
-        _finetune,
-        "required",
-        extras=(("teacher", "original model for output distillation (as MODEL)"),),
-    ),
-    "sample": Command("draw images", {"model": MODEL}, (sets.SampleOptions,), _sample, "required"),
-    "evaluate": Command(
-        "compare images with a reference",
-        {"images": IMAGES, "reference": REFERENCE},
-        (sets.EvaluateOptions,),
-        _evaluate,
-        "optional",
-    ),
-    "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
-    "run": Command("all stages of a recipe", {"recipe": "recipe (YAML)"}, (), _run, "required"),
-}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,20 @@
+"""Every stage's options, once: the Python API, the command line, recipes and `run.json` derive from these.
+
+A field's description is its help text; units and ranges stand in it. Nothing here imports torch.
+"""
+
+from diffprune.options.base import ComputeOptions as ComputeOptions
+from diffprune.options.base import Options as Options
+from diffprune.options.base import explain as explain
+from diffprune.options.base import parse_options as parse_options
+from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
+from diffprune.options.pruning import CALIBRATED_CRITERIA as CALIBRATED_CRITERIA
+from diffprune.options.pruning import InspectOptions as InspectOptions
+from diffprune.options.pruning import PlanOptions as PlanOptions
+from diffprune.options.pruning import PruneOptions as PruneOptions
+from diffprune.options.sampling import Grid as Grid
+from diffprune.options.sampling import SampleOptions as SampleOptions
+from diffprune.options.training import ClassifierOptions as ClassifierOptions
+from diffprune.options.training import FinetuneOptions as FinetuneOptions
+from diffprune.options.training import TrainingOptions as TrainingOptions
+from diffprune.options.training import TrainOptions as TrainOptions

@@ -1,0 +1,80 @@
+"""What all option sets share: validation with every mistake at once, and the options of stages that compute."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from diffprune.errors import OptionError
+
+
+class Options(BaseModel):
+    """Base of all option sets: frozen, and unknown names are mistakes.
+
+    Options that exclude each other are checked on the later field, so that all mistakes are reported together
+    (a check of the whole set would run only once every field is valid).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """All options with their values, as JSON types (for `run.json`)."""
+        return self.model_dump(mode="json")
+
+
+class ComputeOptions(Options):
+    """Options of every stage that computes."""
+
+    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage")
+    device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")
+
+
+Set = TypeVar("Set", bound=Options)
+
+
+def parse_options(kind: type[Set], values: Mapping[str, Any], *, what: str) -> Set:
+    """Validate `values` as one option set; raises OptionError that lists all mistakes at once."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise OptionError(f"{what}:\n" + "\n".join(explain(error, kind))) from None
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> list[str]:
+    """One line per mistake: where, what was got, what was expected, the near match of an unknown name."""
+    from difflib import get_close_matches
+
+    lines = []
+    for item in error.errors():
+        where = ".".join(str(part) for part in item["loc"])
+        got = item["input"]
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(kind, item["loc"][:-1])
+            near = get_close_matches(str(item["loc"][-1]), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+            lines.append(f"  {where}: no such option; {hint}")
+        elif item["type"] == "literal_error":
+            choices = [c.strip(" '") for c in item["ctx"]["expected"].replace(" or ", ", ").split(",")]
+            near = get_close_matches(str(got), choices, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"  {where}: got {got!r}, expected one of {', '.join(choices)}{hint}")
+        elif item["type"] == "missing":
+            lines.append(f"  {where}: missing")
+        elif item["type"] == "value_error":
+            lines.append(f"  {where + ': ' if where else ''}{message}")
+        else:
+            lines.append(f"  {where}: got {got!r}; {message[0].lower()}{message[1:]}")
+    return lines
+
+
+def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    from typing import get_args
+
+    for part in path:
+        annotation = kind.model_fields[str(part)].annotation
+        inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+        if not inner:
+            return []
+        kind = inner[0]
+    return list(kind.model_fields)

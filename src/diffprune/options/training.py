@@ -1,0 +1,85 @@
+"""Options of `train`, `finetune` and the digit classifier."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from diffprune.options.base import ComputeOptions
+
+
+class TrainingOptions(ComputeOptions):
+    """The training loop, shared by training from scratch and finetuning."""
+
+    data: str | None = Field(
+        default=None, description="training images: a folder, a parquet file, a dataset id or `digits`"
+    )
+    steps: int = Field(default=1000, ge=1, description="optimizer steps")
+    batch_size: int = Field(
+        default=128, ge=1, description="images per optimizer step, over all processes and accumulation"
+    )
+    accumulation_steps: int = Field(default=1, ge=1, description="backward passes per optimizer step")
+    optimizer: Literal["adam", "adamw"] = Field(default="adamw", description="optimizer")
+    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="learning rate after the warm-up"
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    grad_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none switches clipping off")
+    ema_decay: float = Field(
+        default=0.9999,
+        ge=0,
+        lt=1,
+        description="limit of the weights' moving average; step n uses min(this, (1+n)/(10+n))",
+    )
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="dropout probability while training (default: as is)"
+    )
+    flip: bool = Field(default=True, description="mirror half of the images (switch off for digits or text)")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="precision of forward and backward"
+    )
+    num_workers: int = Field(default=0, ge=0, description="processes that decode images")
+    checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    log_every: int = Field(default=10, ge=1, description="steps between logged losses")
+    preview_every: int = Field(
+        default=0, ge=0, description="steps between image grids drawn with the EMA weights (0: none)"
+    )
+    preview_steps: int = Field(
+        default=50, ge=1, description="inference steps of a preview, with the model's own scheduler"
+    )
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(
+        default="tensorboard", description="where losses are logged"
+    )
+
+
+class TrainOptions(TrainingOptions):
+    """Training from scratch."""
+
+    architecture: str = Field(default="ddpm-cifar10", description="built-in architecture or the path of a config.json")
+    num_train_timesteps: int = Field(default=1000, ge=2, description="T, timesteps of the noise schedule")
+    beta_schedule: Literal["linear", "squaredcos_cap_v2"] = Field(
+        default="linear", description="noise schedule (linear runs from 1e-4 to 0.02 at any T)"
+    )
+    prediction_type: Literal["epsilon", "v_prediction", "sample"] = Field(
+        default="epsilon", description="what the denoiser predicts"
+    )
+
+
+class FinetuneOptions(TrainingOptions):
+    """Recovery of a pruned model."""
+
+    teacher_weight: float = Field(
+        default=0.7,
+        gt=0,
+        le=1,
+        description="with a teacher: weight of its output in the loss; the rest weighs the noise error",
+    )
+
+
+class ClassifierOptions(ComputeOptions):
+    """Training the digit classifier whose features `frechet_distance` uses."""
+
+    steps: int = Field(default=1500, ge=1, description="optimizer steps")
+    batch_size: int = Field(default=128, ge=1, description="images per step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate (cosine to 0)")
