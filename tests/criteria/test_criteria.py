@@ -1,5 +1,7 @@
 """Each score against a two-layer network worked out by hand."""
 
+import copy
+import dataclasses
 from types import SimpleNamespace
 
 import pytest
@@ -9,10 +11,12 @@ from torch import Tensor, nn
 
 import diffprune
 from diffprune.criteria import CRITERIA
-from diffprune.data.calibration import Calibration, training_target
-from diffprune.errors import ModelError
-from diffprune.groups import Group, Slice
-from diffprune.options import PlanOptions
+from diffprune.criteria.unit_gradients import unit_gradients
+from diffprune.data.calibration import Calibration, training_target, with_noise
+from diffprune.errors import ModelError, OptionError
+from diffprune.groups import Group, Slice, find_groups
+from diffprune.models.state import borrowed
+from diffprune.options import PlanOptions, parse_options
 
 GROUP = Group("first", "channels", 2, (Slice("first", "out", 0, 1), Slice("second", "in", 0, 1)))
 A = torch.tensor([[1.0], [3.0]])
@@ -94,6 +98,105 @@ def test_diff_pruning_with_power_two_sums_squares() -> None:
     g_a, g_b = summed(calibration(), range(5))
     expected = ((A * g_a).square().sum(1) + (B * g_b).square().sum(0)).double()
     assert torch.allclose(scored("diff-pruning", calibration(), threshold=0.0, power=2), expected, rtol=1e-4)
+
+
+def terms_by_timestep(batch: Calibration) -> tuple[list[Tensor], list[Tensor]]:
+    """w * g_t of both layers, per timestep."""
+    parts = [gradients_by_hand(batch, t)[1:] for t in range(batch.num_timesteps)]
+    return [A * g for g, _ in parts], [B * g for _, g in parts]
+
+
+def test_first_order_sums_squares() -> None:
+    in_a, in_b = (sum(terms) for terms in terms_by_timestep(calibration()))
+    expected = (in_a.square().sum(1) + in_b.square().sum(0)).double()
+    assert torch.allclose(scored("first-order", calibration()), expected, rtol=1e-4)
+
+
+def test_second_order_adds_the_curvature() -> None:
+    in_a, in_b = terms_by_timestep(calibration())
+    first, second = ((sum(t) - sum(term.square() for term in t) / 2).abs() for t in (in_a, in_b))
+    expected = (first.sum(1) + second.sum(0)).double()
+    assert torch.allclose(scored("second-order", calibration()), expected, rtol=1e-4)
+
+
+def test_absolute_terms_do_not_cancel_between_timesteps() -> None:
+    in_a, in_b = terms_by_timestep(calibration())
+    expected = (sum(t.abs() for t in in_a).sum(1) + sum(t.abs() for t in in_b).sum(0)).double()
+    assert torch.allclose(scored("absolute", calibration()), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [128, 3])
+def test_fisher_squares_what_each_image_says_of_the_whole_unit(batch_size: int) -> None:
+    batch = calibration()
+    expected = torch.zeros(2, dtype=torch.float64)
+    for image, noise in zip(batch.images.split(1), batch.noise.split(1), strict=True):
+        in_a, in_b = terms_by_timestep(Calibration(image, noise, batch.scheduler))
+        expected += sum((a.sum(1) + b.sum(0)).square().double() for a, b in zip(in_a, in_b, strict=True))
+    assert torch.allclose(scored("fisher", batch, batch_size=batch_size), expected, rtol=1e-4)
+
+
+def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline: object) -> None:
+    """Scaling all rows of one unit in every layer that makes it moves the loss by what the rows' terms say."""
+    unet, groups = pipeline.unet, find_groups(pipeline.unet)
+    generator = torch.Generator().manual_seed(0)
+    images, noise = torch.randn(2, 2, 1, 16, 16, generator=generator)
+    batch, settings = (
+        Calibration(images, noise, pipeline.scheduler),
+        PlanOptions(criterion="fisher", timestep_stride=20),
+    )
+    group = next(g for g in groups if any(part.module.endswith("to_v") for part in g.slices))
+    rows = dataclasses.replace(group, slices=tuple(part for part in group.slices if part.dim == "out"))
+    with borrowed(unet, torch.device("cpu"), gradients=True):
+        (told,) = unit_gradients(unet, [rows], batch, settings)
+    unit, step = 1, 1e-2
+    losses = []
+    for factor in (1 + step, 1 - step):
+        scaled = copy.deepcopy(unet)
+        with torch.no_grad():
+            for part in rows.slices:
+                layer = scaled.get_submodule(part.module)
+                mine = slice(part.start + unit * part.width, part.start + (unit + 1) * part.width)
+                layer.weight[mine] *= factor
+                layer.bias[mine] *= factor
+            ((noisy, timesteps, target),) = batch.batches(0, 2)
+            losses.append((scaled(noisy, timesteps).sample - target).square().flatten(1).mean(1).double())
+    assert torch.allclose(
+        (losses[0] - losses[1]) / (2 * step), told.by_group[group.name][:, unit], rtol=0.02, atol=1e-6
+    )
+
+
+def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
+    groups, images = find_groups(pipeline.unet), torch.zeros(2, 1, 16, 16)
+    batch = with_noise(images, pipeline.scheduler, num_noises=2, seed=0, device=torch.device("cpu"))
+    assert batch.images.shape == (4, 1, 16, 16)
+    for name, criterion in CRITERIA.items():
+        with borrowed(pipeline.unet, torch.device("cpu"), gradients=True):
+            scores = criterion(pipeline.unet, groups, batch, PlanOptions(criterion=name, timestep_stride=10))
+        assert scores.criterion == name
+        for group in groups:
+            values = scores.values[group.name]
+            assert values.shape == (group.num_units,)
+            assert bool(values.isfinite().all())
+            assert bool((values >= 0).all())
+
+
+def test_a_stage_of_timesteps_can_be_scored_alone() -> None:
+    parts = [gradients_by_hand(calibration(), t)[1:] for t in (1, 2, 3)]
+    g_a, g_b = sum(p[0] for p in parts), sum(p[1] for p in parts)
+    expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
+    stage = {"first_timestep": 1, "last_timestep": 3, "threshold": 0.0}
+    assert torch.allclose(scored("diff-pruning", calibration(), **stage), expected, rtol=1e-4)
+    with pytest.raises(ModelError, match="no timesteps to score from 9"):
+        scored("diff-pruning", calibration(), first_timestep=9)
+    with pytest.raises(OptionError, match="last_timestep: got 2, expected at least first_timestep, 3"):
+        parse_options(PlanOptions, {"first_timestep": 3, "last_timestep": 2}, what="")
+
+
+def test_a_model_calibrates_on_its_own_images(pipeline: object) -> None:
+    options = {"data": "generated", "num_calibration_images": 3, "generation_steps": 2, "timestep_stride": 10}
+    one, two = (diffprune.plan(pipeline, batch_size=size, **options) for size in (3, 2))
+    assert one.details["losses"] == pytest.approx(two.details["losses"], rel=1e-3)
+    assert one.details["timesteps_used"] >= 1
 
 
 def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:

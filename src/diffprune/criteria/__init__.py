@@ -4,10 +4,14 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from diffprune.criteria.absolute import absolute
 from diffprune.criteria.diff_pruning import diff_pruning
+from diffprune.criteria.first_order import first_order
+from diffprune.criteria.fisher import fisher
 from diffprune.criteria.magnitude import magnitude
 from diffprune.criteria.random import random
 from diffprune.criteria.scores import Scores
+from diffprune.criteria.second_order import second_order
 from diffprune.criteria.taylor import taylor
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
@@ -18,6 +22,10 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "magnitude": magnitude,
     "taylor": taylor,
     "diff-pruning": diff_pruning,
+    "first-order": first_order,
+    "second-order": second_order,
+    "absolute": absolute,
+    "fisher": fisher,
 }
 
-__all__ = ["CRITERIA", "Scores", "diff_pruning", "magnitude", "random", "taylor"]
+__all__ = ["CRITERIA", "Scores"]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from diffprune.criteria.gradients import summed_gradients
+from diffprune.criteria.gradients import norm_weights_of, summed_gradients
 from diffprune.criteria.scores import Scores, sum_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
@@ -21,7 +21,10 @@ def diff_pruning(
     the research code behind the published tables.
     """
     sums = summed_gradients(denoiser, calibration, options, threshold=options.threshold, norms=options.norms)
-    terms = {path: (weight * gradient).abs() ** options.power for path, (weight, gradient) in sums.layers.items()}
-    terms |= {path: (weight * gradient).abs() for path, (weight, gradient) in sums.norms.items()}
+    norms = norm_weights_of(denoiser)
+    terms = {
+        path: (weight * sums.gradients[path]).abs() ** (1 if path in norms else options.power)
+        for path, weight in sums.weights.items()
+    }
     values = {g.name: sum_by_unit(g, denoiser, terms) for g in groups}
     return Scores("diff-pruning", values, sums.details)

@@ -1,6 +1,7 @@
-"""The score pass: gradients of the training loss, summed over timesteps with their sign."""
+"""The score pass: gradients of the training loss at one timestep after the other."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,55 +16,113 @@ from diffprune.models.families import predict
 from diffprune.options import PlanOptions
 from diffprune.progress import progress
 
-Pair = tuple[Tensor, Tensor]
+Weights = Mapping[str, nn.Parameter]
+"""Path of a layer -> its weight."""
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The mean loss at each timestep of a score pass, in the order of the pass.
+
+    stopped_at: the timestep at which the threshold ended the pass, None where it ran to its end.
+    """
+
+    by_timestep: dict[int, float]
+    stopped_at: list[int]
+
+    def details(self) -> dict[str, Any]:
+        """What plans tell about the pass."""
+        return {
+            "timesteps_used": len(self.by_timestep),
+            "stopped_at": self.stopped_at[0] if self.stopped_at else None,
+            "losses": [round(loss, 6) for loss in self.by_timestep.values()],
+        }
 
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Weights and their summed gradients.
+    """Weights and their gradients summed over timesteps, by path; details as in `Losses.details`."""
 
-    layers: conv or linear path -> (w, G); norms: norm path -> (w, G).
-    details: timesteps used, and the loss of each.
-    """
-
-    layers: Mapping[str, Pair]
-    norms: Mapping[str, Pair]
+    weights: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
     details: Mapping[str, Any]
+
+
+def weights_of(denoiser: nn.Module) -> Weights:
+    """The weights that enter scores: of convolutions and linears."""
+    return {p: m.weight for p, m in denoiser.named_modules() if is_weighted(m) and isinstance(m.weight, nn.Parameter)}
+
+
+def norm_weights_of(denoiser: nn.Module) -> Weights:
+    """The weights of group norms."""
+    return {p: m.weight for p, m in denoiser.named_modules() if isinstance(m, nn.GroupNorm)}
+
+
+def scored_timesteps(calibration: Calibration, options: PlanOptions) -> range:
+    """The timesteps of a score pass: every n-th from the first to the last one asked for.
+
+    Raises ModelError when the model has none of them.
+    """
+    end = calibration.num_timesteps if options.last_timestep is None else options.last_timestep + 1
+    found = range(options.first_timestep, min(end, calibration.num_timesteps), options.timestep_stride)
+    if not found:
+        raise ModelError(
+            f"no timesteps to score from {options.first_timestep} to {end - 1}: "
+            f"the model has 0 to {calibration.num_timesteps - 1}"
+        )
+    return found
+
+
+def timestep_gradients(
+    denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, losses: Losses
+) -> Iterator[list[Tensor]]:
+    """Yield, timestep by timestep, the fp32 gradients dL_t/dw of `weights`; fills `losses` on the way.
+
+    L_t is the mean squared error of the prediction over the calibration batch. The denoiser must take gradients.
+    Raises ModelError when the loss is not finite.
+    """
+    timesteps = scored_timesteps(calibration, options)
+    with progress("scores", len(timesteps), "timesteps") as advance:
+        for t in timesteps:
+            loss, gradients = _at(denoiser, calibration, t, list(weights.values()), options.batch_size)
+            check_loss(loss, t)
+            losses.by_timestep[t] = loss
+            yield gradients
+            advance(1, f"loss {loss:.4f}")
 
 
 def summed_gradients(
     denoiser: nn.Module, calibration: Calibration | None, options: PlanOptions, *, threshold: float, norms: bool
 ) -> GradientSums:
-    """G = sum over t of dL_t/dw on the calibration batch, L_t the mean squared error of the prediction.
+    """G = sum over t of dL_t/dw with its sign, before the first t with L_t < threshold * (largest loss so far).
 
-    Timesteps run 0, s, 2s, ... with s = options.timestep_stride; the pass stops before the first one whose
-    loss falls below `threshold` times the largest loss so far (Fang et al. 2023, section 3). The denoiser must
-    take gradients. Raises ModelError when the loss is not finite.
+    Source: Fang, Ma and Wang, NeurIPS 2023, section 3.
     """
+    weights = {**weights_of(denoiser), **(norm_weights_of(denoiser) if norms else {})}
+    losses = Losses({}, [])
+    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights.values()]
+    for gradients in timestep_gradients(denoiser, needed(calibration), options, weights, losses):
+        t, loss = next(reversed(losses.by_timestep.items()))
+        if loss < threshold * max(losses.by_timestep.values()):
+            del losses.by_timestep[t]
+            losses.stopped_at.append(t)
+            break
+        torch._foreach_add_(total, gradients)
+    values = {path: weight.detach().float() for path, weight in weights.items()}
+    return GradientSums(values, dict(zip(weights, total, strict=True)), losses.details())
+
+
+def needed(calibration: Calibration | None) -> Calibration:
+    """The calibration batch; raises ModelError where there is none."""
     if calibration is None:
         raise ModelError("this criterion needs calibration images")
-    layers = {p: m.weight for p, m in denoiser.named_modules() if is_weighted(m) and isinstance(m.weight, nn.Parameter)}
-    norm_layers = {p: m.weight for p, m in denoiser.named_modules() if norms and isinstance(m, nn.GroupNorm)}
-    weights = [*layers.values(), *norm_layers.values()]
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights]
-    timesteps = range(0, calibration.num_timesteps, options.timestep_stride)
-    losses: list[float] = []
-    stopped_at = None
-    with progress("scores", len(timesteps), "timesteps") as advance:
-        for t in timesteps:
-            loss, gradients = _at(denoiser, calibration, t, weights, options.batch_size)
-            if not loss == loss or loss == float("inf"):
-                raise ModelError(f"the loss at timestep {t} is {loss}; the model or its images hold broken values")
-            if losses and loss < threshold * max(losses):
-                stopped_at = t
-                break
-            losses.append(loss)
-            torch._foreach_add_(total, gradients)
-            advance(1, f"loss {loss:.4f}")
-    pairs = [(w.detach().float(), g) for w, g in zip(weights, total, strict=True)]
-    by_path = dict(zip([*layers, *norm_layers], pairs, strict=True))
-    details = {"timesteps_used": len(losses), "stopped_at": stopped_at, "losses": [round(v, 6) for v in losses]}
-    return GradientSums({p: by_path[p] for p in layers}, {p: by_path[p] for p in norm_layers}, details)
+    return calibration
+
+
+def check_loss(loss: float, timestep: int) -> None:
+    """Raise ModelError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise ModelError(f"the loss at timestep {timestep} is {loss}; the model or its images hold broken values")
 
 
 def _at(

@@ -19,6 +19,6 @@ def taylor(
     Source: Molchanov et al. 2019, as the baseline of Diff-Pruning (Fang et al. 2023).
     """
     sums = summed_gradients(denoiser, calibration, options, threshold=0.0, norms=False)
-    terms = {path: weight * gradient for path, (weight, gradient) in sums.layers.items()}
+    terms = {path: weight * sums.gradients[path] for path, weight in sums.weights.items()}
     values = {g.name: sum_by_unit(g, denoiser, terms).abs() for g in groups}
     return Scores("taylor", values, sums.details)

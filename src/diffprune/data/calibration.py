@@ -1,4 +1,4 @@
-"""Calibration: one batch of clean images and one noise for each, noised to any timestep."""
+"""Calibration: clean images and fixed noises, noised to any timestep."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +10,13 @@ from torch import Tensor, nn
 from diffprune.data.images import ImageSet, open_images
 from diffprune.errors import DataError, ModelError
 from diffprune.models.families import check_unconditional
+from diffprune.models.state import borrowed
+from diffprune.options import PlanOptions, SampleOptions
+from diffprune.progress import progress
+from diffprune.sampling.sampler import draw_images
+
+GENERATED = "generated"
+"""DATA of a calibration on images that the model draws itself."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +64,33 @@ def images_for(denoiser: nn.Module, source: str) -> ImageSet:
     return open_images(source, (size, size) if isinstance(size, int) else tuple(size), config.in_channels)
 
 
-def draw_calibration(images: ImageSet, scheduler: Any, *, num: int, seed: int, device: torch.device) -> Calibration:
-    """Draw `num` different images and a noise for each, by seed; raises DataError when there are too few."""
+def draw_images_of(images: ImageSet, num: int, seed: int) -> Tensor:
+    """Draw `num` different images by seed, (num, C, H, W); raises DataError when there are too few."""
     if len(images) < num:
         raise DataError(
             f"{images.source} holds {len(images)} images, the calibration needs {num}; "
             f"give more images or set num_calibration_images to at most {len(images)}"
         )
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(images), generator=generator)[:num].tolist()
-    batch = torch.stack([images[i] for i in chosen])
-    noise = torch.randn(batch.shape, generator=generator)
-    return Calibration(batch.to(device), noise.to(device), scheduler)
+    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:num].tolist()
+    return torch.stack([images[i] for i in chosen])
+
+
+def own_images(denoiser: nn.Module, scheduler: Any, options: PlanOptions, device: torch.device) -> Tensor:
+    """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps."""
+    check_unconditional(denoiser)
+    num = options.num_calibration_images
+    drawing = SampleOptions(num=num, steps=options.generation_steps, seed=options.seed)
+    drawn = []
+    with borrowed(denoiser, device), progress("calibration images", num, "images") as advance:
+        for start in range(0, num, options.batch_size):
+            indices = range(start, min(start + options.batch_size, num))
+            drawn.append(draw_images(denoiser, scheduler, indices, drawing, device))
+            advance(len(indices), "")
+    return torch.cat(drawn).float() / 127.5 - 1
+
+
+def with_noise(images: Tensor, scheduler: Any, *, num_noises: int, seed: int, device: torch.device) -> Calibration:
+    """Calibration on clean images, each `num_noises` times with a noise of its own, by seed."""
+    repeated = images.repeat_interleave(num_noises, 0)
+    noise = torch.randn(repeated.shape, generator=torch.Generator().manual_seed(seed + 1))
+    return Calibration(repeated.to(device), noise.to(device), scheduler)

@@ -6,10 +6,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.base import ComputeOptions, Options
 
-Criterion = Literal["random", "magnitude", "taylor", "diff-pruning"]
+Criterion = Literal[
+    "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher"
+]
 
-CALIBRATED_CRITERIA = ("taylor", "diff-pruning")
-"""Criteria that look at images (and at weights); the others need weights alone or nothing."""
+UNCALIBRATED_CRITERIA = ("random", "magnitude")
+"""Criteria that need no images."""
 
 T = TypeVar("T")
 
@@ -23,7 +25,9 @@ class PlanOptions(ComputeOptions):
         description="how units are scored (default: diff-pruning; random for an architecture without weights)",
     )
     data: str | None = Field(
-        default=None, description="images to calibrate on: a folder, a parquet file, a dataset id or `digits`"
+        default=None,
+        description="images to calibrate on: a folder, a parquet file, a dataset id, `digits`, or `generated`: "
+        "drawn by the model itself",
     )
     num_calibration_images: int = Field(default=128, ge=1, description="images in the calibration batch")
     threshold: float = Field(
@@ -35,11 +39,25 @@ class PlanOptions(ComputeOptions):
     timestep_stride: int = Field(
         default=1, ge=1, description="score every n-th timestep only (1 is the published pass)"
     )
+    first_timestep: int = Field(default=0, ge=0, description="first timestep to score, 0 being the least noisy")
+    last_timestep: int | None = Field(default=None, ge=0, description="last timestep to score (default: the noisiest)")
+    generation_steps: int = Field(
+        default=20, ge=1, description="DDIM steps for each calibration image with data `generated`"
+    )
+    num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
     norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")
     batch_size: int = Field(
         default=128, ge=1, description="images per backward pass (memory only; the scores stay the same)"
     )
+
+    @field_validator("last_timestep")
+    @classmethod
+    def _not_before_the_first(cls, value: int | None, info: ValidationInfo) -> int | None:
+        first = info.data.get("first_timestep")
+        if value is not None and first is not None and value < first:
+            raise ValueError(f"got {value}, expected at least first_timestep, {first}")
+        return value
 
     @field_validator("threshold", "power", "norms")
     @classmethod

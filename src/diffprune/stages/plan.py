@@ -9,14 +9,14 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.criteria import CRITERIA
-from diffprune.data.calibration import Calibration, draw_calibration, images_for
+from diffprune.data.calibration import GENERATED, Calibration, draw_images_of, images_for, own_images, with_noise
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_indices
 from diffprune.models.cost import cost_of
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device, scheduler_of
 from diffprune.models.resize import on_meta, shrink
 from diffprune.models.state import borrowed
-from diffprune.options import CALIBRATED_CRITERIA, PlanOptions
+from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, allocate_uniform, fingerprint
 from diffprune.planning.plan import KeptUnits
 from diffprune.records import check_replaceable, run_record
@@ -45,13 +45,13 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
             f"criterion {criterion!r} needs weights, this is an architecture alone; "
             "leave the criterion out for a forecast of the sizes, or give a pretrained model"
         )
-    if criterion in CALIBRATED_CRITERIA and options.data is None:
+    if criterion not in UNCALIBRATED_CRITERIA and options.data is None:
         raise OptionError(
             f"criterion {criterion!r} needs calibration images: give data (a folder, a parquet file, a dataset id "
-            "or `digits`), or choose criterion magnitude or random"
+            "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
     options = options.model_copy(update={"criterion": criterion})
-    calibration = _calibration(model, denoiser, options) if criterion in CALIBRATED_CRITERIA else None
+    calibration = _calibration(model, denoiser, options) if criterion not in UNCALIBRATED_CRITERIA else None
     groups = find_groups(denoiser)
     if calibration is None:
         scores = CRITERIA[criterion](denoiser, groups, None, options)
@@ -97,11 +97,12 @@ def _loaded(source: str) -> Model:
 
 def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
     assert options.data is not None
-    scheduler = scheduler_of(model)
-    images = images_for(denoiser, options.data)
-    return draw_calibration(
-        images, scheduler, num=options.num_calibration_images, seed=options.seed, device=pick_device(options.device)
-    )
+    scheduler, device = scheduler_of(model), pick_device(options.device)
+    if options.data == GENERATED:
+        images = own_images(denoiser, scheduler, options, device)
+    else:
+        images = draw_images_of(images_for(denoiser, options.data), options.num_calibration_images, options.seed)
+    return with_noise(images, scheduler, num_noises=options.num_noises, seed=options.seed, device=device)
 
 
 def _layer_sizes(before: ModelMixin, after: ModelMixin) -> Iterator[tuple[str, tuple[int, int]]]:

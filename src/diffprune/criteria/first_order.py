@@ -1,0 +1,23 @@
+"""First-order scores: squared Taylor terms, weight by weight, over all timesteps."""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from diffprune.criteria.gradients import summed_gradients
+from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.data.calibration import Calibration
+from diffprune.groups import Group
+from diffprune.options import PlanOptions
+
+
+def first_order(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
+) -> Scores:
+    """Sum of (w * G)^2 over the conv and linear weights of a unit, G the gradient summed over all timesteps.
+
+    Source: Molchanov et al., CVPR 2019, equation 8, with every weight counted on its own.
+    """
+    sums = summed_gradients(denoiser, calibration, options, threshold=0.0, norms=False)
+    terms = {path: (weight * sums.gradients[path]).square() for path, weight in sums.weights.items()}
+    return Scores("first-order", {g.name: sum_by_unit(g, denoiser, terms) for g in groups}, sums.details)

@@ -1,0 +1,32 @@
+"""Second-order scores: the Taylor term with the curvature that the gradients of the timesteps tell."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from diffprune.criteria.gradients import Losses, needed, timestep_gradients, weights_of
+from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.data.calibration import Calibration
+from diffprune.groups import Group
+from diffprune.options import PlanOptions
+
+
+def second_order(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
+) -> Scores:
+    """Sum of |w * G - 1/2 * sum over t of (w * g_t)^2| over the conv and linear weights of a unit.
+
+    g_t is the gradient at timestep t and G their sum: the second-order expansion of the loss with the empirical
+    Fisher information in place of the Hessian's diagonal (LeCun et al., NeurIPS 1989; the combination as in Ma,
+    Fang and Wang, NeurIPS 2023, equation 5), all timesteps counting.
+    """
+    weights, losses = weights_of(denoiser), Losses({}, [])
+    terms = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
+    for gradients in timestep_gradients(denoiser, needed(calibration), options, weights, losses):
+        for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
+            term = weight.detach().float() * gradient
+            terms[path] += term - term.square() / 2
+    absolute = {path: term.abs() for path, term in terms.items()}
+    values = {g.name: sum_by_unit(g, denoiser, absolute) for g in groups}
+    return Scores("second-order", values, losses.details())
