@@ -16,7 +16,7 @@ def test_no_command_loads_torch_to_explain_itself() -> None:
     code = (
         "import sys, diffprune.cli as cli\n"
         "for name in cli.COMMANDS:\n"
-        "    try: cli.main([name, '--help'])\n"
+        "    try: cli.main([*name.split(), '--help'])\n"
         "    except SystemExit as end: assert end.code == 0\n"
         "assert cli.main(['--help']) == 0 and cli.main(['--version']) == 0\n"
         "assert not {'torch', 'diffusers', 'datasets', 'matplotlib', 'rich'} & set(sys.modules), 'a heavy import'\n"
@@ -30,7 +30,7 @@ def test_no_command_loads_torch_to_explain_itself() -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([*name.split(), "--help"])
     text = " ".join(capsys.readouterr().out.split())
     for kind in COMMANDS[name].options:
         for field, info in kind.model_fields.items():

@@ -123,7 +123,7 @@ def test_the_readme_names_its_two_commands_and_make_has_them() -> None:
 
 
 SMALL = {
-    "--num": "4", "--steps": "2", "--num-calibration-images": "8", "--timestep-stride": "250", "--batch-size": "4",
+    "--num": "4", "--steps": "2", "--num-stages": "2", "--num-calibration-images": "8", "--timestep-stride": "250", "--batch-size": "4",
 }  # fmt: skip
 """What the test makes smaller in the commands of the pages; everything else is run as written."""
 
@@ -134,7 +134,8 @@ def small(line: str) -> list[str]:
     from diffprune.commands import COMMANDS
 
     words = shlex.split(line)[1:]
-    fields = {f"--{name.replace('_', '-')}" for kind in COMMANDS[words[0]].options for name in kind.model_fields}
+    name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
+    fields = {f"--{field.replace('_', '-')}" for kind in COMMANDS[name].options for field in kind.model_fields}
     for flag, value in SMALL.items():
         if flag in words:
             words[words.index(flag) + 1] = value

@@ -39,13 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run_command(words: list[str]) -> int:
-    name = words[0]
+    name = " ".join(words[: 2 if any(known.startswith(f"{words[0]} ") for known in COMMANDS) else 1])
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         raise OptionError(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help"))
     command = COMMANDS[name]
     parser = _parser(name, command)
-    parsed, unknown = parser.parse_known_args(words[1:])
+    parsed, unknown = parser.parse_known_args(words[len(name.split()) :])
     if unknown:
         flags = [s for action in parser._actions for s in action.option_strings]
         near = get_close_matches(unknown[0].split("=")[0], flags, n=1)

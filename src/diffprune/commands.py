@@ -99,6 +99,10 @@ def _evaluate(a: Arguments, given: Given) -> Any:
     return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, overwrite=a.overwrite)
 
 
+def _analyze_stages(a: Arguments, given: Given) -> Any:
+    return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, overwrite=a.overwrite)
+
+
 def _report(a: Arguments, given: Given) -> Any:
     return _stage("report", "report_stage")([Path(d) for d in a.folders], a.out, title="diffprune")
 
@@ -149,6 +153,9 @@ COMMANDS: Mapping[str, Command] = {
         (sets.EvaluateOptions,),
         _evaluate,
         "optional",
+    ),
+    "analyze stages": Command(
+        "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"
     ),
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
     "run": Command("all stages of a recipe", {"recipe": "recipe (YAML)"}, (), _run, "required"),

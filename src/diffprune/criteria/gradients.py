@@ -58,17 +58,16 @@ def norm_weights_of(denoiser: nn.Module) -> Weights:
     return {p: m.weight for p, m in denoiser.named_modules() if isinstance(m, nn.GroupNorm)}
 
 
-def scored_timesteps(calibration: Calibration, options: PlanOptions) -> range:
+def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
     """The timesteps of a score pass: every n-th from the first to the last one asked for.
 
-    Raises ModelError when the model has none of them.
+    num_timesteps: T of the model's schedule. Raises ModelError when it has none of them.
     """
-    end = calibration.num_timesteps if options.last_timestep is None else options.last_timestep + 1
-    found = range(options.first_timestep, min(end, calibration.num_timesteps), options.timestep_stride)
+    end = num_timesteps if options.last_timestep is None else options.last_timestep + 1
+    found = range(options.first_timestep, min(end, num_timesteps), options.timestep_stride)
     if not found:
         raise ModelError(
-            f"no timesteps to score from {options.first_timestep} to {end - 1}: "
-            f"the model has 0 to {calibration.num_timesteps - 1}"
+            f"no timesteps to score from {options.first_timestep} to {end - 1}: the model has 0 to {num_timesteps - 1}"
         )
     return found
 
@@ -81,7 +80,7 @@ def timestep_gradients(
     L_t is the mean squared error of the prediction over the calibration batch. The denoiser must take gradients.
     Raises ModelError when the loss is not finite.
     """
-    timesteps = scored_timesteps(calibration, options)
+    timesteps = scored_timesteps(calibration.num_timesteps, options)
     with progress("scores", len(timesteps), "timesteps") as advance:
         for t in timesteps:
             loss, gradients = _at(denoiser, calibration, t, list(weights.values()), options.batch_size)

@@ -38,7 +38,7 @@ def unit_gradients(
     """
     places: list[Place] = sorted({(part.module, part.dim) for group in groups for part in group.slices})
     losses = Losses({}, [])
-    timesteps = scored_timesteps(calibration, options)
+    timesteps = scored_timesteps(calibration.num_timesteps, options)
     with progress("scores", len(timesteps), "timesteps") as advance:
         for t in timesteps:
             for noisy, steps, target in calibration.batches(t, options.batch_size):

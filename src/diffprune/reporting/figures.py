@@ -34,6 +34,21 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> bytes:
     return _rendered(figure)
 
 
+def quality_by_stage(stages: Sequence[Mapping[str, float]]) -> bytes:
+    """SSIM to the original by the stage of timesteps that made the scores, with the relative loss of the stage."""
+    figure = Figure(figsize=(7.2, 3.2), layout="constrained")
+    axes = figure.subplots()
+    middles = [(stage["first_timestep"] + stage["last_timestep"]) / 2 for stage in stages]
+    axes.plot(middles, [stage["ssim"] for stage in stages], color=AFTER, marker="o", label="SSIM to the original")
+    axes.plot(
+        middles, [stage["relative_loss"] for stage in stages], color="#b5651d", linestyle="--", label="relative loss"
+    )
+    axes.set(xlabel="timesteps that made the scores (middle of the stage)", ylim=(0, 1.05))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    return _rendered(figure)
+
+
 def removed_by_block(layers: Mapping[str, Sequence[int]]) -> bytes:
     """Parameters of each block before and after, largest last, in the order of the model."""
     before: dict[str, int] = {}

@@ -15,12 +15,16 @@ WIDTH = 160
 def print_result(result: dict[str, Any]) -> None:
     """Print on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    rows = result.get("models")
-    if isinstance(rows, list):
-        console.print(_rows(rows))
-    plain = {k: v for k, v in result.items() if k not in ("models", "history")}
-    if isinstance(rows, dict):
-        plain |= rows
+    plain: dict[str, Any] = {}
+    for name, value in result.items():
+        if name == "history":
+            continue
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            console.print(_rows(value))
+        elif isinstance(value, dict):
+            plain |= value
+        else:
+            plain[name] = value
     width = max((len(title_of(name)) for name in plain), default=0)
     for name, value in plain.items():
         console.print(
