@@ -123,7 +123,8 @@ def test_the_readme_names_its_two_commands_and_make_has_them() -> None:
 
 
 SMALL = {
-    "--num": "4", "--steps": "2", "--num-stages": "2", "--num-calibration-images": "8", "--timestep-stride": "250", "--batch-size": "4",
+    "--num": "4", "--steps": "2", "--num-stages": "2", "--num-calibration-images": "8", "--timestep-stride": "250",
+    "--batch-size": "4",
 }  # fmt: skip
 """What the test makes smaller in the commands of the pages; everything else is run as written."""
 
