@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from diffprune.data.digits import digits
 from diffprune.errors import DataError
+from diffprune.sampling.folder import SEQUENCES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -64,10 +65,14 @@ def open_images(source: str | Path, size: tuple[int, int], channels: int) -> Ima
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path; raises DataError when it is missing or holds none."""
+    """All image files below a folder, sorted by path; raises DataError when it is missing or holds none.
+
+    Of a folder that `sample` has made, those at its top.
+    """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
+    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files

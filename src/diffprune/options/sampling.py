@@ -1,6 +1,6 @@
 """Options of `sample`."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -9,20 +9,46 @@ from diffprune.options.base import ComputeOptions
 Sampler = Literal["ddim", "ddpm"]
 Grid = Literal["uniform", "quad"]
 
+T = TypeVar("T")
+
 
 class SampleOptions(ComputeOptions):
     """Drawing images."""
 
     num: int = Field(default=64, ge=1, description="number of images")
     steps: int = Field(default=100, ge=1, description="members of the timestep grid, before repeats are dropped")
+    scheduler: str | None = Field(
+        default=None,
+        description="diffusers scheduler class to denoise with, in place of sampler and grid; `own` is the model's",
+    )
     sampler: Sampler = Field(default="ddim", description="DDIM or ancestral DDPM steps")
     grid: Grid = Field(default="uniform", description="spacing of the timesteps")
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of the ancestral noise (0 is deterministic)")
+    sequence: bool = Field(
+        default=False, description="also keep the image after every step, as images and as an animation"
+    )
+    interpolate: tuple[int, int] | None = Field(
+        default=None, description="draw the images on the arc between the noises of these two image indices"
+    )
     batch_size: int = Field(default=64, ge=1, description="images per forward pass (the images do not depend on it)")
+
+    @field_validator("sampler", "grid", "eta")
+    @classmethod
+    def _not_beside_a_scheduler(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("scheduler") is not None:
+            raise ValueError("a scheduler brings its own; leave one of the two out")
+        return value
 
     @field_validator("eta")
     @classmethod
     def _belongs_to_ddim(cls, value: float, info: ValidationInfo) -> float:
         if info.data.get("sampler") == "ddpm":
             raise ValueError("belongs to the ddim sampler, not to ddpm; leave it out")
+        return value
+
+    @field_validator("interpolate")
+    @classmethod
+    def _two_images(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and (min(value) < 0 or value[0] == value[1]):
+            raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices from 0 on")
         return value
