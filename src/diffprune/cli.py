@@ -68,7 +68,7 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         many = positional[-1] if positional[-1] in "?+" else None
         parser.add_argument(positional.rstrip("?+"), help=text, nargs=many)
     for flag, text in command.extras:
-        parser.add_argument(f"--{flag}", help=text)
+        parser.add_argument(f"--{flag.rstrip('+')}", help=text, nargs="+" if flag.endswith("+") else None)
     seen: set[str] = set()
     for kind in command.options:
         for field, info in kind.model_fields.items():

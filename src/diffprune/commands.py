@@ -110,7 +110,8 @@ def _report(a: Arguments, given: Given) -> Any:
 def _run(a: Arguments, given: Given) -> Any:
     from diffprune.recipes import read_recipe
 
-    return _stage("run", "run_stage")(read_recipe(Path(a.recipe)), a.out)
+    changes = [*(a.set or []), *([f"compare=[{', '.join(a.compare)}]"] if a.compare else [])]
+    return _stage("run", "run_stage")(read_recipe(Path(a.recipe), changes), a.out)
 
 
 def _demo(a: Arguments, given: Given) -> Any:
@@ -158,5 +159,15 @@ COMMANDS: Mapping[str, Command] = {
         "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"
     ),
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
-    "run": Command("all stages of a recipe", {"recipe": "recipe (YAML)"}, (), _run, "required"),
+    "run": Command(
+        "all stages of a recipe",
+        {"recipe": "recipe (YAML)"},
+        (),
+        _run,
+        "required",
+        extras=(
+            ("set+", "options in place of the recipe's, such as finetune.steps=100 sample.num=64"),
+            ("compare+", "criteria to walk the road with, in place of plan's; scratch is fresh weights"),
+        ),
+    ),
 }

@@ -1,14 +1,17 @@
 """Recipes: the options of a whole road in one YAML file. Imports no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
+    OWN_OF_DIFF_PRUNING,
     ClassifierOptions,
+    Criterion,
     EvaluateOptions,
     FinetuneOptions,
     Options,
@@ -20,6 +23,9 @@ from diffprune.options import (
 )
 
 DEMO = Path(__file__).parent / "assets" / "demo.yaml"
+
+
+Variant = Literal["scratch", Criterion]
 
 
 class RecoverOptions(FinetuneOptions):
@@ -36,6 +42,11 @@ class Recipe(Options):
     data: str | None = Field(default=None, description="DATA of every stage that does not name its own")
     classifier: ClassifierOptions | None = Field(default=None, description="train the digit classifier")
     train: TrainOptions | None = Field(default=None, description="train the model from scratch")
+    compare: tuple[Variant, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="walk the road once per criterion, in place of plan's; scratch is random choice and fresh weights",
+    )
     plan: PlanOptions | None = Field(default=None, description="score units and choose which stay")
     prune: PruneOptions = Field(default=PruneOptions(), description="carry out the plan")
     finetune: RecoverOptions | None = Field(default=None, description="recover the pruned model")
@@ -76,14 +87,27 @@ class Recipe(Options):
             raise ValueError("frechet_distance compares with the data: give data for the whole recipe")
         return section
 
+    def variant(self, name: str) -> tuple[PlanOptions, PruneOptions]:
+        """How one of the compared criteria plans and prunes; options of another criterion fall back to defaults."""
+        plan = self.section("plan")
+        mine = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
+        if name != "diff-pruning":
+            mine = {k: v for k, v in mine.items() if k not in OWN_OF_DIFF_PRUNING}
+        criterion = "random" if name == "scratch" else name
+        reinit = self.prune.reinit or name == "scratch"
+        return PlanOptions(**{**mine, "criterion": criterion}), self.prune.model_copy(update={"reinit": reinit})
+
     def section(self, name: str) -> Any:
         """A stage's options, with the recipe's data where the stage names none."""
         options = getattr(self, name)
         return options.model_copy(update={"data": options.data or self.data})
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; raises OptionError that lists all its mistakes at once."""
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; raises OptionError that lists all its mistakes at once.
+
+    changes: `section.option=value` or `option=value`, values in YAML, put in place of what the file says.
+    """
     try:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -92,4 +116,23 @@ def read_recipe(path: Path) -> Recipe:
         raise OptionError(f"{path} is not YAML: {error}") from error
     if not isinstance(value, dict):
         raise OptionError(f"{path} holds a {type(value).__name__}, expected sections such as plan and sample")
+    for change in changes:
+        _change(value, change)
     return parse_options(Recipe, value, what=f"{path}")
+
+
+def _change(recipe: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    section, dot, option = name.strip().partition(".")
+    if not equals or not section or (dot and not option):
+        raise OptionError(f"--set: got {change!r}, expected section.option=value, such as finetune.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--set: the value of {change!r} is not YAML: {error}") from error
+    if not dot:
+        recipe[section] = value
+    elif isinstance(recipe.get(section), dict):
+        recipe[section][option] = value
+    else:
+        recipe[section] = {option: value}

@@ -77,6 +77,41 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> 
     assert path.read_text().startswith("# diffprune ")
 
 
+def test_options_on_the_command_line_go_before_those_of_the_recipe(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    changes = ["plan.ratio=0.25", "plan.criterion=magnitude", "finetune=null", "sample.num=2", "evaluate.metrics=[mse]"]
+    assert main(["run", str(recipe), "--out", str(out), "--set", *changes]) == 0
+    assert read_json(out / "plan" / "run.json")["options"]["ratio"] == 0.25
+    assert {p.name for p in (out / "samples").iterdir()} == {"original", "pruned"}
+    assert main(["run", str(recipe), "--out", str(out), "--set", "plan.raito=0.2", "sample.num=0"]) == 2
+    message = capsys.readouterr().err
+    assert "plan.raito: no such option; did you mean 'ratio'?" in message
+    assert "sample.num: got 0" in message
+    assert main(["run", str(recipe), "--out", str(out), "--set", "ratio"]) == 2
+    assert "expected section.option=value" in capsys.readouterr().err
+
+
+def test_criteria_are_compared_on_one_road(pipeline_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    changes = ["--set", "plan.threshold=0.1", "evaluate.metrics=[ssim]"]
+    compared = ["--compare", "scratch", "magnitude", "diff-pruning"]
+    assert main(["run", str(recipe), "--out", str(out), *changes, *compared]) == 0
+    names = [f"{v}-{kind}" for v in ("scratch", "magnitude", "diff-pruning") for kind in ("pruned", "recovered")]
+    assert {p.name for p in (out / "samples").iterdir()} == {"original", *names}
+    plans = {v: read_json(out / v / "plan" / "plan.json") for v in ("scratch", "magnitude", "diff-pruning")}
+    assert [plan["criterion"] for plan in plans.values()] == ["random", "magnitude", "diff-pruning"]
+    assert plans["diff-pruning"]["options"]["threshold"] == 0.1
+    assert len({plan["after"]["params"] for plan in plans.values()}) == 1
+    assert read_json(out / "scratch" / "pruned" / "run.json")["options"]["reinit"] is True
+    assert read_json(out / "magnitude" / "pruned" / "run.json")["options"]["reinit"] is False
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in names)
+
+
 def figures(out: Path) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name in ("original", "pruned", "recovered"):

@@ -9,7 +9,9 @@ from diffprune.options.base import Options as Options
 from diffprune.options.base import explain as explain
 from diffprune.options.base import parse_options as parse_options
 from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
+from diffprune.options.pruning import OWN_OF_DIFF_PRUNING as OWN_OF_DIFF_PRUNING
 from diffprune.options.pruning import UNCALIBRATED_CRITERIA as UNCALIBRATED_CRITERIA
+from diffprune.options.pruning import Criterion as Criterion
 from diffprune.options.pruning import InspectOptions as InspectOptions
 from diffprune.options.pruning import PlanOptions as PlanOptions
 from diffprune.options.pruning import PruneOptions as PruneOptions

@@ -13,6 +13,9 @@ Criterion = Literal[
 UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""
 
+OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
+"""Options that no other criterion knows."""
+
 T = TypeVar("T")
 
 
@@ -59,7 +62,7 @@ class PlanOptions(ComputeOptions):
             raise ValueError(f"got {value}, expected at least first_timestep, {first}")
         return value
 
-    @field_validator("threshold", "power", "norms")
+    @field_validator(*OWN_OF_DIFF_PRUNING)
     @classmethod
     def _belongs_to_diff_pruning(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("criterion") not in (None, "diff-pruning"):

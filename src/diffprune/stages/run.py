@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.models.loading import load_model
-from diffprune.options import EvaluateOptions
+from diffprune.options import EvaluateOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.stages.classifier import classifier_stage
 from diffprune.stages.evaluate import PAIRED, evaluate_stage
@@ -34,7 +34,8 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
         load_model(recipe.model)
         models["original"] = recipe.model
     if recipe.plan is not None:
-        models |= _smaller_models(recipe, models["original"], out)
+        for variant in recipe.compare or (None,):
+            models |= _smaller_models(recipe, models["original"], out, variant)
     if recipe.sample is None:
         return {"models": models}
     for name, model in models.items():
@@ -46,19 +47,22 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     return report_stage([out], out / "report.html", title=recipe.name)
 
 
-def _smaller_models(recipe: Recipe, original: str, out: Path) -> dict[str, str]:
-    _say("plan")
-    plan_stage(original, recipe.section("plan"), out / "plan", overwrite=True)
-    _say("prune")
-    no_plan_options = type(recipe.section("plan"))()
-    prune_stage(original, recipe.prune, no_plan_options, out / "plan" / "plan.json", out / "pruned", overwrite=True)
-    models = {"pruned": str(out / "pruned")}
+def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
+    """Name -> folder of the pruned and the recovered model; of a compared criterion, in a folder of its own."""
+    place = out if variant is None else out / variant
+    prefix = "" if variant is None else f"{variant}-"
+    choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
+    _say(f"plan {variant or ''}")
+    plan_stage(original, choose, place / "plan", overwrite=True)
+    _say(f"prune {variant or ''}")
+    prune_stage(original, carry_out, PlanOptions(), place / "plan" / "plan.json", place / "pruned", overwrite=True)
+    models = {f"{prefix}pruned": str(place / "pruned")}
     if recipe.finetune is not None:
-        _say("finetune")
+        _say(f"finetune {variant or ''}")
         options = recipe.section("finetune")
         teacher = original if options.distill else None
-        finetune_stage(models["pruned"], teacher, options, out / "recovered", overwrite=True)
-        models["recovered"] = str(out / "recovered")
+        finetune_stage(str(place / "pruned"), teacher, options, place / "recovered", overwrite=True)
+        models[f"{prefix}recovered"] = str(place / "recovered")
     return models
 
 
@@ -76,4 +80,4 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
 
 
 def _say(stage: str) -> None:
-    print(f"== {stage}", file=sys.stderr, flush=True)
+    print(f"== {stage.strip()}", file=sys.stderr, flush=True)
