@@ -69,6 +69,8 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         parser.add_argument(positional.rstrip("?+"), help=text, nargs=many)
     for flag, text in command.extras:
         parser.add_argument(f"--{flag.rstrip('+')}", help=text, nargs="+" if flag.endswith("+") else None)
+    for flag, text in command.flags:
+        parser.add_argument(f"--{flag}", help=text, action="store_true")
     seen: set[str] = set()
     for kind in command.options:
         for field, info in kind.model_fields.items():

@@ -30,6 +30,7 @@ class Command:
     out: Literal["required", "optional", "default", None] = None
     json: bool = True
     extras: tuple[tuple[str, str], ...] = ()
+    flags: tuple[tuple[str, str], ...] = ()
 
 
 class Given:
@@ -111,7 +112,10 @@ def _run(a: Arguments, given: Given) -> Any:
     from diffprune.recipes import read_recipe
 
     changes = [*(a.set or []), *([f"compare=[{', '.join(a.compare)}]"] if a.compare else [])]
-    return _stage("run", "run_stage")(read_recipe(Path(a.recipe), changes), a.out)
+    recipe = read_recipe(Path(a.recipe), changes)
+    if a.dry_run:
+        return _stage("forecast", "forecast")(recipe, a.out)
+    return _stage("run", "run_stage")(recipe, a.out)
 
 
 def _demo(a: Arguments, given: Given) -> Any:
@@ -169,5 +173,6 @@ COMMANDS: Mapping[str, Command] = {
             ("set+", "options in place of the recipe's, such as finetune.steps=100 sample.num=64"),
             ("compare+", "criteria to walk the road with, in place of plan's; scratch is fresh weights"),
         ),
+        flags=(("dry-run", "check everything, tell what would be read, written and how long it takes, and stop"),),
     ),
 }

@@ -112,6 +112,50 @@ def test_criteria_are_compared_on_one_road(pipeline_folder: Path, image_folder: 
     assert all(name in page for name in names)
 
 
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in told["steps"]] == ["plan", "prune", "finetune", *["sample"] * 3, "evaluate"]
+    assert {row["there"] for row in told["steps"]} == {"new"}
+    assert all(row["estimated_s"] > 0 for row in told["steps"] if row["stage"] in ("plan", "finetune", "sample"))
+    assert told["downloads"] == []
+    assert not out.exists()
+
+    walk(recipe, out)
+    capsys.readouterr()
+    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {row["there"] for row in again["steps"] if row["stage"] != "evaluate"} == {"finished"}
+    made = read_json(out / "plan" / "plan.json")
+    assert (told["params_after"], told["macs_after"]) == (made["after"]["params"], made["after"]["macs"])
+
+
+def test_a_dry_run_reports_every_mistake_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model="digits", data=tmp_path / "nowhere", ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    message = capsys.readouterr().err
+    assert "plan: no images at" in message
+    assert "finetune: no images at" in message
+
+
+def test_a_dry_run_names_what_would_be_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model="team/model", data="digits", ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["downloads"] == ["team/model"]
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO], ids=lambda p: p.stem)
+def test_every_shipped_recipe_passes_a_dry_run(path: Path, tmp_path: Path) -> None:
+    assert main(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def figures(out: Path) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name in ("original", "pruned", "recovered"):

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from diffprune.data.digits import digits
 from diffprune.errors import DataError
+from diffprune.models.loading import is_hub_id
 from diffprune.sampling.folder import SEQUENCES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -59,7 +60,7 @@ def open_images(source: str | Path, size: tuple[int, int], channels: int) -> Ima
     if path.is_dir() and not (path / "dataset_info.json").exists():
         files = image_files(path)
         return ImageSet(files, size, channels, name)
-    if path.exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if path.exists() or is_hub_id(name):
         return ImageSet(_dataset(path, name), size, channels, name)
     raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
 

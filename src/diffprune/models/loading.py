@@ -62,11 +62,16 @@ def load_model(source: str | os.PathLike[str]) -> Model:
         raise ModelError(
             f"{name} is neither a pipeline folder (no model_index.json) nor a denoiser folder (no config.json)"
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         known = ", ".join([*PIPELINES, *ARCHITECTURES])
         raise ModelError(f"no folder or file {name}; built-in names: {known}; hub ids look like owner/name")
     pipeline = load_pipeline(name)
     return Model(denoiser_of(pipeline), pipeline, True, name)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a MODEL or DATA can only be a hub id: nothing is there, and it looks like owner/name."""
+    return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:

@@ -27,7 +27,7 @@ def title_of(name: str) -> str:
 
 def text_of(name: str, value: Any) -> str:
     """A figure's value for people: 1.113M parameters, 0.064G MACs, four significant digits elsewhere."""
-    if value is None:
+    if value is None or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
