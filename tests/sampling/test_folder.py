@@ -14,6 +14,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 import diffprune
 from diffprune.data.images import image_files
 from diffprune.errors import OptionError
+from diffprune.models.process import process_of
 from diffprune.options import SampleOptions
 from diffprune.sampling.folder import sample_to_folder
 from diffprune.sampling.sampler import image_generator, slerp
@@ -57,10 +58,10 @@ def test_another_seed_draws_other_images(tmp_path: Path) -> None:
 
 def test_missing_images_are_drawn_again_and_nothing_else(tmp_path: Path) -> None:
     pipeline, options = tiny_pipeline(), SampleOptions(num=5, steps=3, batch_size=2)
-    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    sample_to_folder(pipeline.unet, process_of(pipeline), tmp_path, options)
     before, written = pixels(tmp_path), {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     (tmp_path / "000003.png").unlink()
-    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    sample_to_folder(pipeline.unet, process_of(pipeline), tmp_path, options)
     assert torch.equal(pixels(tmp_path), before)
     again = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert {p.name for p in written if written[p] != again[p]} == {"000003.png"}

@@ -17,6 +17,7 @@ from diffprune.options.pruning import PlanOptions as PlanOptions
 from diffprune.options.pruning import PruneOptions as PruneOptions
 from diffprune.options.sampling import Grid as Grid
 from diffprune.options.sampling import SampleOptions as SampleOptions
+from diffprune.options.sampling import class_list as class_list
 from diffprune.options.training import ClassifierOptions as ClassifierOptions
 from diffprune.options.training import FinetuneOptions as FinetuneOptions
 from diffprune.options.training import TrainingOptions as TrainingOptions

@@ -47,6 +47,9 @@ class PlanOptions(ComputeOptions):
     generation_steps: int = Field(
         default=20, ge=1, description="DDIM steps for each calibration image with data `generated`"
     )
+    generation_guidance: float = Field(
+        default=1.0, ge=0, description="guidance scale of calibration images that a class-conditional model draws"
+    )
     num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
     norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")

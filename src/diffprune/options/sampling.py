@@ -24,6 +24,14 @@ class SampleOptions(ComputeOptions):
     sampler: Sampler = Field(default="ddim", description="DDIM or ancestral DDPM steps")
     grid: Grid = Field(default="uniform", description="spacing of the timesteps")
     eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of the ancestral noise (0 is deterministic)")
+    classes: str | None = Field(
+        default=None,
+        description="class-conditional models: classes to draw in turn, such as 0-9 or 3,5,8 (default: all)",
+    )
+    per_class: int | None = Field(default=None, ge=1, description="images of each class, in place of num")
+    guidance_scale: float = Field(
+        default=1.0, ge=0, description="strength of classifier-free guidance (1: none; models with a null class)"
+    )
     sequence: bool = Field(
         default=False, description="also keep the image after every step, as images and as an animation"
     )
@@ -31,6 +39,20 @@ class SampleOptions(ComputeOptions):
         default=None, description="draw the images on the arc between the noises of these two image indices"
     )
     batch_size: int = Field(default=64, ge=1, description="images per forward pass (the images do not depend on it)")
+
+    @field_validator("classes")
+    @classmethod
+    def _is_a_list_of_classes(cls, value: str | None) -> str | None:
+        if value is not None:
+            class_list(value)
+        return value
+
+    @field_validator("per_class")
+    @classmethod
+    def _not_beside_num(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("classes") is None:
+            raise ValueError("needs classes, such as 0-9")
+        return value
 
     @field_validator("sampler", "grid", "eta")
     @classmethod
@@ -52,3 +74,19 @@ class SampleOptions(ComputeOptions):
         if value is not None and (min(value) < 0 or value[0] == value[1]):
             raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices from 0 on")
         return value
+
+    @property
+    def num_images(self) -> int:
+        """How many images: `num`, or `per_class` of each class."""
+        return self.num if self.per_class is None else self.per_class * len(class_list(self.classes or ""))
+
+
+def class_list(text: str) -> list[int]:
+    """The classes of a list such as `0-9` or `3,5,8-10`, in its order; raises ValueError for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+            raise ValueError(f"got {text!r}, expected classes such as 0-9 or 3,5,8")
+        found += range(int(first), int(last or first) + 1)
+    return found

@@ -5,14 +5,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from diffprune.errors import OptionError
-from diffprune.models.families import check_unconditional
 from diffprune.models.loading import pick_device
+from diffprune.models.process import DiffusionProcess
 from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state
@@ -20,7 +20,7 @@ from diffprune.progress import progress
 from diffprune.records import write_whole
 from diffprune.sampling.by_scheduler import scheduler_named
 from diffprune.sampling.grids import timestep_grid
-from diffprune.sampling.sampler import draw_images
+from diffprune.sampling.sampler import conditions_of, draw_images
 
 SEQUENCES = "sequences"
 """Folder of the images after every step, below the sampled folder."""
@@ -41,18 +41,17 @@ class Sampled:
     images_per_s: float | None
 
 
-def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options: SampleOptions) -> Sampled:
+def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Path, options: SampleOptions) -> Sampled:
     """Draw the images that are missing in `folder`, shared by all processes.
 
     The batches are cut by index alone, so that a resumed run computes the same batches as an undisturbed one.
     """
-    check_unconditional(denoiser)
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
-    evaluations = _evaluations(scheduler, options)
+    evaluations = _evaluations(process, options)
     batches = [
-        range(start, min(start + options.batch_size, options.num))
-        for start in range(0, options.num, options.batch_size)
+        range(start, min(start + options.batch_size, options.num_images))
+        for start in range(0, options.num_images, options.batch_size)
     ]
     mine = batches[state.process_index :: state.num_processes]
     left = [batch for batch in mine if not all(image_path(folder, i).exists() for i in batch)]
@@ -67,7 +66,7 @@ def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options:
         for batch in left:
             frames: list[Tensor] = []
             frame = frames.append if options.sequence else None
-            images = draw_images(denoiser, scheduler, batch, options, device, frame)
+            images = draw_images(denoiser, process, batch, options, device, frame)
             if writing is not None:
                 writing.result()
             writing = writer.submit(_write, images, frames, batch, folder)
@@ -78,9 +77,10 @@ def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options:
     return Sampled(evaluations, rate)
 
 
-def _evaluations(scheduler: Any, options: SampleOptions) -> int:
+def _evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
     """Forward passes per image; raises OptionError or ModelError for steps or a scheduler that cannot be."""
-    num_timesteps = int(scheduler.config.num_train_timesteps)
+    num_timesteps, scheduler = process.num_timesteps, process.scheduler
+    conditions_of(process, [0], options, torch.device("cpu"))
     if options.scheduler is None:
         return len(timestep_grid(options.grid, options.steps, num_timesteps))
     chosen = scheduler_named(options.scheduler, scheduler)

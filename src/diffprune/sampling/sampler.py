@@ -1,15 +1,16 @@
 """The sampler: image i depends on the seed and on i alone, never on the batch or the process that draws it."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffprune.errors import OptionError
 from diffprune.models.families import predict
-from diffprune.options import SampleOptions
-from diffprune.sampling.by_grid import denoise_on_grid
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
+from diffprune.options import SampleOptions, class_list
+from diffprune.sampling.by_grid import Predict, denoise_on_grid
 from diffprune.sampling.by_scheduler import denoise_with, scheduler_named
 
 Frame = Callable[[Tensor], None]
@@ -25,7 +26,7 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 @torch.no_grad()
 def draw_images(
     denoiser: nn.Module,
-    scheduler: Any,
+    process: DiffusionProcess,
     indices: Sequence[int],
     options: SampleOptions,
     device: torch.device,
@@ -36,30 +37,76 @@ def draw_images(
     All noise comes from one generator per image, in fp32 on the CPU. With `options.interpolate` the first noise of
     image i lies on the arc between those of the two images named.
     """
-    config: Any = denoiser.config
-    size = config.sample_size or 32
-    shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
     generators = [image_generator(options.seed, i) for i in indices]
-    dtype = next(denoiser.parameters()).dtype
+    output = predictor(denoiser, process, indices, options, device)
 
     def fresh_noise() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        return torch.stack([torch.randn(process.shape, generator=g) for g in generators]).to(device)
 
-    def output(x_t: Tensor, timesteps: Tensor) -> Tensor:
-        return predict(denoiser, x_t.to(dtype), timesteps).float()
+    def pixels(x: Tensor) -> Tensor:
+        return ((process.decode(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def record(x_t: Tensor) -> None:
         if frame is not None:
-            frame(_pixels(x_t))
+            frame(pixels(x_t))
 
     noise = fresh_noise()
     if options.interpolate is not None:
-        first, last = (torch.randn(shape, generator=image_generator(options.seed, i)) for i in options.interpolate)
-        noise = torch.stack([slerp(first, last, i / max(1, options.num - 1)) for i in indices]).to(device)
+        first, last = (
+            torch.randn(process.shape, generator=image_generator(options.seed, i)) for i in options.interpolate
+        )
+        noise = torch.stack([slerp(first, last, i / max(1, options.num_images - 1)) for i in indices]).to(device)
     if options.scheduler is not None:
-        chosen = scheduler_named(options.scheduler, scheduler)
-        return _pixels(denoise_with(chosen, output, noise, options.steps, generators, record))
-    return _pixels(denoise_on_grid(output, scheduler, noise, options, fresh_noise, record))
+        chosen = scheduler_named(options.scheduler, process.scheduler)
+        return pixels(denoise_with(chosen, output, noise, options.steps, generators, record))
+    return pixels(denoise_on_grid(output, process.scheduler, noise, options, fresh_noise, record))
+
+
+def predictor(
+    denoiser: nn.Module, process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
+) -> Predict:
+    """The denoiser as a function of x_t and t alone: conditions and guidance of these images are put in.
+
+    Guidance: eps = eps_null + s * (eps_class - eps_null) (Ho and Salimans 2022, equation 6), for any prediction
+    type, since they are linear in each other.
+    """
+    dtype = next(denoiser.parameters()).dtype
+    condition, null = conditions_of(process, indices, options, device)
+
+    def output(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        told = predict(denoiser, x_t.to(dtype), timesteps, condition).float()
+        if null is None:
+            return told
+        untold = predict(denoiser, x_t.to(dtype), timesteps, null).float()
+        return untold + options.guidance_scale * (told - untold)
+
+    return output
+
+
+def conditions_of(
+    process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
+) -> tuple[Condition, Condition | None]:
+    """The condition of each image, and the one without class where guidance needs it.
+
+    Image i is of class i modulo the number of classes asked for. Raises OptionError for classes or guidance that the
+    model does not know.
+    """
+    guided = options.guidance_scale != 1
+    if process.classes is None:
+        if guided or options.classes is not None:
+            raise OptionError("classes and guidance_scale: the model is unconditional; leave them out")
+        return UNCONDITIONAL, None
+    chosen = class_list(options.classes) if options.classes is not None else range(process.classes.num_classes)
+    if max(chosen) >= process.classes.num_classes:
+        raise OptionError(f"classes: got {max(chosen)}, the model has 0 to {process.classes.num_classes - 1}")
+    if guided and process.classes.null_class is None:
+        raise OptionError("guidance_scale: the model has no class that stands for none, so there is no guidance")
+    labels = torch.tensor([chosen[i % len(chosen)] for i in indices], device=device)
+    if not guided:
+        return process.classes.embed(labels), None
+    return process.classes.embed(labels), process.classes.embed(
+        torch.full_like(labels, process.classes.null_class or 0)
+    )
 
 
 def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
@@ -70,7 +117,3 @@ def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
         return first
     mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
     return mixed.view_as(first).to(first.dtype)
-
-
-def _pixels(x: Tensor) -> Tensor:
-    return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()

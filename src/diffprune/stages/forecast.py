@@ -17,12 +17,14 @@ from diffprune.data.calibration import GENERATED, images_for
 from diffprune.errors import DiffpruneError, OptionError
 from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
-from diffprune.models.loading import architecture, has_weights, is_hub_id, load_model, pick_device
+from diffprune.models.loading import denoiser_of, is_hub_id, load_model, pick_device
+from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.records import RECORD_NAME, read_json
 from diffprune.stages.plan import make_plan
-from diffprune.surgery import prune_denoiser, reset_weights
+from diffprune.stages.train import untrained
+from diffprune.surgery import prune_denoiser
 
 TIMED_PASSES = 3
 DEFAULT_TIMESTEPS = 1000
@@ -43,16 +45,17 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     Raises OptionError that lists every mistake: a model or data that cannot be read, a plan that cannot be made.
     """
     mistakes: list[str] = []
-    denoiser, num_timesteps = _attempt(mistakes, "model", lambda: _denoiser(recipe)) or (None, DEFAULT_TIMESTEPS)
+    denoiser, process = _attempt(mistakes, "model", lambda: _model(recipe)) or (None, None)
     small = None
-    if denoiser is not None:
+    if denoiser is not None and process is not None:
         for name, source in _sources(recipe).items():
             if not is_hub_id(source):
-                _attempt(mistakes, name, functools.partial(_first_image, denoiser, source))
+                _attempt(mistakes, name, functools.partial(_first_image, process, source))
         if recipe.plan is not None:
             small = _attempt(mistakes, "plan", lambda: _pruned(denoiser, recipe.section("plan")))
     if mistakes:
         raise OptionError("the recipe cannot be run:\n" + "\n".join(f"  {m}" for m in mistakes))
+    num_timesteps = DEFAULT_TIMESTEPS if process is None else process.num_timesteps
     rows = _rows(recipe, out, denoiser, small, num_timesteps)
     total = sum(row["estimated_s"] or 0 for row in rows)
     downloads = [s for s in [recipe.model, *_sources(recipe).values()] if s is not None and is_hub_id(s)]
@@ -68,8 +71,8 @@ def _attempt(mistakes: list[str], name: str, check: Callable[[], Any]) -> Any:
         return None
 
 
-def _first_image(denoiser: ModelMixin, source: str) -> Tensor:
-    return images_for(denoiser, source)[0]
+def _first_image(process: DiffusionProcess, source: str) -> Tensor:
+    return images_for(process, source)[0]
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:
@@ -78,15 +81,14 @@ def _sources(recipe: Recipe) -> dict[str, str]:
     return {name: source for name, source in named.items() if source and source != GENERATED}
 
 
-def _denoiser(recipe: Recipe) -> tuple[ModelMixin | None, int]:
+def _model(recipe: Recipe) -> tuple[ModelMixin | None, DiffusionProcess | None]:
     if recipe.train is not None:
-        model = architecture(recipe.train.architecture)
-        return model, recipe.train.num_train_timesteps
+        pipeline = untrained(recipe.train)
+        return denoiser_of(pipeline), process_of(pipeline)
     if recipe.model is None or is_hub_id(recipe.model):
-        return None, DEFAULT_TIMESTEPS
+        return None, None
     loaded = load_model(recipe.model)
-    scheduler = getattr(loaded.pipeline, "scheduler", None)
-    return loaded.denoiser, DEFAULT_TIMESTEPS if scheduler is None else scheduler.config.num_train_timesteps
+    return loaded.denoiser, None if loaded.pipeline is None else process_of(loaded.pipeline)
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
@@ -166,11 +168,7 @@ def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
     """Time passes of a few images on the recipe's device."""
     sections = [s for s in (recipe.train, recipe.finetune, recipe.plan, recipe.sample) if s is not None]
     device = pick_device(sections[0].device if sections else "auto")
-    model: nn.Module = copy.deepcopy(denoiser)
-    if not has_weights(denoiser):
-        model = model.to_empty(device="cpu")
-        reset_weights(cast(ModelMixin, model), 0)
-    model.to(device).train()
+    model = cast(nn.Module, copy.deepcopy(denoiser)).to(device).train()
     num = min([8, *(s.batch_size for s in sections)])
     inputs = family_of(model).example_inputs(model, num, device)
 

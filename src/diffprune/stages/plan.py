@@ -9,11 +9,12 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.criteria import CRITERIA
-from diffprune.data.calibration import GENERATED, Calibration, draw_images_of, images_for, own_images, with_noise
+from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_indices
 from diffprune.models.cost import cost_of
-from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device, scheduler_of
+from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
+from diffprune.models.process import process_of
 from diffprune.models.resize import on_meta, shrink
 from diffprune.models.state import borrowed
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
@@ -56,7 +57,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     if calibration is None:
         scores = CRITERIA[criterion](denoiser, groups, None, options)
     else:
-        with borrowed(denoiser, calibration.images.device, gradients=True):
+        with borrowed(denoiser, calibration.clean.device, gradients=True):
             scores = CRITERIA[criterion](denoiser, groups, calibration, options)
     kept = allocate_uniform(groups, scores, options.ratio)
     small = shrink(on_meta(denoiser), kept_indices(groups, kept, denoiser))
@@ -97,12 +98,12 @@ def _loaded(source: str) -> Model:
 
 def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
     assert options.data is not None
-    scheduler, device = scheduler_of(model), pick_device(options.device)
+    process, device = process_of(model), pick_device(options.device)
     if options.data == GENERATED:
-        images = own_images(denoiser, scheduler, options, device)
+        images = own_images(denoiser, process, options, device)
     else:
-        images = draw_images_of(images_for(denoiser, options.data), options.num_calibration_images, options.seed)
-    return with_noise(images, scheduler, num_noises=options.num_noises, seed=options.seed, device=device)
+        images = draw_images_of(images_for(process, options.data), options.num_calibration_images, options.seed)
+    return calibrate(images, process, options, device)
 
 
 def _layer_sizes(before: ModelMixin, after: ModelMixin) -> Iterator[tuple[str, tuple[int, int]]]:

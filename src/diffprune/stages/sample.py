@@ -7,7 +7,8 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.errors import FolderError, ModelError
 from diffprune.models.cost import cost_of, latency_ms
-from diffprune.models.loading import denoiser_of, load_model, pick_device, scheduler_of
+from diffprune.models.loading import denoiser_of, load_model, pick_device
+from diffprune.models.process import process_of
 from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state, shared_run
@@ -25,8 +26,8 @@ def sample(model: Any, out: str | Path, options: SampleOptions) -> list[Path]:
     folder = Path(out)
     if folder.is_file():
         raise FolderError(f"{folder} is a file, expected a folder to write to")
-    sample_to_folder(denoiser_of(model), scheduler_of(model), folder, options)
-    return [image_path(folder, i) for i in range(options.num)]
+    sample_to_folder(denoiser_of(model), process_of(model), folder, options)
+    return [image_path(folder, i) for i in range(options.num_images)]
 
 
 def sample_stage(source: str, options: SampleOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
@@ -34,12 +35,12 @@ def sample_stage(source: str, options: SampleOptions, out: Path, *, overwrite: b
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; sampling needs one, for its noise schedule")
-    scheduler = scheduler_of(model.pipeline)
+    process = process_of(model.pipeline)
     with shared_run(
         out, "sample", options.resolved(), {"model": source}, device=options.device, overwrite=overwrite
     ) as run:
         if not run.finished_before:
-            sampled = sample_to_folder(model.denoiser, scheduler, run.folder, options)
+            sampled = sample_to_folder(model.denoiser, process, run.folder, options)
             if process_state(options.device).is_main_process:
                 run.result = _result(model.denoiser, sampled, options)
         return run.result
@@ -50,7 +51,7 @@ def _result(denoiser: ModelMixin, sampled: Sampled, options: SampleOptions) -> d
         latency = latency_ms(denoiser)
     rate = sampled.images_per_s
     return {
-        "num_images": options.num,
+        "num_images": options.num_images,
         "evaluations_per_image": sampled.evaluations_per_image,
         **cost_of(denoiser).as_dict(),
         "latency_ms": round(latency, 3),

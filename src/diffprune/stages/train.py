@@ -15,7 +15,8 @@ from diffprune.data.calibration import images_for
 from diffprune.data.images import ImageSet
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
-from diffprune.models.loading import architecture, denoiser_of, load_model, scheduler_of
+from diffprune.models.loading import architecture, denoiser_of, load_model
+from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
 from diffprune.records import whole_folder
@@ -37,9 +38,9 @@ def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
     Nothing is saved on the way; use the command line for checkpoints, logs and previews.
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
-    images = _images(denoiser_of(model), options)
+    images = _images(process_of(model), options)
     trained, _ = train_denoiser(
-        denoiser_of(model), scheduler_of(model), images, options,
+        denoiser_of(model), process_of(model), images, options,
         teacher=None if teacher is None else denoiser_of(teacher),
     )  # fmt: skip
     return with_denoiser(model, trained)
@@ -49,9 +50,9 @@ def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
 def train(data: str, options: TrainOptions) -> Any:
     """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights."""
     options = options.model_copy(update={"data": data})
-    pipeline = _untrained(options)
-    images = _images(pipeline.unet, options)
-    trained, _ = train_denoiser(pipeline.unet, pipeline.scheduler, images, options)
+    pipeline = untrained(options)
+    images = _images(process_of(pipeline), options)
+    trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options)
     return with_denoiser(pipeline, trained)
 
 
@@ -59,8 +60,8 @@ def train_stage(options: TrainOptions, out: Path, *, overwrite: bool = False) ->
     """Train from scratch into a pipeline folder, resumable."""
     with shared_run(out, "train", options.resolved(), {}, device=options.device, overwrite=overwrite) as run:
         if not run.finished_before:
-            pipeline = _untrained(options)
-            run.result = _train_into(run.folder, pipeline, _images(pipeline.unet, options), options, None)
+            pipeline = untrained(options)
+            run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options, None)
         return run.result
 
 
@@ -73,7 +74,7 @@ def finetune_stage(
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
-    images = _images(model.denoiser, options)
+    images = _images(process_of(model.pipeline), options)
     original = None if teacher is None else load_model(teacher).denoiser
     inputs = {"model": source, "teacher": teacher}
     with shared_run(out, "finetune", options.resolved(), inputs, device=options.device, overwrite=overwrite) as run:
@@ -88,7 +89,7 @@ def _train_into(
     folder: Path, pipeline: Any, images: ImageSet, options: TrainingOptions, teacher: nn.Module | None
 ) -> dict[str, Any]:
     trained, history = train_denoiser(
-        denoiser_of(pipeline), scheduler_of(pipeline), images, options,
+        denoiser_of(pipeline), process_of(pipeline), images, options,
         folder=folder, teacher=teacher, preview=_preview(pipeline, options),
     )  # fmt: skip
     if process_state(options.device).is_main_process:
@@ -110,7 +111,8 @@ def _publish(pipeline: DiffusionPipeline, folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _untrained(options: TrainOptions) -> Any:
+def untrained(options: TrainOptions) -> Any:
+    """The pipeline that training from scratch begins with, its weights drawn by seed."""
     denoiser = architecture(options.architecture).to_empty(device="cpu")
     reset_weights(denoiser, options.seed)
     scheduler = DDPMScheduler(
@@ -121,10 +123,10 @@ def _untrained(options: TrainOptions) -> Any:
     return DDPMPipeline(cast(Any, denoiser), scheduler)
 
 
-def _images(denoiser: ModelMixin, options: TrainingOptions) -> ImageSet:
+def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
-    return images_for(denoiser, options.data)
+    return images_for(process, options.data)
 
 
 def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
