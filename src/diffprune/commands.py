@@ -59,23 +59,27 @@ def _stage(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
+def _existing(a: Arguments) -> str:
+    return "redo" if a.overwrite else "refuse"
+
+
 def _inspect(a: Arguments, given: Given) -> Any:
     return _stage("inspect", "inspect_stage")(a.model, given(sets.InspectOptions))
 
 
 def _plan(a: Arguments, given: Given) -> Any:
-    return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, overwrite=a.overwrite)
+    return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, existing=_existing(a))
 
 
 def _prune(a: Arguments, given: Given) -> Any:
     chosen = given(sets.PruneOptions), given(sets.PlanOptions)
     plan = Path(a.plan) if a.plan else None
-    return _stage("prune", "prune_stage")(a.model, *chosen, plan, a.out, overwrite=a.overwrite)
+    return _stage("prune", "prune_stage")(a.model, *chosen, plan, a.out, existing=_existing(a))
 
 
 def _train(a: Arguments, given: Given) -> Any:
     if a.recipe is None:
-        return _stage("train", "train_stage")(given(sets.TrainOptions), a.out, overwrite=a.overwrite)
+        return _stage("train", "train_stage")(given(sets.TrainOptions), a.out, existing=_existing(a))
     from diffprune.recipes import read_recipe
 
     recipe = read_recipe(Path(a.recipe))
@@ -83,25 +87,25 @@ def _train(a: Arguments, given: Given) -> Any:
         raise OptionError(f"{a.recipe} has no train section")
     if given.names():
         raise OptionError(f"the recipe holds the options of train; drop {', '.join(sorted(given.names()))}")
-    return _stage("train", "train_stage")(recipe.section("train"), a.out, overwrite=a.overwrite)
+    return _stage("train", "train_stage")(recipe.section("train"), a.out, existing=_existing(a))
 
 
 def _finetune(a: Arguments, given: Given) -> Any:
     options = given(sets.FinetuneOptions)
-    return _stage("train", "finetune_stage")(a.model, a.teacher, options, a.out, overwrite=a.overwrite)
+    return _stage("train", "finetune_stage")(a.model, a.teacher, options, a.out, existing=_existing(a))
 
 
 def _sample(a: Arguments, given: Given) -> Any:
-    return _stage("sample", "sample_stage")(a.model, given(sets.SampleOptions), a.out, overwrite=a.overwrite)
+    return _stage("sample", "sample_stage")(a.model, given(sets.SampleOptions), a.out, existing=_existing(a))
 
 
 def _evaluate(a: Arguments, given: Given) -> Any:
     options = given(sets.EvaluateOptions)
-    return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, overwrite=a.overwrite)
+    return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, existing=_existing(a))
 
 
 def _analyze_stages(a: Arguments, given: Given) -> Any:
-    return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, overwrite=a.overwrite)
+    return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, existing=_existing(a))
 
 
 def _report(a: Arguments, given: Given) -> Any:

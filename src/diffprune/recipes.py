@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
@@ -32,6 +32,12 @@ class RecoverOptions(FinetuneOptions):
     """Recovery in a recipe, where the teacher can only be the original."""
 
     distill: bool = Field(default=True, description="distil the original's output")
+
+    @model_validator(mode="after")
+    def _no_idle_weight(self) -> "RecoverOptions":
+        if not self.distill and "teacher_weight" in self.model_fields_set:
+            raise ValueError("teacher_weight needs distill; leave one of the two out")
+        return self
 
 
 class Recipe(Options):
@@ -70,6 +76,21 @@ class Recipe(Options):
         known = {"model", "train"} <= info.data.keys()
         if section is not None and known and (info.data["model"] is None) == (info.data["train"] is None):
             raise ValueError("needs a model: either `model` or a `train` section, not both")
+        return section
+
+    @field_validator("sample")
+    @classmethod
+    def _has_something_to_draw(cls, section: SampleOptions | None, info: ValidationInfo) -> SampleOptions | None:
+        known = {"model", "train"} <= info.data.keys()
+        if section is not None and known and info.data["model"] is None and info.data["train"] is None:
+            raise ValueError("needs a model: either `model` or a `train` section")
+        return section
+
+    @field_validator("prune")
+    @classmethod
+    def _has_a_plan(cls, section: PruneOptions, info: ValidationInfo) -> PruneOptions:
+        if info.data.get("plan", "invalid") is None:
+            raise ValueError("needs a section `plan`")
         return section
 
     @field_validator("finetune", "evaluate")

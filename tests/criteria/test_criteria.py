@@ -6,13 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 
 import diffprune
 from diffprune.criteria import CRITERIA
 from diffprune.criteria.unit_gradients import unit_gradients
-from diffprune.data.calibration import Calibration, calibrate, training_target
+from diffprune.data.calibration import Calibration, calibrate, noisy_batch
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, Slice, find_groups
 from diffprune.models.process import process_of
@@ -251,6 +256,34 @@ def test_scoring_gives_the_model_back_as_it_was(pipeline: object) -> None:
 
 
 def test_other_prediction_types_are_refused() -> None:
-    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="flow"))
+    config = SimpleNamespace(prediction_type="flow")
+    scheduler = SimpleNamespace(config=config, alphas_cumprod=torch.ones(3))
     with pytest.raises(ModelError, match="flow"):
-        training_target(scheduler, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+        noisy_batch(scheduler, torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), {})
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_schedule_noises_as_ddpm_does(kind: type, prediction_type: str) -> None:
+    """Their own add_noise means another process, or depends on the steps that were set last."""
+    reference = DDPMScheduler(num_train_timesteps=50, prediction_type=prediction_type)
+    scheduler = kind.from_config(reference.config)
+    scheduler.set_timesteps(7)
+    clean, noise = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 20, 49])
+    ours = noisy_batch(scheduler, clean, noise, timesteps, {})
+    assert torch.allclose(ours.noisy, reference.add_noise(clean, noise, timesteps), atol=1e-6)
+    velocity = reference.get_velocity(clean, noise, timesteps)
+    assert torch.allclose(ours.target, velocity if prediction_type == "v_prediction" else noise, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_scored_in_fp32(dtype: torch.dtype, pipeline: object) -> None:
+    options = {"data": "digits", "num_calibration_images": 4, "timestep_stride": 10}
+    pipeline.unet.to(dtype)
+    plan = diffprune.plan(pipeline, **options)
+    assert {p.dtype for p in pipeline.unet.parameters()} == {dtype}
+    small = diffprune.prune(pipeline, plan)
+    assert small.unet.dtype == dtype
+    pipeline.unet.float()
+    assert diffprune.plan(pipeline, **options).groups == plan.groups

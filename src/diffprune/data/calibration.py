@@ -34,7 +34,7 @@ class Calibration:
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of the schedule."""
-        return int(self.scheduler.config.num_train_timesteps)
+        return len(self.scheduler.alphas_cumprod)
 
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
         """Yield all items at one timestep, in micro-batches."""
@@ -60,22 +60,19 @@ class NoisyBatch:
 
 
 def noisy_batch(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> NoisyBatch:
-    """Clean x_0 and noise, noised to their timesteps."""
-    noisy = scheduler.add_noise(clean, noise, timesteps)
-    return NoisyBatch(noisy, timesteps, condition, training_target(scheduler, clean, noise, timesteps))
+    """Clean x_0 and noise at their timesteps: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`.
 
-
-def training_target(scheduler: Any, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser is trained to output, by the scheduler's prediction type (epsilon, v or sample)."""
+    The schedule's table alone is used: `add_noise` of some diffusers schedulers means another process, or depends on
+    the steps that were set last. The target follows the prediction type (v: Salimans and Ho, ICLR 2022). Raises
+    ModelError for other types than epsilon, v_prediction and sample.
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
+    signal, amount = (part.sqrt().view(-1, *[1] * (clean.ndim - 1)) for part in (alpha_bar, 1 - alpha_bar))
     kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(images, noise, timesteps)
-        return velocity
-    if kind == "sample":
-        return images
-    raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: epsilon, v_prediction, sample")
+    targets = {"epsilon": noise, "v_prediction": signal * noise - amount * clean, "sample": clean}
+    if kind not in targets:
+        raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: {', '.join(targets)}")
+    return NoisyBatch(signal * clean + amount * noise, timesteps, condition, targets[kind])
 
 
 def images_for(process: DiffusionProcess, source: str) -> ImageSet:

@@ -44,6 +44,8 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     """
     name = str(source)
     path = Path(name)
+    if name in (*ARCHITECTURES, *PIPELINES) and path.exists():
+        raise ModelError(f"{name} is both a built-in model and a path here; write ./{name} for the path, or rename it")
     if name in ARCHITECTURES:
         return Model(_architecture(ARCHITECTURES[name], name), None, False, name)
     if name in PIPELINES or (path / "model_index.json").is_file():
@@ -178,7 +180,10 @@ def _unreadable(source: object, error: Exception) -> ModelError:
     elif any(isinstance(e, SafetensorError) for e in _chain(error)):
         reason += " The file is damaged or cut short: copy or download it again"
     elif "no file named" in reason and "safetensors" in reason:
-        reason += " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors"
+        reason += (
+            " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors."
+            " A folder that was saved with a variant loads in Python, with variant=NAME"
+        )
     return ModelError(f"cannot load {source}: {reason}")
 
 

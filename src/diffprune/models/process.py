@@ -50,7 +50,7 @@ class DiffusionProcess:
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of the schedule."""
-        return int(self.scheduler.config.num_train_timesteps)
+        return len(self.scheduler.alphas_cumprod)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -80,6 +80,16 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
     """
     denoiser, scheduler = denoiser_of(model), scheduler_of(model)
     config: Any = denoiser.config
+    if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler.config, "prediction_type"):
+        raise ModelError(
+            f"{type(scheduler).__name__} has no table of noise levels (alphas_cumprod) or no prediction type; "
+            "served are the schedules of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler"
+        )
+    if config.out_channels != config.in_channels:
+        raise ModelError(
+            f"the {type(denoiser).__name__} takes {config.in_channels} channels and gives {config.out_channels}: "
+            "learned variances and extra inputs are not served; plan and prune it with criterion random or magnitude"
+        )
     size = config.sample_size or 32
     shape = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
     autoencoder = getattr(model, "vqvae", None) or getattr(model, "vae", None)

@@ -12,6 +12,8 @@ Metric = Literal["ssim", "mse", "frechet_distance"]
 class EvaluateOptions(Options):
     """Comparing two sets of images."""
 
+    neutral = frozenset({"device", "batch_size"})
+
     metrics: tuple[Metric, ...] = Field(
         default=("ssim", "mse"),
         description="ssim and mse compare pairs of one image index; frechet_distance compares sets",

@@ -15,6 +15,8 @@ T = TypeVar("T")
 class SampleOptions(ComputeOptions):
     """Drawing images."""
 
+    neutral = frozenset({"device", "batch_size"})
+
     num: int = Field(default=64, ge=1, description="number of images")
     steps: int = Field(default=100, ge=1, description="members of the timestep grid, before repeats are dropped")
     scheduler: str | None = Field(

@@ -65,7 +65,7 @@ def train_denoiser(
         with torch.random.fork_rng():
             run = _Run(denoiser, process, images, options, accelerator, device, shards, teacher)
             run.to_the_end(folder, preview)
-            return run.result(), run.progress.history
+            return run.result(torch.device("cpu")), run.progress.history
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -129,21 +129,21 @@ class _Run:
                 if folder is not None and saves:
                     save_checkpoint(self.accelerator, folder / CHECKPOINTS, done)
                 if folder is not None and preview is not None and self._previews(done):
-                    preview(self.result(), folder / "previews" / f"step-{done:07d}.png")
+                    preview(self.result(self.device), folder / "previews" / f"step-{done:07d}.png")
                 advance(1, f"loss {self.progress.history[-1]['loss']:.4f}" if self.progress.history else "")
 
     def _previews(self, done: int) -> bool:
         every = self.options.preview_every
         return every > 0 and done % every == 0 and bool(self.accelerator.is_main_process)
 
-    def result(self) -> Any:
+    def result(self, device: torch.device) -> Any:
         """A copy of the model with its EMA weights, in its own dtype and with its own dropout, in eval mode."""
         trained = copy.deepcopy(self.bare)
         self.ema.copy_to(trained.parameters())
         for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
             if isinstance(ours, nn.Dropout):
                 ours.p = self.dropouts[own]
-        return _cast(trained.to("cpu"), self.dtype).eval()
+        return _cast(trained.to(device), self.dtype).eval()
 
     def _step(self, step: int, batches: Any) -> Tensor:
         options, accelerator = self.options, self.accelerator

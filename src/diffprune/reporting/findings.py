@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.errors import FolderError
-from diffprune.records import RECORD_NAME, read_json
+from diffprune.records import RECORD_NAME, identity, read_json
 
 COSTS = ("params", "macs", "latency_ms", "images_per_s")
 
@@ -23,10 +23,10 @@ class Record:
         """The stage that made the folder."""
         return str(self.content["stage"])
 
-    def source(self, name: str) -> str | None:
-        """What was given for an input."""
+    def used(self, name: str, other: "Record") -> bool:
+        """Whether an input was the folder of another record, by content: folders may have moved since."""
         entry = self.content["inputs"].get(name)
-        return entry["source"] if entry else None
+        return bool(entry) and entry["identity"] == identity(str(other.folder))
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def _finished(path: Path) -> dict[str, Any] | None:
 def _model(record: Record, records: list[Record]) -> SampledModel:
     figures = {name: record.content["result"][name] for name in COSTS if name in record.content["result"]}
     for other in records:
-        images = other.source("images")
-        if other.stage == "evaluate" and images and Path(images).resolve() == record.folder.resolve():
+        if other.stage == "evaluate" and other.used("images", record):
             figures |= other.content["result"]
     return SampledModel(record.folder.name, record.folder, figures)
 
@@ -93,8 +92,7 @@ def _model(record: Record, records: list[Record]) -> SampledModel:
 def _is_trained(model: SampledModel, records: list[Record]) -> float:
     """Half a parameter for a model that was finetuned, so that it comes after its equal that was not."""
     record = next(r for r in records if r.folder == model.images)
-    source = record.source("model")
-    return 0.5 * any(source and r.stage == "finetune" and r.folder.resolve() == Path(source).resolve() for r in records)
+    return 0.5 * any(r.stage == "finetune" and record.used("model", r) for r in records)
 
 
 def _plan(record: Record) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffprune.errors import OptionError
+from diffprune.errors import ModelError, OptionError
 from diffprune.models.families import predict
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.options import SampleOptions, class_list
@@ -44,6 +44,10 @@ def draw_images(
         return torch.stack([torch.randn(process.shape, generator=g) for g in generators]).to(device)
 
     def pixels(x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise ModelError(
+                "the images are not finite: the model holds broken values, or its schedule has no signal left"
+            )
         return ((process.decode(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
     def record(x_t: Tensor) -> None:

@@ -11,7 +11,7 @@ from diffprune.models.loading import denoiser_of, load_model
 from diffprune.models.process import process_of
 from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import run_record, write_whole
+from diffprune.records import Existing, run_record, write_whole
 from diffprune.reporting.figures import quality_by_stage
 from diffprune.sampling.folder import sample_to_folder
 from diffprune.stages.evaluate import measure
@@ -19,7 +19,7 @@ from diffprune.stages.plan import make_plan
 from diffprune.surgery import prune_denoiser
 
 
-def stages_stage(source: str, options: StagesOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Prune MODEL once per stage of timesteps and compare what each draws with the original; resumable.
 
     Leaves `stages.png`, and in run.json per stage: first and last timestep, relative loss (mean loss of the stage
@@ -33,7 +33,9 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, overwrite: b
         raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
     stages = _stages(process_of(model.pipeline).num_timesteps, options)
     inputs = {"model": source}
-    with run_record(out, "analyze-stages", options.resolved(), inputs, overwrite=overwrite, resumable=True) as run:
+    with run_record(
+        out, "analyze-stages", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
+    ) as run:
         if not run.finished_before:
             rows = _measure(model.pipeline, stages, options, run.folder)
             write_whole(run.folder / "stages.png", quality_by_stage(rows))

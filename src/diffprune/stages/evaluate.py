@@ -16,7 +16,7 @@ from diffprune.evaluation.features import embed_all, load_classifier
 from diffprune.evaluation.paired import mse, pairs, ssim
 from diffprune.models.loading import pick_device
 from diffprune.options import EvaluateOptions
-from diffprune.records import run_record
+from diffprune.records import Existing, run_record
 from diffprune.stages.calls import with_input_and_options
 
 PAIRED = {"ssim": ssim, "mse": mse}
@@ -44,13 +44,13 @@ def measure(images: str, reference: str, options: EvaluateOptions) -> dict[str, 
 
 
 def evaluate_stage(
-    images: str, reference: str, options: EvaluateOptions, out: Path | None, *, overwrite: bool = False
+    images: str, reference: str, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Compare IMAGES with REFERENCE; with `out`, leave the metrics in that folder's run.json."""
     if out is None:
         return dict(measure(images, reference, options))
     inputs = {"images": images, "reference": reference}
-    with run_record(out, "evaluate", options.resolved(), inputs, overwrite=overwrite) as run:
+    with run_record(out, "evaluate", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
             run.result = dict(measure(images, reference, options))
         return run.result

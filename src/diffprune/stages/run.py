@@ -24,11 +24,11 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     if recipe.classifier is not None:
         _say("train-classifier")
-        classifier_stage(recipe.classifier, out / "classifier", overwrite=True)
+        classifier_stage(recipe.classifier, out / "classifier", existing="replace")
     models: dict[str, str] = {}
     if recipe.train is not None:
         _say("train")
-        train_stage(recipe.section("train"), out / "trained", overwrite=True)
+        train_stage(recipe.section("train"), out / "trained", existing="replace")
         models["original"] = str(out / "trained")
     elif recipe.model is not None:
         load_model(recipe.model)
@@ -40,11 +40,11 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
         return {"models": models}
     for name, model in models.items():
         _say(f"sample {name}")
-        sample_stage(model, recipe.sample, out / "samples" / name, overwrite=True)
+        sample_stage(model, recipe.sample, out / "samples" / name, existing="replace")
     if recipe.evaluate is not None:
         _evaluate(recipe, recipe.evaluate, list(models), out)
     _say("report")
-    return report_stage([out], out / "report.html", title=recipe.name)
+    return report_stage(_visited(recipe, out, models), out / "report.html", title=recipe.name)
 
 
 def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
@@ -53,15 +53,15 @@ def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | Non
     prefix = "" if variant is None else f"{variant}-"
     choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
     _say(f"plan {variant or ''}")
-    plan_stage(original, choose, place / "plan", overwrite=True)
+    plan_stage(original, choose, place / "plan", existing="replace")
     _say(f"prune {variant or ''}")
-    prune_stage(original, carry_out, PlanOptions(), place / "plan" / "plan.json", place / "pruned", overwrite=True)
+    prune_stage(original, carry_out, PlanOptions(), place / "plan" / "plan.json", place / "pruned", existing="replace")
     models = {f"{prefix}pruned": str(place / "pruned")}
     if recipe.finetune is not None:
         _say(f"finetune {variant or ''}")
         options = recipe.section("finetune")
         teacher = original if options.distill else None
-        finetune_stage(str(place / "pruned"), teacher, options, place / "recovered", overwrite=True)
+        finetune_stage(str(place / "pruned"), teacher, options, place / "recovered", existing="replace")
         models[f"{prefix}recovered"] = str(place / "recovered")
     return models
 
@@ -76,7 +76,18 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
         for metrics, reference, kind in ((paired, original, "pairs"), (of_sets, recipe.data, "sets")):
             if metrics and reference is not None:
                 chosen = options.model_copy(update={"metrics": metrics})
-                evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, overwrite=True)
+                evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, existing="replace")
+
+
+def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
+    """The folders of this road's stages; `out` may hold those of a recipe that has changed since."""
+    places = [out] if recipe.compare is None else [out / variant for variant in recipe.compare]
+    folders = [out / "classifier", out / "trained"]
+    folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]
+    folders += [out / "samples" / name for name in models]
+    folders += [out / "metrics" / name / kind for name in models for kind in ("pairs", "sets")]
+    skipped = {"classifier": recipe.classifier, "trained": recipe.train, "recovered": recipe.finetune}
+    return [f for f in folders if f.exists() and skipped.get(f.name, True) is not None]
 
 
 def _say(stage: str) -> None:

@@ -19,7 +19,7 @@ from diffprune.models.loading import architecture, denoiser_of, load_model
 from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
-from diffprune.records import whole_folder
+from diffprune.records import Existing, whole_folder
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.trainer import Preview, train_denoiser
 from diffprune.sampling.sampler import image_generator
@@ -28,10 +28,11 @@ from diffprune.stages.prune import with_denoiser
 from diffprune.surgery import reset_weights
 
 NUM_PREVIEWED = 16
+DEFAULTS = FinetuneOptions()
 
 
 @with_input_and_options(FinetuneOptions)
-def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
+def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULTS) -> Any:
     """Recover a pruned pipeline; returns a new one with EMA weights, `model` is untouched.
 
     teacher: the original pipeline (or denoiser), whose output is distilled; None for the noise error alone.
@@ -47,18 +48,26 @@ def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
 
 
 @with_options(TrainOptions)
-def train(data: str, options: TrainOptions) -> Any:
+def train(data: str | Path, options: TrainOptions) -> Any:
     """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights."""
-    options = options.model_copy(update={"data": data})
+    options = options.model_copy(update={"data": str(data)})
     pipeline = untrained(options)
     images = _images(process_of(pipeline), options)
     trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options)
     return with_denoiser(pipeline, trained)
 
 
-def train_stage(options: TrainOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Train from scratch into a pipeline folder, resumable."""
-    with shared_run(out, "train", options.resolved(), {}, device=options.device, overwrite=overwrite) as run:
+    with shared_run(
+        out,
+        "train",
+        options.resolved(),
+        {"data": options.data},
+        device=options.device,
+        existing=existing,
+        neutral=options.neutral,
+    ) as run:
         if not run.finished_before:
             pipeline = untrained(options)
             run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options, None)
@@ -66,7 +75,7 @@ def train_stage(options: TrainOptions, out: Path, *, overwrite: bool = False) ->
 
 
 def finetune_stage(
-    source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, overwrite: bool = False
+    source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
     if teacher is None and "teacher_weight" in options.model_fields_set:
@@ -76,8 +85,10 @@ def finetune_stage(
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
     images = _images(process_of(model.pipeline), options)
     original = None if teacher is None else load_model(teacher).denoiser
-    inputs = {"model": source, "teacher": teacher}
-    with shared_run(out, "finetune", options.resolved(), inputs, device=options.device, overwrite=overwrite) as run:
+    inputs = {"model": source, "teacher": teacher, "data": options.data}
+    with shared_run(
+        out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
+    ) as run:
         if not run.finished_before:
             run.result = _train_into(run.folder, model.pipeline, images, options, original)
             if process_state(options.device).is_main_process:
@@ -132,6 +143,7 @@ def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
 def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
     def draw(denoiser: nn.Module, path: Path) -> None:
         drawing = with_denoiser(pipeline, cast(ModelMixin, denoiser))
+        drawing.register_modules(scheduler=type(pipeline.scheduler).from_config(pipeline.scheduler.config))
         drawing.set_progress_bar_config(disable=True)
         generators = [image_generator(options.seed, i) for i in range(NUM_PREVIEWED)]
         steps = min(options.preview_steps, drawing.scheduler.config.num_train_timesteps)
