@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.models.loading import load_model
-from diffprune.options import EvaluateOptions
+from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.recipes import Recipe
 from diffprune.stages.classifier import classifier_stage
-from diffprune.stages.evaluate import PAIRED, evaluate_stage
+from diffprune.stages.evaluate import evaluate_stage
 from diffprune.stages.plan import plan_stage
 from diffprune.stages.prune import prune_stage
 from diffprune.stages.report import report_stage
@@ -64,13 +64,19 @@ def _smaller_models(recipe: Recipe, original: str, out: Path) -> dict[str, str]:
 
 def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: Path) -> None:
     _say("evaluate")
-    paired = tuple(m for m in options.metrics if m in PAIRED)
-    of_sets = tuple(m for m in options.metrics if m not in PAIRED)
+    paired = tuple(m for m in options.metrics if m in PAIRED_METRICS)
+    alone = tuple(m for m in options.metrics if m in LONE_METRICS)
+    of_sets = tuple(m for m in options.metrics if m not in PAIRED_METRICS + LONE_METRICS)
     original = str(out / "samples" / "original")
     for name in names:
         images = str(out / "samples" / name)
-        for metrics, reference, kind in ((paired, original, "pairs"), (of_sets, recipe.data, "sets")):
-            if metrics and reference is not None:
+        of_data = recipe.reference or recipe.data
+        for metrics, reference, kind in (
+            (paired, original, "pairs"),
+            (of_sets, of_data, "sets"),
+            (alone, None, "alone"),
+        ):
+            if metrics:
                 chosen = options.model_copy(update={"metrics": metrics})
                 evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, overwrite=True)
 
