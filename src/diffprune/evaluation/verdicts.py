@@ -8,8 +8,8 @@ from diffprune.errors import DataError
 from diffprune.evaluation.distances import gaussian_distance
 from diffprune.evaluation.protocol import UNKNOWN, Protocol, of_number
 from diffprune.evaluation.scores import inception_score, kernel_distance, precision_and_recall
-from diffprune.evaluation.sets import Features
-from diffprune.evaluation.statistics import ImageStatistics
+from diffprune.evaluation.sets import KEPT, Features
+from diffprune.evaluation.statistics import ARRAYS, ImageStatistics
 from diffprune.options import EvaluateOptions
 
 ENOUGH = 2048
@@ -63,9 +63,10 @@ def compare_statistics(
         numbers[metric] = gaussian_distance(first.mu, first.sigma, second.mu, second.sigma)
         facts = {
             **(asdict(ours.protocol) if ours.protocol else {"network": UNKNOWN}),
+            "layer": ARRAYS[metric][0],
             "num_images": ours.num_images,
             "num_reference_images": theirs.num_images,
-            "reference": UNKNOWN if theirs.protocol is None else "of the same protocol",
+            "reference": "same protocol" if theirs.protocol else UNKNOWN,
         }
         protocols[metric] = of_number(facts, note=_note(ours.num_images, theirs.num_images))
     return numbers, protocols
@@ -82,10 +83,10 @@ def compare_features(
         mean, std = inception_score(ours.kept["logits"], splits=options.inception_splits, seed=options.seed)
         numbers |= {"inception_score_mean": mean, "inception_score_std": std}
         settings = {"inception_splits": options.inception_splits, "seed": options.seed}
-        protocols["inception_score"] = of_number(facts | settings)
+        protocols["inception_score"] = of_number(facts | {"layer": KEPT["inception_score"]} | settings)
     if theirs is None:
         return numbers, protocols
-    facts["num_reference_images"] = theirs.num_images
+    facts |= {"layer": KEPT["kid"], "num_reference_images": theirs.num_images}
     if "kid" in metrics:
         settings = {"subsets": options.kid_subsets, "subset_size": options.kid_subset_size, "seed": options.seed}
         mean, std = kernel_distance(ours.kept["pool"], theirs.kept["pool"], **settings)

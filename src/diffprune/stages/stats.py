@@ -55,9 +55,8 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, overwrite: boo
     assert there.protocol is not None
     return {
         "stats": str(out),
-        "metrics": list(there.by_metric),
         "num_images": there.num_images,
-        "protocol": there.protocol.as_dict(),
+        "protocol": {metric: there.protocol.as_dict() for metric in there.by_metric},
     }
 
 
