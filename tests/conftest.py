@@ -86,7 +86,7 @@ def random_inception() -> dict[str, torch.Tensor]:
     return state
 
 
-def photos(folder: Path, seed: int, num: int = 4, size: tuple[int, int] = (40, 32)) -> Path:
+def photos(folder: Path, seed: int, num: int = 3, size: tuple[int, int] = (40, 32)) -> Path:
     """Random colour blocks, with edges that the ways of resizing treat differently."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
@@ -105,7 +105,7 @@ def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def photo_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two folders of four 40x32 images."""
+    """Two folders of three 40x32 images."""
     folder = tmp_path_factory.mktemp("sets")
     return photos(folder / "images", 1), photos(folder / "reference", 2)
 

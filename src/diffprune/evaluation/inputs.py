@@ -86,4 +86,4 @@ def batch_of(items: Sequence[dict[str, Tensor] | str]) -> dict[str, Tensor] | st
 
 
 def _channels_first(pixels: Pixels) -> Tensor:
-    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1)
+    return torch.from_numpy(pixels.astype(np.float32)).permute(2, 0, 1).contiguous()

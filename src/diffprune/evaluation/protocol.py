@@ -33,9 +33,9 @@ class Protocol:
         return {**asdict(self), "hash": self.hash}
 
     def differences(self, other: "Protocol") -> str:
-        """What differs, as `resize: legacy here, clean there`; empty where nothing does."""
+        """What differs, as `resize legacy instead of clean`; empty where nothing does."""
         pairs = [(f.name, getattr(self, f.name), getattr(other, f.name)) for f in fields(self)]
-        return ", ".join(f"{name}: {mine} here, {theirs} there" for name, mine, theirs in pairs if mine != theirs)
+        return ", ".join(f"{name} {mine} instead of {theirs}" for name, mine, theirs in pairs if mine != theirs)
 
 
 def read_protocol(facts: Mapping[str, Any]) -> Protocol:

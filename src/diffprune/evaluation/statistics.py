@@ -101,7 +101,7 @@ def read_statistics(path: Path) -> ImageStatistics:
     if not path.is_file():
         raise DataError(f"no file {path}; expected statistics (.npz), as `diffprune stats` writes them")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
             by_metric = {
                 metric: _statistics(path, layer, file[mu], file[sigma])
                 for metric, (layer, mu, sigma) in ARRAYS.items()

@@ -47,7 +47,7 @@ def check_comparable(ours: Protocol | None, theirs: Protocol | None, what: str) 
     """Raise DataError when two known protocols differ."""
     if ours is not None and theirs is not None and ours != theirs:
         raise DataError(
-            f"{what} was made by another protocol ({theirs.differences(ours).replace('here', 'in it')}); numbers of "
+            f"{what} was made by another protocol ({theirs.differences(ours)}); numbers of "
             "different protocols cannot be compared: choose the same options, or make the statistics again"
         )
 
