@@ -217,6 +217,16 @@ def test_statistics_of_one_image_are_refused(photo_sets: Sets, tmp_path: Path) -
         diffprune.stats(photo_sets[0], num=1)
 
 
+def test_what_is_wrong_with_one_metric_is_found_before_the_work_on_another(
+    photo_sets: Sets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked = []
+    monkeypatch.setattr("diffprune.stages.evaluate.PLAIN", {"ssim": lambda *_: worked.append(1)})
+    with pytest.raises(DataError, match="kid needs at least 1000"):
+        diffprune.evaluate(*photo_sets, metrics=("ssim", "kid"))
+    assert not worked
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_an_image_that_cannot_be_read_is_named(
     num_workers: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -11,7 +11,7 @@ from diffprune.data.images import image_files
 from diffprune.errors import DataError
 
 HIGHEST_PSNR = 100.0
-"""What equal images count as, in dB, so that a mean over pairs stays finite; one step of 255 in one pixel of a
+"""What equal images count as, in dB, so that a mean over pairs stays finite; one step of 255 in one pixel of a grey
 1024x1024 image is 108 dB, in every hundredth pixel 68 dB."""
 
 _INDEX = re.compile(r"(\d+)$")

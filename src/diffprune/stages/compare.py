@@ -1,6 +1,6 @@
 """The part of `evaluate` that compares two sets by Inception features, or by statistics of them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from diffprune.errors import DataError
@@ -21,9 +21,14 @@ from diffprune.options import LONE_METRICS, EvaluateOptions
 OF_INCEPTION = (*ARRAYS, *KEPT)
 
 
-def compare(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> tuple[Numbers, Protocols]:
-    """Numbers of `OF_INCEPTION` metrics and their protocols; either side may be statistics for `fid` and `sfid`."""
+Work = Callable[[], tuple[Numbers, Protocols]]
+"""What is left of an evaluation once its inputs were checked."""
+
+
+def comparison(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    """Check what numbers of `OF_INCEPTION` metrics need; either side may be statistics for `fid` and `sfid`."""
     of_both = [metric for metric in metrics if metric not in LONE_METRICS]
+    by_moments = [metric for metric in metrics if metric in ARRAYS]
     ours = _side(images, metrics, options.num)
     theirs = _side(reference, of_both, None) if of_both else None
     for side, asked, is_reference in ((ours, metrics, False), (theirs, of_both, True)):
@@ -32,21 +37,24 @@ def compare(images: str, reference: str, metrics: Sequence[str], options: Evalua
     inception = None
     if isinstance(ours, Images) or isinstance(theirs, Images):
         inception = load_inception(options.inception_weights, pick_device(options.device))
-    by_moments = [metric for metric in metrics if metric in ARRAYS]
     if by_moments:
         _check_protocols({images: ours, reference: theirs}, inception, options.resize)
-    first = _features(ours, metrics, inception, options)
-    second = _features(theirs, of_both, inception, options)
-    numbers: Numbers = {}
-    protocols: Protocols = {}
-    if by_moments:
-        numbers, protocols = compare_statistics(by_moments, _statistics(first), _statistics(second))
-    if isinstance(first, Features) and first.kept:
-        assert inception is not None
-        kept = second if isinstance(second, Features) and second.kept else None
-        more = compare_features(metrics, first, kept, inception.protocol(TENSORFLOW), options)
-        numbers, protocols = numbers | more[0], protocols | more[1]
-    return numbers, protocols
+
+    def work() -> tuple[Numbers, Protocols]:
+        first = _features(ours, metrics, inception, options)
+        second = _features(theirs, of_both, inception, options)
+        numbers: Numbers = {}
+        protocols: Protocols = {}
+        if by_moments:
+            numbers, protocols = compare_statistics(by_moments, _statistics(first), _statistics(second))
+        if isinstance(first, Features) and first.kept:
+            assert inception is not None
+            kept = second if isinstance(second, Features) and second.kept else None
+            more = compare_features(metrics, first, kept, inception.protocol(TENSORFLOW), options)
+            numbers, protocols = numbers | more[0], protocols | more[1]
+        return numbers, protocols
+
+    return work
 
 
 def _side(source: str, metrics: Sequence[str], num: int | None) -> Images | ImageStatistics:

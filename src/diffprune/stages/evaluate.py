@@ -22,7 +22,7 @@ from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.progress import progress
 from diffprune.records import run_record
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.compare import OF_INCEPTION, compare
+from diffprune.stages.compare import OF_INCEPTION, Work, comparison
 
 PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": mse, "psnr": psnr}
 
@@ -41,23 +41,24 @@ def evaluate(images: str | Path, reference: str | Path | None, options: Evaluate
 
 
 def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
-    """`evaluate` with its options as one value."""
+    """`evaluate` with its options as one value; everything that can be wrong with its inputs is found first."""
     chosen = options.metrics
     needing = [metric for metric in chosen if metric not in LONE_METRICS]
     if needing and reference is None:
         raise OptionError(f"{', '.join(needing)} compare with a reference; give REFERENCE")
+    kinds = (
+        ([m for m in chosen if m in PAIRED_METRICS], _pairs),
+        ([m for m in chosen if m == "frechet_distance"], _digits),
+        ([m for m in chosen if m in OF_INCEPTION], comparison),
+        ([m for m in chosen if m == "clip_score"], _prompts),
+    )
+    checked = [prepare(images, reference or "", wanted, options) for wanted, prepare in kinds if wanted]
     numbers: Numbers = {}
     protocols: Protocols = {}
-    for wanted, take in (
-        ([m for m in chosen if m in PAIRED_METRICS], _compare_pairs),
-        ([m for m in chosen if m == "frechet_distance"], _compare_digits),
-        ([m for m in chosen if m in OF_INCEPTION], compare),
-        ([m for m in chosen if m == "clip_score"], _compare_with_prompts),
-    ):
-        if wanted:
-            found, made = take(images, reference or "", wanted, options)
-            numbers |= found
-            protocols |= made
+    for work in checked:
+        found, made = work()
+        numbers |= found
+        protocols |= made
     order = {name: number for metric in chosen for name, number in numbers.items() if _belongs(name, metric)}
     return {**order, "protocol": {m: protocols[m] for m in chosen if m in protocols}} if protocols else {**order}
 
@@ -68,7 +69,7 @@ def evaluate_stage(
     """Compare IMAGES with REFERENCE; with `out`, leave the numbers in that folder's run.json."""
     if out is None:
         return measure(images, reference, options)
-    files = {"inception_weights": options.inception_weights, "prompts": options.prompts}
+    files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}
     inputs = {"images": images, "reference": reference, **{k: str(v) for k, v in files.items() if v is not None}}
     with run_record(out, "evaluate", options.resolved(), inputs, overwrite=overwrite) as run:
         if not run.finished_before:
@@ -80,9 +81,7 @@ def _belongs(name: str, metric: str) -> bool:
     return name in (metric, f"{metric}_mean", f"{metric}_std")
 
 
-def _compare_pairs(
-    images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions
-) -> tuple[Numbers, Protocols]:
+def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     matched = pairs(Path(images), Path(reference), options.num)
     device = pick_device(options.device)
     functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
@@ -91,47 +90,58 @@ def _compare_pairs(
         perceptual = load_perceptual(options.lpips_network, options.lpips_weights, device)
         functions["lpips"] = perceptual.distance
         protocols["lpips"] = perceptual.protocol(len(matched))
-    sums = dict.fromkeys(functions, 0.0)
-    for start in range(0, len(matched), options.batch_size):
-        batch = matched[start : start + options.batch_size]
-        first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
-        for (a, b), left, right in zip(batch, first, second, strict=True):
-            if left.shape != right.shape:
-                raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
-        ours, theirs = torch.stack(first).to(device), torch.stack(second).to(device)
-        for name, function in functions.items():
-            sums[name] += float(function(ours, theirs).double().sum())
-    return {name: total / len(matched) for name, total in sums.items()}, protocols
+
+    def work() -> tuple[Numbers, Protocols]:
+        sums = dict.fromkeys(functions, 0.0)
+        for start in range(0, len(matched), options.batch_size):
+            ours, theirs = (side.to(device) for side in _stacked(matched[start : start + options.batch_size]))
+            for name, function in functions.items():
+                sums[name] += float(function(ours, theirs).double().sum())
+        return {name: total / len(matched) for name, total in sums.items()}, protocols
+
+    return work
 
 
-def _compare_digits(
-    images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions
-) -> tuple[Numbers, Protocols]:
+def _digits(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     device = pick_device(options.device)
-    classifier = load_classifier()
     ours, theirs = (open_images(source, (SIZE, SIZE), 1) for source in (images, reference))
     num = _first(ours, options.num)
     check_number(images, num, metrics, options, reference=False)
     check_number(reference, len(theirs), metrics, options, reference=True)
-    sides = ((ours, num), (theirs, len(theirs)))
-    first, second = (embed_all(classifier, _batches(some, n, options.batch_size), device) for some, n in sides)
-    return {"frechet_distance": frechet_distance(first, second)}, {}
+
+    def work() -> tuple[Numbers, Protocols]:
+        classifier = load_classifier()
+        sides = ((ours, num), (theirs, len(theirs)))
+        first, second = (embed_all(classifier, _batches(some, n, options.batch_size), device) for some, n in sides)
+        return {"frechet_distance": frechet_distance(first, second)}, {}
+
+    return work
 
 
-def _compare_with_prompts(
-    images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions
-) -> tuple[Numbers, Protocols]:
+def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     assert options.prompts is not None
     matched = with_prompts(by_index(Path(images)), read_prompts(options.prompts), options.num)
     clip = load_clip(options.clip_model, pick_device(options.device))
-    total = 0.0
-    with progress("images and prompts", len(matched), "images") as advance:
-        for start in range(0, len(matched), options.batch_size):
-            batch = matched[start : start + options.batch_size]
-            scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
-            total += float(scores.double().sum())
-            advance(len(batch), "")
-    return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
+
+    def work() -> tuple[Numbers, Protocols]:
+        total = 0.0
+        with progress("images and prompts", len(matched), "images") as advance:
+            for start in range(0, len(matched), options.batch_size):
+                batch = matched[start : start + options.batch_size]
+                scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
+                total += float(scores.double().sum())
+                advance(len(batch), "")
+        return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
+
+    return work
+
+
+def _stacked(batch: Sequence[tuple[Path, Path]]) -> tuple[Tensor, Tensor]:
+    first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
+    for (a, b), left, right in zip(batch, first, second, strict=True):
+        if left.shape != right.shape:
+            raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
+    return torch.stack(first), torch.stack(second)
 
 
 def _first(images: ImageSet, num: int | None) -> int:
