@@ -8,10 +8,12 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
+from torchvision.models import inception_v3
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:
@@ -64,6 +66,69 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = torch.randint(0, 256, (16, 16), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{i:04d}.png")
     return folder
+
+
+def random_inception() -> dict[str, torch.Tensor]:
+    """A state dict with the names and shapes of the published one; activations keep their size from layer to layer."""
+    with torch.device("meta"):
+        shapes = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, value in shapes.items():
+        if name.endswith("num_batches_tracked"):
+            state[name] = torch.tensor(0)
+        elif name.endswith(("bn.weight", "running_var")):
+            state[name] = 0.75 + 0.5 * torch.rand(value.shape, generator=generator)
+        elif value.dim() > 1:
+            state[name] = torch.randn(value.shape, generator=generator) * (2 / value[0].numel()) ** 0.5
+        else:
+            state[name] = 0.1 * torch.randn(value.shape, generator=generator)
+    return state
+
+
+def photos(folder: Path, seed: int, num: int = 3, size: tuple[int, int] = (40, 32)) -> Path:
+    """Random colour blocks, with edges that the ways of resizing treat differently."""
+    folder.mkdir(parents=True)
+    random = np.random.default_rng(seed)
+    for index in range(num):
+        coarse = Image.fromarray(random.integers(0, 256, (5, 4, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.NEAREST).save(folder / f"{index:04d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def inception_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("inception") / "weights.pth"
+    torch.save(random_inception(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def photo_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two folders of three 40x32 images."""
+    folder = tmp_path_factory.mktemp("sets")
+    return photos(folder / "images", 1), photos(folder / "reference", 2)
+
+
+@pytest.fixture
+def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features that are projections of the input, in place of a network that takes half a second an image."""
+
+    from diffprune.evaluation.inception import LAYERS, Inception
+
+    def load(path: Path | None, device: torch.device) -> Inception:
+        return Inception(torch.nn.ParameterList([torch.zeros(1)]), "0123456789abcdef" if path is None else path.stem)
+
+    def project(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        coarse = torch.nn.functional.adaptive_avg_pool2d(inputs, 8).flatten(1)
+        generator = torch.Generator().manual_seed(0)
+        return {
+            layer: coarse @ torch.randn(coarse.shape[1], size, generator=generator) for layer, size in LAYERS.items()
+        }
+
+    monkeypatch.setattr("diffprune.stages.stats.load_inception", load)
+    monkeypatch.setattr("diffprune.stages.compare.load_inception", load)
+    monkeypatch.setattr("diffprune.evaluation.sets.embed", project)
 
 
 @pytest.fixture(autouse=True)

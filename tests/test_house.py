@@ -37,7 +37,7 @@ RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 PUBLIC = [
     "DataError", "DiffpruneError", "FolderError", "Group", "ManifestError", "ModelError", "OptionError", "Plan",
     "PlanError", "evaluate", "find_groups", "finetune", "load_pipeline", "plan", "prune", "read_plan", "sample",
-    "train",
+    "stats", "train",
 ]  # fmt: skip
 
 

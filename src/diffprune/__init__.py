@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from diffprune.stages.plan import plan
     from diffprune.stages.prune import prune
     from diffprune.stages.sample import sample
+    from diffprune.stages.stats import stats
     from diffprune.stages.train import finetune, train
 
 __version__ = "0.1.0"
@@ -50,6 +51,7 @@ _HOMES = {
     "prune": "diffprune.stages.prune",
     "read_plan": "diffprune.planning",
     "sample": "diffprune.stages.sample",
+    "stats": "diffprune.stages.stats",
     "train": "diffprune.stages.train",
 }
 
@@ -71,6 +73,7 @@ __all__ = [
     "prune",
     "read_plan",
     "sample",
+    "stats",
     "train",
 ]
 

@@ -12,8 +12,9 @@ from diffprune.errors import OptionError
 from diffprune.options import Options, parse_options
 
 MODEL = "pipeline or denoiser folder, hub id, config.json, or a built-in name (digits, ddpm-cifar10, ...)"
-IMAGES = "folder of images"
-REFERENCE = "folder of images; for frechet_distance also a parquet file, a dataset id or `digits`"
+IMAGES = "folder of images; for metrics of sets also a parquet file, a dataset id, `digits` or statistics (.npz)"
+REFERENCE = "what to compare with, as IMAGES; inception_score and clip_score need none"
+DATA = "folder of images, parquet file, dataset id or `digits`"
 
 Set = TypeVar("Set", bound=Options)
 Arguments = argparse.Namespace
@@ -104,6 +105,10 @@ def _evaluate(a: Arguments, given: Given) -> Any:
     return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, existing=_existing(a))
 
 
+def _stats(a: Arguments, given: Given) -> Any:
+    return _stage("stats", "stats_stage")(a.images, given(sets.StatsOptions), a.out, existing=_existing(a))
+
+
 def _analyze_stages(a: Arguments, given: Given) -> Any:
     return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, existing=_existing(a))
 
@@ -158,10 +163,13 @@ COMMANDS: Mapping[str, Command] = {
     "sample": Command("draw images", {"model": MODEL}, (sets.SampleOptions,), _sample, "required"),
     "evaluate": Command(
         "compare images with a reference",
-        {"images": IMAGES, "reference": REFERENCE},
+        {"images": IMAGES, "reference?": REFERENCE},
         (sets.EvaluateOptions,),
         _evaluate,
         "optional",
+    ),
+    "stats": Command(
+        "statistics of an image set, to compare others with", {"images": DATA}, (sets.StatsOptions,), _stats, "required"
     ),
     "analyze stages": Command(
         "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"

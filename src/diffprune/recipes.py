@@ -9,7 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
+    LONE_METRICS,
     OWN_OF_DIFF_PRUNING,
+    PAIRED_METRICS,
     ClassifierOptions,
     Criterion,
     EvaluateOptions,
@@ -46,6 +48,9 @@ class Recipe(Options):
     name: str = Field(description="what the experiment is called")
     model: str | None = Field(default=None, description="MODEL to start from; left out where `train` makes it")
     data: str | None = Field(default=None, description="DATA of every stage that does not name its own")
+    reference: str | None = Field(
+        default=None, description="REFERENCE of metrics of sets, images or statistics; left out: the data"
+    )
     classifier: ClassifierOptions | None = Field(default=None, description="train the digit classifier")
     train: TrainOptions | None = Field(default=None, description="train the model from scratch")
     compare: tuple[Variant, ...] | None = Field(
@@ -104,8 +109,10 @@ class Recipe(Options):
     @field_validator("evaluate")
     @classmethod
     def _has_a_reference(cls, section: EvaluateOptions | None, info: ValidationInfo) -> EvaluateOptions | None:
-        if section is not None and "frechet_distance" in section.metrics and info.data.get("data", "invalid") is None:
-            raise ValueError("frechet_distance compares with the data: give data for the whole recipe")
+        known = info.data.get("data", "invalid") or info.data.get("reference", "invalid")
+        of_sets = [m for m in section.metrics if m not in PAIRED_METRICS + LONE_METRICS] if section else []
+        if of_sets and known is None:
+            raise ValueError(f"{of_sets[0]} compares with the data: give data for the whole recipe, or a reference")
         return section
 
     def variant(self, name: str) -> tuple[PlanOptions, PruneOptions]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from diffprune.cli import main
+from diffprune.errors import OptionError
 from diffprune.recipes import DEMO, Recipe, read_recipe
 from diffprune.records import read_json
 from diffprune.stages.report import report_stage
@@ -70,6 +71,51 @@ def test_a_recipe_may_begin_with_training(image_folder: Path, tmp_path: Path, pi
     assert (out / "report.html").exists()
     assert main(["train", str(recipe), "--out", str(tmp_path / "trained")]) == 0
     assert main(["train", str(recipe), "--steps", "3", "--out", str(tmp_path / "trained")]) == 2
+
+
+JUDGED = """
+name: judged
+model: {model}
+reference: {reference}
+sample: {{num: 3, steps: 1}}
+evaluate: {{metrics: [ssim, fid, inception_score], inception_splits: 1, device: cpu}}
+"""
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_sets_are_judged_against_statistics_and_protocols_never_mix(
+    pipeline_folder: Path, photo_sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out, statistics = tmp_path / "recipe.yaml", tmp_path / "out", tmp_path / "stats.npz"
+    assert main(["stats", str(photo_sets[1]), "--device", "cpu", "--out", str(statistics)]) == 0
+    recipe.write_text(JUDGED.format(model=pipeline_folder, reference=statistics))
+    walk(recipe, out)
+    metrics = {
+        kind: read_json(out / "metrics" / "original" / kind / "run.json")["result"] for kind in ("sets", "alone")
+    }
+    assert metrics["sets"].keys() == {"fid", "protocol"}
+    protocol = metrics["sets"]["protocol"]["fid"]["hash"]
+    page = (out / "report.html").read_text()
+    assert "<th>FID</th>" in page
+    assert "<th>inception score</th>" in page
+    assert "<th>protocol</th>" not in page
+    assert f"{protocol}: network" in page
+
+    images = str(out / "samples" / "original")
+    words = ["evaluate", images, str(photo_sets[1]), "--device", "cpu", "--metrics", "fid", "--resize", "clean"]
+    assert main([*words, "--out", str(tmp_path / "clean")]) == 0
+    capsys.readouterr()
+    assert main(["report", str(out), str(tmp_path / "clean"), "--out", str(tmp_path / "report.html")]) == 1
+    message = capsys.readouterr().err
+    assert "different protocols (resize: legacy, clean)" in message
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_metrics_of_sets_need_data_or_a_reference(pipeline_folder: Path, tmp_path: Path) -> None:
+    text = JUDGED.format(model=pipeline_folder, reference="stats.npz").replace("reference: stats.npz\n", "")
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(OptionError, match="fid compares with the data"):
+        read_recipe(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO], ids=lambda p: p.stem)

@@ -54,14 +54,19 @@ def open_images(source: str | Path, size: tuple[int, int], channels: int) -> Ima
 
     size: (height, width) in pixels. Raises DataError when nothing usable is there.
     """
+    return ImageSet(open_rows(source), size, channels, str(source))
+
+
+def open_rows(source: str | Path) -> Sequence[Any]:
+    """The rows of DATA, as `open_images` takes it: what `load_image` decodes. Raises DataError."""
     name, path = str(source), Path(source)
     if name == "digits":
-        return ImageSet(digits()[0], size, channels, name)
+        return digits()[0]
     if path.is_dir() and not (path / "dataset_info.json").exists():
-        files = image_files(path)
-        return ImageSet(files, size, channels, name)
+        return image_files(path)
     if path.exists() or is_hub_id(name):
-        return ImageSet(_dataset(path, name), size, channels, name)
+        rows: Sequence[Any] = _dataset(path, name)
+        return rows
     raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
 
 

@@ -1,22 +1,35 @@
 """Distances between two sets of images, from their features."""
 
+import numpy as np
 import torch
+from scipy.linalg import lapack
 from torch import Tensor
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """Fréchet distance of two Gaussians fitted to features (N, D) and (M, D); in float64, at least 0.
-
-    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982; Heusel et al. 2017). The trace of the
-    root is the sum of the roots of the eigenvalues of C1^(1/2) C2 C1^(1/2), which is symmetric.
-    """
+    """Fréchet distance of two Gaussians fitted to features (N, D) and (M, D); in float64, at least 0."""
     if min(len(features), len(reference)) < 2:
         raise ValueError(f"a covariance needs at least 2 images, got {len(features)} and {len(reference)}")
     first, second = features.double(), reference.double()
-    gap = first.mean(0) - second.mean(0)
-    c1, c2 = torch.cov(first.T), torch.cov(second.T)
-    values, vectors = torch.linalg.eigh(c1)
-    root = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    of_product = torch.linalg.eigvalsh(root @ c2 @ root).clamp(min=0)
-    distance = gap.square().sum() + c1.trace() + c2.trace() - 2 * of_product.sqrt().sum()
-    return max(float(distance), 0.0)
+    return gaussian_distance(first.mean(0), torch.cov(first.T), second.mean(0), torch.cov(second.T))
+
+
+def gaussian_distance(mu: Tensor, sigma: Tensor, reference_mu: Tensor, reference_sigma: Tensor) -> float:
+    """Fréchet distance of two Gaussians from their means (D,) and covariances (D, D); in float64, at least 0.
+
+    |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) (Dowson and Landau 1982; Heusel et al. 2017). With C1 = L L^T, the
+    trace of the root is the sum of the roots of the eigenvalues of L^T C2 L, which is symmetric.
+    """
+    c1, c2 = (np.atleast_2d(sigma.double().cpu().numpy()) for sigma in (sigma, reference_sigma))
+    factor = _factor(c1)
+    of_product = torch.linalg.eigvalsh(torch.from_numpy(factor.T @ c2 @ factor)).clamp(min=0)
+    gap = (mu.double().cpu() - reference_mu.double().cpu()).square().sum()
+    return max(float(gap + c1.trace() + c2.trace() - 2 * of_product.sqrt().sum()), 0.0)
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """L (D, rank) with L L^T equal to a covariance that may be singular: Cholesky with pivots (LAPACK dpstrf)."""
+    lower, pivots, rank, _ = lapack.dpstrf(covariance, lower=1)
+    factor = np.zeros((len(covariance), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor

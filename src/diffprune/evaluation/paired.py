@@ -5,10 +5,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from diffprune.data.images import image_files
 from diffprune.errors import DataError
+
+HIGHEST_PSNR = 100.0
+"""What equal images count as, in dB, so that a mean over pairs stays finite; one step of 255 in one pixel of a grey
+1024x1024 image is 108 dB, in every hundredth pixel 68 dB."""
 
 _INDEX = re.compile(r"(\d+)$")
 
@@ -26,8 +30,11 @@ def by_index(folder: Path) -> dict[int, Path]:
     return found
 
 
-def pairs(images: Path, reference: Path) -> list[tuple[Path, Path]]:
-    """Files with equal image index, by index; raises DataError when either folder has images without a partner."""
+def pairs(images: Path, reference: Path, num: int | None = None) -> list[tuple[Path, Path]]:
+    """Files with equal image index, by index, the first `num` of them (None: all).
+
+    Raises DataError when either folder has images without a partner, or fewer than `num`.
+    """
     first, second = by_index(images), by_index(reference)
     alone = sorted(first.keys() ^ second.keys())
     if alone:
@@ -36,7 +43,9 @@ def pairs(images: Path, reference: Path) -> list[tuple[Path, Path]]:
             f"{len(alone)} image indices are in only one of {images} ({len(first)} images) and "
             f"{reference} ({len(second)}): {shown}; sample both with the same num"
         )
-    return [(first[i], second[i]) for i in sorted(first)]
+    if num is not None and num > len(first):
+        raise DataError(f"{images} holds {len(first)} images, num asks for {num}")
+    return [(first[i], second[i]) for i in sorted(first)[:num]]
 
 
 def ssim(images: Tensor, reference: Tensor) -> Tensor:
@@ -54,3 +63,9 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 def mse(images: Tensor, reference: Tensor) -> Tensor:
     """Mean squared error of each pair, (N,), for images in [0, 1]."""
     return torch.mean((images - reference) ** 2, dim=(1, 2, 3))
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio of each pair in dB, (N,), for images in [0, 1]; at most `HIGHEST_PSNR`."""
+    value = peak_signal_noise_ratio(images, reference, data_range=1.0, dim=(1, 2, 3), reduction="none")
+    return value.clamp(max=HIGHEST_PSNR)

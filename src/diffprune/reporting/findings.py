@@ -40,9 +40,13 @@ class SampledModel:
 
 @dataclass(frozen=True)
 class Findings:
-    """All that a report shows."""
+    """All that a report shows.
+
+    protocols: metric -> how the numbers of all models came about.
+    """
 
     models: list[SampledModel]
+    protocols: Mapping[str, Mapping[str, Any]]
     plan: Mapping[str, Any] | None
     trainings: list[Record]
     records: list[Record]
@@ -64,6 +68,7 @@ def find(folders: Iterable[Path]) -> Findings:
         raise FolderError(f"no finished stage in {', '.join(map(str, folders))}: no {RECORD_NAME} that says so")
     sampled = [_model(record, records) for record in records if record.stage == "sample"]
     return Findings(
+        protocols=_protocols([e for r in records if r.stage == "sample" for e in _evaluations(r, records)]),
         models=sorted(sampled, key=lambda model: -model.figures["params"] + _is_trained(model, records)),
         plan=next(
             (_plan(r) for r in records if r.stage in ("plan", "prune") and (r.folder / "plan.json").exists()), None
@@ -83,10 +88,34 @@ def _finished(path: Path) -> dict[str, Any] | None:
 
 def _model(record: Record, records: list[Record]) -> SampledModel:
     figures = {name: record.content["result"][name] for name in COSTS if name in record.content["result"]}
-    for other in records:
-        if other.stage == "evaluate" and other.used("images", record):
-            figures |= other.content["result"]
+    for other in _evaluations(record, records):
+        figures |= {name: value for name, value in other.content["result"].items() if name != "protocol"}
     return SampledModel(record.folder.name, record.folder, figures)
+
+
+def _evaluations(sampled: Record, records: list[Record]) -> list[Record]:
+    """The evaluations of the images that a record tells of."""
+    return [record for record in records if record.stage == "evaluate" and record.used("images", sampled)]
+
+
+def _protocols(evaluations: list[Record]) -> dict[str, Mapping[str, Any]]:
+    """The one protocol of each metric; raises FolderError where numbers that would stand side by side have two."""
+    found: dict[str, tuple[Record, Mapping[str, Any]]] = {}
+    for record in evaluations:
+        for metric, facts in record.content["result"].get("protocol", {}).items():
+            first, known = found.setdefault(metric, (record, facts))
+            if known["hash"] != facts["hash"]:
+                raise FolderError(
+                    f"{metric} in {first.folder} and in {record.folder} came about by different protocols "
+                    f"({_differing(known, facts)}); such numbers cannot be compared: evaluate again with the same "
+                    "options, or report them apart"
+                )
+    return {metric: facts for metric, (_, facts) in found.items()}
+
+
+def _differing(known: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+    names = [name for name in {**known, **facts} if name not in ("hash", "note")]
+    return ", ".join(f"{n}: {known.get(n)}, {facts.get(n)}" for n in names if known.get(n) != facts.get(n))
 
 
 def _is_trained(model: SampledModel, records: list[Record]) -> float:

@@ -1,5 +1,6 @@
 """Figures as people read them; one way for the terminal and the page."""
 
+from collections.abc import Mapping
 from typing import Any
 
 NAMES = {
@@ -10,6 +11,16 @@ NAMES = {
     "images_per_s": "images/s",
     "ssim": "SSIM",
     "mse": "MSE",
+    "psnr": "PSNR (dB)",
+    "lpips": "LPIPS",
+    "fid": "FID",
+    "sfid": "sFID",
+    "kid": "KID",
+    "kid_mean": "KID",
+    "kid_std": "KID std",
+    "inception_score_mean": "inception score",
+    "inception_score_std": "inception score std",
+    "clip_score": "CLIP score",
     "frechet_distance": "Fréchet distance",
     "num_images": "images",
     "num_groups": "groups",
@@ -42,6 +53,13 @@ def text_of(name: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return " | ".join(text_of(name, v) for v in value)
     return str(value)
+
+
+def protocol_of(facts: Mapping[str, Any]) -> str:
+    """How a number came about, in one line: its facts, the hash in front, the note last."""
+    rest = [f"{title_of(name)} {value}" for name, value in facts.items() if name not in ("hash", "note")]
+    note = f" ({facts['note']})" if "note" in facts else ""
+    return f"{facts['hash']}: {', '.join(rest)}{note}"
 
 
 def change_of(name: str, value: Any, first: Any) -> str:

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader
 from diffprune.data.images import image_files
 from diffprune.reporting.figures import image_grid, loss_curve, removed_by_block
 from diffprune.reporting.findings import Findings, Record
-from diffprune.reporting.formats import change_of, text_of, title_of
+from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 
 STATED = ("data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
           "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "seed")  # fmt: skip
@@ -32,6 +32,7 @@ def render(findings: Findings, title: str) -> str:
         generator=GENERATOR,
         headings=[title_of(name) for name in names],
         rows=[[(text_of(n, row.get(n)), change_of(n, row.get(n), rows[0].get(n))) for n in names] for row in rows],
+        protocols=[(title_of(metric), protocol_of(facts)) for metric, facts in findings.protocols.items()],
         grids=[(model.name, _inline(image_grid(image_files(model.images)))) for model in findings.models],
         plan=findings.plan,
         timesteps=f"{details['timesteps_used']} timesteps scored" if "timesteps_used" in details else "",

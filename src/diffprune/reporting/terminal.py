@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Column, Table
 
-from diffprune.reporting.formats import change_of, text_of, title_of
+from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 
 WIDTH = 160
 """Columns where standard output is no terminal."""
@@ -17,7 +17,7 @@ def print_result(result: dict[str, Any]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
     plain: dict[str, Any] = {}
     for name, value in result.items():
-        if name == "history":
+        if name in ("history", "protocol"):
             continue
         if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
             console.print(_rows(value))
@@ -30,6 +30,9 @@ def print_result(result: dict[str, Any]) -> None:
         console.print(
             f"{title_of(name):<{width}}  {text_of(name, value)}", highlight=False, markup=False, soft_wrap=True
         )
+    for name, facts in result.get("protocol", {}).items():
+        line = f"{title_of(name)}: protocol {protocol_of(facts)}"
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _rows(rows: list[dict[str, Any]]) -> Table:

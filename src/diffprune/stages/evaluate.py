@@ -1,6 +1,6 @@
 """Stage `evaluate`: compare images with a reference."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,84 +10,148 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffprune.data.digits import SIZE
 from diffprune.data.images import ImageSet, load_image, open_images
-from diffprune.errors import DataError
+from diffprune.errors import DataError, OptionError
 from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import embed_all, load_classifier
-from diffprune.evaluation.paired import mse, pairs, ssim
+from diffprune.evaluation.paired import by_index, mse, pairs, psnr, ssim
+from diffprune.evaluation.perceptual import load_perceptual
+from diffprune.evaluation.prompts import load_clip, read_prompts, with_prompts
+from diffprune.evaluation.verdicts import Numbers, Protocols, check_number
 from diffprune.models.loading import pick_device
-from diffprune.options import EvaluateOptions
+from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
+from diffprune.progress import progress
 from diffprune.records import Existing, run_record
 from diffprune.stages.calls import with_input_and_options
+from diffprune.stages.compare import OF_INCEPTION, Work, comparison
 
-PAIRED = {"ssim": ssim, "mse": mse}
+PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": mse, "psnr": psnr}
 
 
 @with_input_and_options(EvaluateOptions)
-def evaluate(images: str | Path, reference: str | Path, options: EvaluateOptions) -> dict[str, float]:
-    """Each metric of `images` against `reference`, under its name.
+def evaluate(images: str | Path, reference: str | Path | None, options: EvaluateOptions) -> dict[str, Any]:
+    """The numbers of each metric of `images` against `reference`, by name.
 
-    ssim and mse compare image i with image i of two folders; frechet_distance compares two sets, each a folder,
-    a parquet file, a dataset id or `digits`. Raises DataError when images are missing, unreadable or unpaired.
+    ssim, mse, psnr and lpips compare image i with image i of two folders. frechet_distance, fid, sfid, kid, precision
+    and recall compare two sets, each a folder, a parquet file, a dataset id or `digits`; for fid and sfid each may be
+    a statistics file (.npz) too. inception_score and clip_score take no reference (None). Under `protocol` stands,
+    per metric that rests on a network, how its numbers came about, with a hash: equal hashes, comparable numbers.
+    Raises DataError when images are missing, unreadable, unpaired, too few or of another protocol.
     """
-    return measure(str(images), str(reference), options)
+    return measure(str(images), None if reference is None else str(reference), options)
 
 
-def measure(images: str, reference: str, options: EvaluateOptions) -> dict[str, float]:
-    """`evaluate` with its options as one value."""
-    result: dict[str, float] = {}
-    paired = [m for m in options.metrics if m in PAIRED]
-    if paired:
-        result |= _compare_pairs(Path(images), Path(reference), paired, options)
-    if "frechet_distance" in options.metrics:
-        result["frechet_distance"] = _compare_sets(images, reference, options)
-    return {name: result[name] for name in options.metrics}
+def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
+    """`evaluate` with its options as one value; everything that can be wrong with its inputs is found first."""
+    chosen = options.metrics
+    needing = [metric for metric in chosen if metric not in LONE_METRICS]
+    if needing and reference is None:
+        raise OptionError(f"{', '.join(needing)} compare with a reference; give REFERENCE")
+    kinds = (
+        ([m for m in chosen if m in PAIRED_METRICS], _pairs),
+        ([m for m in chosen if m == "frechet_distance"], _digits),
+        ([m for m in chosen if m in OF_INCEPTION], comparison),
+        ([m for m in chosen if m == "clip_score"], _prompts),
+    )
+    checked = [prepare(images, reference or "", wanted, options) for wanted, prepare in kinds if wanted]
+    numbers: Numbers = {}
+    protocols: Protocols = {}
+    for work in checked:
+        found, made = work()
+        numbers |= found
+        protocols |= made
+    order = {name: number for metric in chosen for name, number in numbers.items() if _belongs(name, metric)}
+    return {**order, "protocol": {m: protocols[m] for m in chosen if m in protocols}} if protocols else {**order}
 
 
 def evaluate_stage(
-    images: str, reference: str, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
+    images: str, reference: str | None, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Compare IMAGES with REFERENCE; with `out`, leave the metrics in that folder's run.json."""
+    """Compare IMAGES with REFERENCE; with `out`, leave the numbers in that folder's run.json."""
     if out is None:
-        return dict(measure(images, reference, options))
-    inputs = {"images": images, "reference": reference}
+        return measure(images, reference, options)
+    files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}
+    inputs = {"images": images, "reference": reference, **{k: str(v) for k, v in files.items() if v is not None}}
     with run_record(out, "evaluate", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
-            run.result = dict(measure(images, reference, options))
+            run.result = measure(images, reference, options)
         return run.result
 
 
-def _compare_pairs(images: Path, reference: Path, metrics: Sequence[str], options: EvaluateOptions) -> dict[str, float]:
-    matched = pairs(images, reference)
+def _belongs(name: str, metric: str) -> bool:
+    return name in (metric, f"{metric}_mean", f"{metric}_std")
+
+
+def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    matched = pairs(Path(images), Path(reference), options.num)
     device = pick_device(options.device)
-    sums = dict.fromkeys(metrics, 0.0)
-    for start in range(0, len(matched), options.batch_size):
-        batch = matched[start : start + options.batch_size]
-        first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
-        for (a, b), left, right in zip(batch, first, second, strict=True):
-            if left.shape != right.shape:
-                raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
-        ours, theirs = torch.stack(first).to(device), torch.stack(second).to(device)
-        for name in metrics:
-            sums[name] += float(PAIRED[name](ours, theirs).double().sum())
-    return {name: total / len(matched) for name, total in sums.items()}
+    functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
+    protocols: Protocols = {}
+    if "lpips" in metrics:
+        perceptual = load_perceptual(options.lpips_network, options.lpips_weights, device)
+        functions["lpips"] = perceptual.distance
+        protocols["lpips"] = perceptual.protocol(len(matched))
+
+    def work() -> tuple[Numbers, Protocols]:
+        sums = dict.fromkeys(functions, 0.0)
+        for start in range(0, len(matched), options.batch_size):
+            ours, theirs = (side.to(device) for side in _stacked(matched[start : start + options.batch_size]))
+            for name, function in functions.items():
+                sums[name] += float(function(ours, theirs).double().sum())
+        return {name: total / len(matched) for name, total in sums.items()}, protocols
+
+    return work
 
 
-def _compare_sets(images: str, reference: str, options: EvaluateOptions) -> float:
+def _digits(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     device = pick_device(options.device)
-    classifier = load_classifier()
-    sets = [open_images(source, (SIZE, SIZE), 1) for source in (images, reference)]
-    for some in sets:
-        if len(some) < 2:
-            raise DataError(f"{some.source} holds {len(some)} image; frechet_distance needs at least 2 (use hundreds)")
-    ours, theirs = (embed_all(classifier, _batches(some, options.batch_size), device) for some in sets)
-    return frechet_distance(ours, theirs)
+    ours, theirs = (open_images(source, (SIZE, SIZE), 1) for source in (images, reference))
+    num = _first(ours, options.num)
+    check_number(images, num, metrics, options, reference=False)
+    check_number(reference, len(theirs), metrics, options, reference=True)
+
+    def work() -> tuple[Numbers, Protocols]:
+        classifier = load_classifier()
+        sides = ((ours, num), (theirs, len(theirs)))
+        first, second = (embed_all(classifier, _batches(some, n, options.batch_size), device) for some, n in sides)
+        return {"frechet_distance": frechet_distance(first, second)}, {}
+
+    return work
 
 
-def _batches(images: ImageSet, size: int) -> list[Tensor]:
-    return [
-        torch.stack([images[i] for i in range(start, min(start + size, len(images)))])
-        for start in range(0, len(images), size)
-    ]
+def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    assert options.prompts is not None
+    matched = with_prompts(by_index(Path(images)), read_prompts(options.prompts), options.num)
+    clip = load_clip(options.clip_model, pick_device(options.device))
+
+    def work() -> tuple[Numbers, Protocols]:
+        total = 0.0
+        with progress("images and prompts", len(matched), "images") as advance:
+            for start in range(0, len(matched), options.batch_size):
+                batch = matched[start : start + options.batch_size]
+                scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
+                total += float(scores.double().sum())
+                advance(len(batch), "")
+        return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
+
+    return work
+
+
+def _stacked(batch: Sequence[tuple[Path, Path]]) -> tuple[Tensor, Tensor]:
+    first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
+    for (a, b), left, right in zip(batch, first, second, strict=True):
+        if left.shape != right.shape:
+            raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
+    return torch.stack(first), torch.stack(second)
+
+
+def _first(images: ImageSet, num: int | None) -> int:
+    if num is not None and num > len(images):
+        raise DataError(f"{images.source} holds {len(images)} images, num asks for {num}")
+    return num or len(images)
+
+
+def _batches(images: ImageSet, num: int, size: int) -> list[Tensor]:
+    return [torch.stack([images[i] for i in range(start, min(start + size, num))]) for start in range(0, num, size)]
 
 
 def _pixels(path: Path) -> Tensor:

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.models.loading import load_model
-from diffprune.options import EvaluateOptions, PlanOptions
+from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.stages.classifier import classifier_stage
-from diffprune.stages.evaluate import PAIRED, evaluate_stage
+from diffprune.stages.evaluate import evaluate_stage
 from diffprune.stages.plan import plan_stage
 from diffprune.stages.prune import prune_stage
 from diffprune.stages.report import report_stage
@@ -68,13 +68,19 @@ def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | Non
 
 def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: Path) -> None:
     _say("evaluate")
-    paired = tuple(m for m in options.metrics if m in PAIRED)
-    of_sets = tuple(m for m in options.metrics if m not in PAIRED)
+    paired = tuple(m for m in options.metrics if m in PAIRED_METRICS)
+    alone = tuple(m for m in options.metrics if m in LONE_METRICS)
+    of_sets = tuple(m for m in options.metrics if m not in PAIRED_METRICS + LONE_METRICS)
     original = str(out / "samples" / "original")
     for name in names:
         images = str(out / "samples" / name)
-        for metrics, reference, kind in ((paired, original, "pairs"), (of_sets, recipe.data, "sets")):
-            if metrics and reference is not None:
+        of_data = recipe.reference or recipe.data
+        for metrics, reference, kind in (
+            (paired, original, "pairs"),
+            (of_sets, of_data, "sets"),
+            (alone, None, "alone"),
+        ):
+            if metrics:
                 chosen = options.model_copy(update={"metrics": metrics})
                 evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, existing="replace")
 
@@ -85,7 +91,7 @@ def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
     folders = [out / "classifier", out / "trained"]
     folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]
     folders += [out / "samples" / name for name in models]
-    folders += [out / "metrics" / name / kind for name in models for kind in ("pairs", "sets")]
+    folders += [out / "metrics" / name / kind for name in models for kind in ("pairs", "sets", "alone")]
     skipped = {"classifier": recipe.classifier, "trained": recipe.train, "recovered": recipe.finetune}
     return [f for f in folders if f.exists() and skipped.get(f.name, True) is not None]
 

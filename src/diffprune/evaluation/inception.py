@@ -1,0 +1,96 @@
+"""The Inception network of FID, IS, KID, precision and recall, and the three layers that they look at.
+
+The architecture is torch-fidelity's copy of the TensorFlow graph `inception-2015-12-05` (Szegedy et al. 2016; used
+for IS by Salimans et al. 2016, for FID by Heusel et al. 2017).
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+from diffprune.evaluation.protocol import Protocol
+from diffprune.evaluation.weights import fetch_weights, hash_of, must_fit, read_weights
+
+NAME = "inception-v3-2015-12-05"
+URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+REMEDY = "download it elsewhere and give it with --inception-weights FILE"
+
+LAYERS = {"pool": 2048, "spatial": 2023, "logits": 1008}
+"""Features per image: of the last pooling, of 7 channels at 17x17 (sFID), and the logits without their bias."""
+
+_TRUNK = (
+    "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
+    "Mixed_5b", "Mixed_5c", "Mixed_5d", "Mixed_6a", "Mixed_6b", "Mixed_6c", "Mixed_6d", "Mixed_6e", "Mixed_7a",
+    "Mixed_7b", "Mixed_7c", "AvgPool",
+)  # fmt: skip
+_SPATIAL_BLOCK, _SPATIAL_CHANNELS = "Mixed_6d", 7
+
+
+@dataclass(frozen=True)
+class Inception:
+    """The network in eval mode, on its device, and the hash of its weights."""
+
+    network: nn.Module
+    weights: str
+
+    def protocol(self, resize: str) -> Protocol:
+        """How this network makes features of images that reach it by `resize`."""
+        return Protocol(network=NAME, weights=self.weights, resize=resize)
+
+
+def load_inception(path: Path | None, device: torch.device) -> Inception:
+    """The network with the weights of a file, or with the published ones, fetched and checked.
+
+    path: state dict with torch-fidelity's names (pytorch-fid's file has the same). Raises ModelError.
+    """
+    path = path or fetch_weights(URL, SHA256, remedy=REMEDY)
+    network = _network(read_weights(path), str(path))
+    return Inception(network.to(device), hash_of(network.state_dict()))
+
+
+@torch.no_grad()
+def embed(inception: Inception, inputs: Tensor) -> dict[str, Tensor]:
+    """Features of each layer, float32 (N, `LAYERS[layer]`), of images as `inputs` makes them, (N, 3, 299, 299).
+
+    `spatial` is what the graph calls mixed_6/conv, its first 7 channels (sFID: Nash et al. 2021; layer and
+    channels as in the evaluation of Dhariwal and Nichol 2021).
+    """
+    network = inception.network
+    features = {}
+    with _exact_convolutions():
+        x = inputs
+        for name in _TRUNK:
+            block = network.get_submodule(name)
+            if name == _SPATIAL_BLOCK:
+                features["spatial"] = block.get_submodule("branch1x1")(x)[:, :_SPATIAL_CHANNELS].flatten(1)
+            x = block(x)
+        features["pool"] = x.flatten(1)
+        features["logits"] = features["pool"] @ network.get_parameter("fc.weight").T
+    return features
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """Float32 convolutions in float32 on every GPU: TensorFloat-32 would make the figures the GPU's own."""
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
+
+
+def _network(state: Mapping[str, Tensor], what: str) -> nn.Module:
+    """The architecture with these weights.
+
+    Its constructor unpickles a file without restraint, so the file that it gets is one written here, from tensors.
+    """
+    file = io.BytesIO()
+    torch.save(dict(state), file)
+    file.seek(0)
+    with torch.random.fork_rng(devices=[]), must_fit(what, f"the weights of {NAME}"):
+        network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
+    return network

@@ -1,0 +1,84 @@
+"""CLIP score: how well images fit their prompts. transformers is an optional dependency (extra `clip`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.evaluation.protocol import of_number
+from diffprune.evaluation.weights import hash_of
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A CLIP model on its device, its processor, and the hash of its weights."""
+
+    name: str
+    model: Any
+    processor: Any
+    weights: str
+
+    @torch.no_grad()
+    def score(self, images: Sequence[Image.Image], prompts: Sequence[str]) -> Tensor:
+        """100 max(cos(image, prompt), 0) of each pair, (N,) (Hessel et al. 2021, eq. 1, with 100 for its 2.5).
+
+        Prompts are cut at the length that the model takes.
+        """
+        inputs = self.processor(
+            text=list(prompts),
+            images=[image.convert("RGB") for image in images],
+            return_tensors="pt",
+            padding=True,
+            truncation=True,
+        ).to(self.model.device)
+        found = self.model(**inputs)
+        cosine = torch.cosine_similarity(found.image_embeds, found.text_embeds)
+        return 100 * cosine.clamp(min=0)
+
+    def protocol(self, num_images: int) -> dict[str, object]:
+        """How the number came about."""
+        return of_number({"network": Path(self.name).name, "weights": self.weights, "num_images": num_images})
+
+
+def load_clip(name: str, device: torch.device) -> Clip:
+    """A CLIP model of transformers by hub id or folder; raises ModelError, also where transformers is missing."""
+    try:
+        from transformers import CLIPModel, CLIPProcessor
+    except ImportError as error:
+        raise ModelError("clip_score needs transformers: pip install 'diffprune[clip]'") from error
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model: nn.Module = CLIPModel.from_pretrained(name)
+        processor = CLIPProcessor.from_pretrained(name)
+    except Exception as error:  # transformers raises a different class for each way a model can be broken
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"cannot load the CLIP model {name}: {first}; give a hub id or folder by --clip-model"
+        ) from error
+    return Clip(name, model.to(device).eval(), processor, hash_of(model.state_dict()))
+
+
+def read_prompts(path: Path) -> list[str]:
+    """The lines of a text file; raises OptionError when it cannot be read or holds none."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"cannot read the prompts {path}: {error}") from error
+    if not lines:
+        raise OptionError(f"{path} holds no prompts; expected one a line")
+    return lines
+
+
+def with_prompts(by_index: dict[int, Path], prompts: Sequence[str], num: int | None) -> list[tuple[Path, str]]:
+    """The first `num` images and their prompts: line i (from 0) belongs to image index i; raises DataError."""
+    chosen = sorted(by_index)[:num]
+    if num is not None and num > len(by_index):
+        raise DataError(f"there are {len(by_index)} images, num asks for {num}")
+    if chosen[-1] >= len(prompts):
+        raise DataError(f"{by_index[chosen[-1]]} has image index {chosen[-1]}, but there are {len(prompts)} prompts")
+    return [(by_index[index], prompts[index]) for index in chosen]
