@@ -1,0 +1,143 @@
+"""Reading checkpoint files without executing anything: torch's restricted unpickler, with inert stand-ins."""
+
+import re
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from diffprune.errors import ModelError
+
+_REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
+_BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module \S+ is blocked")
+_FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.*'([^']+)'>", re.DOTALL)
+_LARGEST_HEADER = 100_000_000
+"""Bytes; safetensors itself refuses longer headers."""
+
+
+class _Inert:
+    """Stands where a file asks for a class or function: takes anything, holds nothing, does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _InertDict(_Inert):
+    """Stands for a class whose objects are filled like dicts: gives a plain one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return OrderedDict()
+
+
+class _InertList(_Inert):
+    """Stands for a class whose objects are filled like lists: gives a plain one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        return []
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    content: tensors in whatever containers the file has; anything that is no plain value is an inert object.
+    foreign: full names of the classes and functions that the file asked for and did not get.
+    """
+
+    content: Any
+    foreign: tuple[str, ...]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a safetensors file, or a file of `torch.save` (zip or legacy format), onto the CPU.
+
+    Pickles are read with `weights_only=True`: the classes and functions they name are neither imported nor called.
+    Raises ModelError when the file is missing, damaged, or not a checkpoint.
+    """
+    if not path.is_file():
+        raise ModelError(f"no file {path}; expected a checkpoint: a file of torch.save (.pt, .pth, .ckpt) or safetensors")
+    if _is_safetensors(path):
+        try:
+            return Checkpoint(load_file(path), ())
+        except (SafetensorError, OSError) as error:
+            raise ModelError(f"cannot read {path}: {error}. The file is damaged or cut short: get it again") from error
+    return _read_pickle(path)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or (
+        len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER
+    )
+
+
+def _read_pickle(path: Path) -> Checkpoint:
+    stand_ins: dict[str, type[_Inert]] = {}
+    mapped = zipfile.is_zipfile(path)  # the legacy format cannot be mapped into memory
+    while True:
+        replaced: list[Any] = [(kind, name) for name, kind in stand_ins.items()]
+        try:
+            with torch.serialization.safe_globals(replaced):
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        except Exception as error:  # a damaged file fails in the unpickler, in torch, or in what it asks for
+            more = _stand_ins_for(str(error), stand_ins)
+            if not more:
+                raise _unreadable(path, error) from error
+            stand_ins |= more
+        else:
+            return Checkpoint(content, tuple(sorted(_names(stand_ins))))
+
+
+def _stand_ins_for(message: str, present: dict[str, type[_Inert]]) -> dict[str, type[_Inert]]:
+    """The stand-ins that answer a refusal of torch's unpickler; empty when none would help."""
+    refused = _REFUSED.search(message)
+    if refused is not None:
+        name = refused[1]
+        kinds = {full: _named(_Inert, full) for full in (name, f"builtins.{name}")}  # torch omits `builtins.`
+        return {} if name in present else kinds
+    filled = _FILLED.search(message)
+    if filled is None:
+        return {}
+    base = _InertDict if filled[1].startswith("SETITEM") else _InertList
+    return {
+        full: _named(base, full)
+        for full, kind in present.items()
+        if not issubclass(kind, _InertDict | _InertList) and filled[2] == f"{kind.__module__}.{kind.__qualname__}"
+    }
+
+
+def _named(base: type[_Inert], full_name: str) -> type[_Inert]:
+    """An inert class of its own for each name, so that an error tells which one it is about."""
+    return type("Inert_" + re.sub(r"\W", "_", full_name), (base,), {"__module__": __name__})
+
+
+def _names(stand_ins: dict[str, type[_Inert]]) -> set[str]:
+    bare = {name.removeprefix("builtins.") for name in stand_ins if name.startswith("builtins.")}
+    return {name if "." in name else f"builtins.{name}" for name in bare}
+
+
+def _unreadable(path: Path, error: Exception) -> ModelError:
+    blocked = _BLOCKED.search(str(error))
+    if blocked is not None:
+        return ModelError(
+            f"{path} asks for {blocked[1]}, which no weights need: the file may be malicious. It was not read and "
+            "nothing in it was executed; get the checkpoint from its authors"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Weights only load failed. ")
+    inner = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines()
+    return ModelError(
+        f"cannot read {path} as a checkpoint ({inner[0] if inner else reason}). Expected a file of torch.save or "
+        "safetensors; if it is one, it is damaged or cut short: get it again"
+    )
