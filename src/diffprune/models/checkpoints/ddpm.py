@@ -130,4 +130,3 @@ def _find(tensors: Mapping[str, Tensor]) -> str:
         reasons[name] = "; ".join(wrong)
     lines = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
     raise ModelError(f"the weights fit none of the published architectures; give --arch a config.json\n{lines}")
-

@@ -66,7 +66,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises ModelError when the file is missing, damaged, or not a checkpoint.
     """
     if not path.is_file():
-        raise ModelError(f"no file {path}; expected a checkpoint: a file of torch.save (.pt, .pth, .ckpt) or safetensors")
+        raise ModelError(
+            f"no file {path}; expected a checkpoint: a file of torch.save (.pt, .pth, .ckpt) or safetensors"
+        )
     if _is_safetensors(path):
         try:
             return Checkpoint(load_file(path), ())
