@@ -4,7 +4,7 @@ Architecture: Ho et al. 2020, appendix B, in the PyTorch form that Song et al. 2
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import DDPMPipeline, DDPMScheduler
@@ -37,7 +37,7 @@ _FACTS: Mapping[str, Any] = {
 }
 """What the research network computes, as diffusers config; the tensors alone would not show a difference."""
 
-_PLACES = (
+_PLACES: tuple[tuple[str, Callable[[re.Match[str], int], str]], ...] = (
     (r"time_embedding\.linear_([12])", lambda m, top: f"temb.dense.{int(m[1]) - 1}"),
     (r"conv_norm_out", lambda m, top: "norm_out"),
     (r"mid_block\.resnets\.(\d+)", lambda m, top: f"mid.block_{int(m[1]) + 1}"),
