@@ -35,9 +35,9 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 PUBLIC = [
-    "DataError", "DiffpruneError", "FolderError", "Group", "ManifestError", "ModelError", "OptionError", "Plan",
-    "PlanError", "evaluate", "find_groups", "finetune", "load_pipeline", "plan", "prune", "read_plan", "sample",
-    "stats", "train",
+    "ClassConditionalLDMPipeline", "ClassEmbedding", "DataError", "DiffpruneError", "FolderError", "Group",
+    "ManifestError", "ModelError", "OptionError", "Plan", "PlanError", "convert", "evaluate", "find_groups",
+    "finetune", "load_pipeline", "plan", "prune", "read_plan", "sample", "stats", "train",
 ]  # fmt: skip
 
 

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
         PlanError,
     )
     from diffprune.groups import Group, find_groups
+    from diffprune.models.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
     from diffprune.models.loading import load_pipeline
     from diffprune.planning import Plan, read_plan
+    from diffprune.stages.convert import convert
     from diffprune.stages.evaluate import evaluate
     from diffprune.stages.plan import plan
     from diffprune.stages.prune import prune
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ClassConditionalLDMPipeline": "diffprune.models.class_conditional",
+    "ClassEmbedding": "diffprune.models.class_conditional",
     "DataError": "diffprune.errors",
     "DiffpruneError": "diffprune.errors",
     "FolderError": "diffprune.errors",
@@ -43,6 +47,7 @@ _HOMES = {
     "OptionError": "diffprune.errors",
     "Plan": "diffprune.planning",
     "PlanError": "diffprune.errors",
+    "convert": "diffprune.stages.convert",
     "evaluate": "diffprune.stages.evaluate",
     "find_groups": "diffprune.groups",
     "finetune": "diffprune.stages.train",
@@ -56,6 +61,8 @@ _HOMES = {
 }
 
 __all__ = [
+    "ClassConditionalLDMPipeline",
+    "ClassEmbedding",
     "DataError",
     "DiffpruneError",
     "FolderError",
@@ -65,6 +72,7 @@ __all__ = [
     "OptionError",
     "Plan",
     "PlanError",
+    "convert",
     "evaluate",
     "find_groups",
     "finetune",

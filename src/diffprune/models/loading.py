@@ -1,5 +1,6 @@
 """Finding a model by folder, hub id, config file or built-in name."""
 
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -19,6 +20,10 @@ from diffprune.models.pruned import class_by_name, empty_model
 from diffprune.models.registration import register_with_diffusers
 
 DENOISER_COMPONENTS = ("unet", "transformer")
+_FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_OWN_PIPELINES = {"ClassConditionalLDMPipeline": "diffprune.models.class_conditional"}
+"""Pipeline classes that diffusers does not have, with the module of each."""
+
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 
 
@@ -85,11 +90,21 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
     register_with_diffusers()
     place = PIPELINES.get(str(source), Path(source) if Path(source).exists() else source)
     try:
-        return DiffusionPipeline.from_pretrained(place, **{"use_safetensors": True, **options})
+        kind = _pipeline_class(place, options)
+        return cast(DiffusionPipeline, kind.from_pretrained(place, **{"use_safetensors": True, **options}))
     except DiffpruneError:
         raise
     except Exception as error:  # diffusers raises a different class for each way a folder can be broken
         raise _unreadable(source, error) from error
+
+
+def _pipeline_class(place: str | os.PathLike[str], options: dict[str, Any]) -> Any:
+    """The class named in `model_index.json` where it is ours; diffusers looks its own up by itself."""
+    fetch = {k: options[k] for k in _FETCH_OPTIONS if options.get(k) is not None}
+    name = DiffusionPipeline.load_config(place, **fetch).get("_class_name")
+    if name not in _OWN_PIPELINES:
+        return DiffusionPipeline
+    return getattr(importlib.import_module(_OWN_PIPELINES[name]), name)
 
 
 def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
