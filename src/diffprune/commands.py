@@ -145,6 +145,13 @@ COMMANDS: Mapping[str, Command] = {
         "required",
         extras=(("plan", "plan.json to carry out, instead of the options of plan"),),
     ),
+    "convert": Command(
+        "bring a checkpoint of another system into diffusers form",
+        {"format": "ddpm, ldm or shapes", "file": "checkpoint: path, or http(s) address with --sha256"},
+        (sets.ConvertOptions,),
+        _convert,
+        "required",
+    ),
     "train": Command(
         "train a denoiser from scratch",
         {"recipe?": "recipe whose train section holds the options"},

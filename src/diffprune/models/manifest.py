@@ -128,8 +128,8 @@ def _disagreements(
         rows = modules.get(f"{path}.to_q", {}).get("out_features", stock_width)
         for attribute in HEAD_ATTRIBUTES:
             heads = modules.get(path, {}).get(attribute, stock_heads)
-            if heads * (stock_width // stock_heads) != rows:
-                yield f"{path}.{attribute}: got {heads} heads of {stock_width // stock_heads}, to_q has {rows} rows"
+            if rows % heads:
+                yield f"{path}.{attribute}: got {heads} heads, to_q has {rows} rows, which are not {heads} equal heads"
 
 
 def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -80,8 +80,12 @@ def shrink(model: M, kept: Kept) -> M:
     return small
 
 
-def follow_widths(before: nn.Module, after: nn.Module) -> None:
-    """Set the attributes of `after` that repeat a width, where they repeated it in `before`."""
+def follow_widths(before: nn.Module, after: nn.Module, *, heads: int | None = None) -> None:
+    """Set the attributes of `after` that repeat a width, where they repeated it in `before`.
+
+    heads: of each attention that had several; None keeps their width instead. Raises ValueError, which names the
+    attention, when its rows are not whole heads.
+    """
     for (path, old), new in zip(before.named_modules(), after.modules(), strict=True):
         for attribute, (below, dim) in MIRRORS.get(type(old).__name__, {}).items():
             place, _, name = attribute.rpartition(".")
@@ -92,12 +96,16 @@ def follow_widths(before: nn.Module, after: nn.Module) -> None:
                 continue
             setattr(new.get_submodule(place), name, width(new.get_submodule(below), dim))
         if type(old).__name__ == "Attention" and getattr(old, "heads", 1) > 1:
-            head_dim = width(old.get_submodule("to_q"), "out") // int(old.heads)
-            heads, rest = divmod(width(new.get_submodule("to_q"), "out"), head_dim)
-            if rest:
-                raise ValueError(f"{path}: {rest} rows beyond whole heads of {head_dim} remain")
+            rows, head_dim = (
+                width(new.get_submodule("to_q"), "out"),
+                width(old.get_submodule("to_q"), "out") // old.heads,
+            )
+            number, rest = divmod(rows, head_dim if heads is None else heads)
+            if rest or not number:
+                kind = f"heads of {head_dim}" if heads is None else f"rows for each of {heads} heads"
+                raise ValueError(f"{path}: its {rows} rows are no whole number of {kind}")
             for attribute in HEAD_ATTRIBUTES:
-                setattr(new, attribute, heads)
+                setattr(new, attribute, number if heads is None else heads)
 
 
 def on_meta(model: M) -> M:

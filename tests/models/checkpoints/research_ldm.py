@@ -143,7 +143,14 @@ class Denoiser(nn.Module):
     """
 
     def __init__(
-        self, *, ch: int, mult: tuple[int, ...], factors: tuple[int, ...], context: int | None, head_dim: int, heads: int
+        self,
+        *,
+        ch: int,
+        mult: tuple[int, ...],
+        factors: tuple[int, ...],
+        context: int | None,
+        head_dim: int,
+        heads: int,
     ) -> None:
         super().__init__()
         self.ch = ch

@@ -70,7 +70,12 @@ def config(folder: Path, kind: str, **changes: Any) -> str:
         "unet_config": {"target": "ldm.modules.diffusionmodules.openaimodel.UNetModel", "params": {**unet, **changes}},
         "first_stage_config": {
             "target": "ldm.models.autoencoder.VQModelInterface",
-            "params": {"embed_dim": 3, "n_embed": 12, "ddconfig": layers, "lossconfig": {"target": "torch.nn.Identity"}},
+            "params": {
+                "embed_dim": 3,
+                "n_embed": 12,
+                "ddconfig": layers,
+                "lossconfig": {"target": "torch.nn.Identity"},
+            },
         },
         "cond_stage_config": condition,
     }
@@ -187,9 +192,7 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> ClassConditionalLDM
     return pipeline
 
 
-def test_a_class_conditional_pipeline_saves_and_loads(
-    conditional: ClassConditionalLDMPipeline, tmp_path: Path
-) -> None:
+def test_a_class_conditional_pipeline_saves_and_loads(conditional: ClassConditionalLDMPipeline, tmp_path: Path) -> None:
     conditional.save_pretrained(tmp_path / "out")
     expected = draw(conditional, [0, 3], num_inference_steps=2)
     for load in (ClassConditionalLDMPipeline.from_pretrained, diffprune.load_pipeline):

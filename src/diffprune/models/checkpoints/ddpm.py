@@ -15,7 +15,7 @@ from diffprune.errors import ModelError
 from diffprune.models.checkpoints.fitting import Shape, filled, mismatches, shapes_of
 from diffprune.models.loading import architecture
 
-VARIANCES = {"ddpm-cifar10": "fixed_large", "ddpm-celeba64": "fixed_large", "ddpm-lsun256": "fixed_small"}
+PUBLISHED = {"ddpm-cifar10": "fixed_large", "ddpm-celeba64": "fixed_large", "ddpm-lsun256": "fixed_small"}
 """The published architectures, with the variance of their ancestral steps; one is found by the shapes alone."""
 
 _FACTS: Mapping[str, Any] = {
@@ -64,7 +64,7 @@ _ATTENTION = re.compile(r"attentions\.\d+\.to_\w+(\.0)?\.weight$")
 
 
 def from_ddpm(tensors: Mapping[str, Tensor], arch: str | None) -> tuple[DDPMPipeline, str]:
-    """A pipeline of research weights, with the linear schedule (betas 1e-4 to 0.02, T = 1000); and its architecture.
+    """A pipeline of research weights, with their schedule; and its architecture.
 
     arch: a published name, the path of a config.json, or None to find a published name by the shapes.
     Raises ModelError when the weights do not fit, with the names of the tensors that do not.
@@ -78,14 +78,18 @@ def from_ddpm(tensors: Mapping[str, Tensor], arch: str | None) -> tuple[DDPMPipe
         raise ModelError(f"the weights are not those of {name}: " + "; ".join(wrong))
     shapes = shapes_of(model)
     unet = filled(model, {ours: tensors[theirs].reshape(shapes[ours]) for ours, theirs in names.items()}, name)
-    scheduler = DDPMScheduler(
+    return DDPMPipeline(unet, schedule(name)), name
+
+
+def schedule(name: str) -> DDPMScheduler:
+    """The noise schedule of an architecture: linear, betas 1e-4 to 0.02, T = 1000 (Ho et al. 2020, section 4)."""
+    return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=1e-4,
         beta_end=0.02,
         beta_schedule="linear",
-        variance_type=VARIANCES.get(name, "fixed_small"),
+        variance_type=PUBLISHED.get(name, "fixed_small"),
     )
-    return DDPMPipeline(unet, scheduler), name
 
 
 def research_names(model: ModelMixin) -> dict[str, str]:
@@ -122,7 +126,7 @@ def _check_facts(model: ModelMixin, name: str) -> None:
 
 def _find(tensors: Mapping[str, Tensor]) -> str:
     reasons = {}
-    for name in VARIANCES:
+    for name in PUBLISHED:
         model = architecture(name)
         wrong = mismatches(_research_shapes(model, research_names(model)), tensors)
         if not wrong:

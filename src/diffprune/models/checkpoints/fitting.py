@@ -24,7 +24,7 @@ def _mismatches(expected: Mapping[str, Shape], tensors: Mapping[str, Tensor]) ->
     yield _listed(
         "of another shape",
         [
-            f"{name} (got {_shown(tensors[name].shape)}, expected {_shown(shape)})"
+            f"{name} (got {shown(tensors[name].shape)}, expected {shown(shape)})"
             for name, shape in expected.items()
             if name in tensors and tuple(tensors[name].shape) != shape
         ],
@@ -56,5 +56,5 @@ def _listed(what: str, names: Sequence[str]) -> str:
     return f"{len(names)} {what}: {some(names)}" if names else ""
 
 
-def _shown(shape: Sequence[int]) -> str:
+def shown(shape: Sequence[int]) -> str:
     return "x".join(map(str, shape)) or "scalar"
