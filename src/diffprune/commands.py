@@ -113,6 +113,11 @@ def _analyze_stages(a: Arguments, given: Given) -> Any:
     return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, existing=_existing(a))
 
 
+def _convert(a: Arguments, given: Given) -> Any:
+    options = given(sets.ConvertOptions)
+    return _stage("convert", "convert_stage")(a.format, a.file, options, a.out, overwrite=a.overwrite)
+
+
 def _report(a: Arguments, given: Given) -> Any:
     return _stage("report", "report_stage")([Path(d) for d in a.folders], a.out, title="diffprune")
 

@@ -6,27 +6,38 @@ Source: Rombach et al. 2022, section 4.3 (class embedding by cross-attention); H
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel, VQModel
-from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from diffprune.errors import OptionError
 
+if TYPE_CHECKING:
+    _Model = ModelMixin  # the annotations of diffusers' two mixins contradict each other
+else:
 
-class ClassEmbedding(ModelMixin, ConfigMixin):
+    class _Model(ModelMixin, ConfigMixin):
+        pass
+
+
+class ClassEmbedding(_Model):
     """One learned vector per class, and one more, the last, that stands for no class.
 
     num_classes: without that last one. dim: length of each vector, the cross-attention width of the denoiser.
     """
 
-    @register_to_config
     def __init__(self, num_classes: int = 1000, dim: int = 512) -> None:
-        super().__init__()
+        cast(Any, super()).__init__()
+        here: Any = self
+        here.register_to_config(num_classes=num_classes, dim=dim)
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     @property
@@ -43,8 +54,6 @@ class ClassEmbedding(ModelMixin, ConfigMixin):
 class ClassConditionalLDMPipeline(DiffusionPipeline):
     """Draws images of given classes: denoises latents under classifier-free guidance and decodes them."""
 
-    model_cpu_offload_seq = "class_embedding->unet->vqvae"
-
     def __init__(
         self,
         vqvae: VQModel,
@@ -52,8 +61,10 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         class_embedding: ClassEmbedding,
         scheduler: DDIMScheduler,
     ) -> None:
-        super().__init__()
-        self.register_modules(vqvae=vqvae, unet=unet, class_embedding=class_embedding, scheduler=scheduler)
+        cast(Any, super()).__init__()
+        here: Any = self
+        here.register_modules(vqvae=vqvae, unet=unet, class_embedding=class_embedding, scheduler=scheduler)
+        here.model_cpu_offload_seq = "class_embedding->unet->vqvae"
 
     @torch.no_grad()
     def __call__(
@@ -97,7 +108,7 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
                 noise = of_null + guidance_scale * (of_class - of_null)
             here = self.scheduler.step(noise, timestep, here, **extra).prev_sample
         images = here if output_type == "latent" else self._decoded(here, output_type)
-        self.maybe_free_model_hooks()
+        cast(Any, self).maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _labels(self, given: Sequence[int] | int) -> Tensor:
@@ -114,4 +125,4 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         if output_type == "pt":
             return images
         array = images.cpu().permute(0, 2, 3, 1).float().numpy()
-        return self.numpy_to_pil(array) if output_type == "pil" else array
+        return cast(Any, self).numpy_to_pil(array) if output_type == "pil" else array

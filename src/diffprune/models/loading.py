@@ -101,7 +101,8 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
 def _pipeline_class(place: str | os.PathLike[str], options: dict[str, Any]) -> Any:
     """The class named in `model_index.json` where it is ours; diffusers looks its own up by itself."""
     fetch = {k: options[k] for k in _FETCH_OPTIONS if options.get(k) is not None}
-    name = DiffusionPipeline.load_config(place, **fetch).get("_class_name")
+    index: Any = DiffusionPipeline.load_config(place, **fetch)
+    name = index.get("_class_name")
     if name not in _OWN_PIPELINES:
         return DiffusionPipeline
     return getattr(importlib.import_module(_OWN_PIPELINES[name]), name)

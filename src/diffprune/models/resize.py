@@ -96,10 +96,8 @@ def follow_widths(before: nn.Module, after: nn.Module, *, heads: int | None = No
                 continue
             setattr(new.get_submodule(place), name, width(new.get_submodule(below), dim))
         if type(old).__name__ == "Attention" and getattr(old, "heads", 1) > 1:
-            rows, head_dim = (
-                width(new.get_submodule("to_q"), "out"),
-                width(old.get_submodule("to_q"), "out") // old.heads,
-            )
+            rows = width(new.get_submodule("to_q"), "out")
+            head_dim = width(old.get_submodule("to_q"), "out") // int(old.heads)
             number, rest = divmod(rows, head_dim if heads is None else heads)
             if rest or not number:
                 kind = f"heads of {head_dim}" if heads is None else f"rows for each of {heads} heads"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DDPMPipeline
-from torch import nn
+from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.errors import OptionError
 from diffprune.models.checkpoints.ddpm import PUBLISHED, from_ddpm, schedule
@@ -125,7 +125,7 @@ def _converted(format: str, source: str, options: ConvertOptions, beside: Path |
 
 
 def _result(format: str, found: _Converted) -> dict[str, Any]:
-    bare = isinstance(found.model, nn.Module)
+    bare = isinstance(found.model, ModelMixin)
     denoiser: Any = found.model if bare else denoiser_of(found.model)
     facts: dict[str, Any] = {
         "format": format,
@@ -137,7 +137,7 @@ def _result(format: str, found: _Converted) -> dict[str, Any]:
         "pruned": isinstance(denoiser, PrunedMixin),
         "notes": list(found.notes),
     }
-    if isinstance(denoiser, PrunedMixin):
+    if facts["pruned"]:
         facts["params_stock"] = sum(p.numel() for p in stock_model(denoiser).parameters())
     if type(denoiser).__name__ in FAMILIES:
         facts |= cost_of(denoiser).as_dict()

@@ -333,5 +333,5 @@ def test_a_config_that_is_not_served_is_refused(case: str, tmp_path: Path) -> No
 def test_a_file_that_is_no_config_is_refused(text: str | None, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(ModelError, match="no latent-diffusion config|no architecture"):
+    with pytest.raises(ModelError, match=r"no latent-diffusion config|no architecture"):
         from_ldm(state_dict(network("uncond"), None), str(tmp_path / "c.yaml"), None)

@@ -12,13 +12,13 @@ from diffprune.models.checkpoints.weights import some
 Shape = tuple[int, ...]
 
 
-def mismatches(expected: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> list[str]:
-    """What keeps tensors from fitting expected shapes, in their own names; empty when they fit."""
+def mismatches(expected: Mapping[str, Shape | None], tensors: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from fitting expected shapes (None: any), in their own names; empty when they fit."""
     found = list(_mismatches(expected, tensors))
     return [line for line in found if line]
 
 
-def _mismatches(expected: Mapping[str, Shape], tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _mismatches(expected: Mapping[str, Shape | None], tensors: Mapping[str, Tensor]) -> Iterator[str]:
     yield _listed("missing", [name for name in expected if name not in tensors])
     yield _listed("left over", [name for name in tensors if name not in expected])
     yield _listed(
@@ -26,7 +26,7 @@ def _mismatches(expected: Mapping[str, Shape], tensors: Mapping[str, Tensor]) ->
         [
             f"{name} (got {shown(tensors[name].shape)}, expected {shown(shape)})"
             for name, shape in expected.items()
-            if name in tensors and tuple(tensors[name].shape) != shape
+            if shape is not None and name in tensors and tuple(tensors[name].shape) != shape
         ],
     )
 
@@ -57,4 +57,5 @@ def _listed(what: str, names: Sequence[str]) -> str:
 
 
 def shown(shape: Sequence[int]) -> str:
+    """A shape in a message."""
     return "x".join(map(str, shape)) or "scalar"

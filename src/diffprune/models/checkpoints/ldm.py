@@ -6,10 +6,14 @@ Source: Rombach et al. 2022; the denoisers are those of Dhariwal and Nichol 2021
 from collections.abc import Mapping
 from typing import Any, Literal, cast
 
-from diffusers import DDIMScheduler, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint, convert_ldm_vae_checkpoint
+from diffusers.models.autoencoders.vq_model import VQModel
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.pipelines.deprecated.latent_diffusion_uncond.pipeline_latent_diffusion_uncond import LDMPipeline
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from diffprune.errors import ModelError
@@ -127,7 +131,7 @@ def _autoencoder(tensors: Tensors, model: LatentDiffusion, scale: float, arch: s
 
 
 def _mapped(convert: Any, tensors: Tensors, config: Mapping[str, Any], what: str) -> Tensors:
-    """diffusers' key map, checked: it leaves out what it does not know, and stops at what it misses."""
+    """Map keys as diffusers does, checked: it leaves out what it does not know, and stops at what it misses."""
     try:
         converted: Tensors = convert(tensors, config)
     except KeyError as error:

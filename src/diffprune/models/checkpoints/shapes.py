@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from diffprune.errors import ManifestError, ModelError
 from diffprune.models.checkpoints.fitting import filled, mismatches, shapes_of, shown
 from diffprune.models.checkpoints.weights import some
-from diffprune.models.families import family_of
+from diffprune.models.families import Dim, family_of
 from diffprune.models.manifest import apply_manifest, manifest_of
 from diffprune.models.pruned import pruned_class, stock_class, stock_model
-from diffprune.models.resize import AXES, WIDTHS, Dim, follow_widths, layer_type, on_meta
+from diffprune.models.resize import AXES, WIDTHS, follow_widths, layer_type, on_meta
 
 
 def from_shapes(tensors: Mapping[str, Tensor], original: ModelMixin, *, heads: int | None, source: str) -> ModelMixin:
