@@ -1,6 +1,7 @@
 """Latent-diffusion checkpoints compute the same as networks written independently, and become whole pipelines."""
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ NUM_CLASSES = 6
 CLASSES = {"uncond": None, "class": NUM_CLASSES + 1}
 
 
+@cache
 def network(kind: str, seed: int = 0) -> nn.Module:
     """The research networks with weights that make every layer matter."""
     with torch.device("meta"):
@@ -195,12 +197,13 @@ def conditional(tmp_path_factory: pytest.TempPathFactory) -> ClassConditionalLDM
 def test_a_class_conditional_pipeline_saves_and_loads(conditional: ClassConditionalLDMPipeline, tmp_path: Path) -> None:
     conditional.save_pretrained(tmp_path / "out")
     expected = draw(conditional, [0, 3], num_inference_steps=2)
-    for load in (ClassConditionalLDMPipeline.from_pretrained, diffprune.load_pipeline):
-        again = load(tmp_path / "out")
+    by_its_class = ClassConditionalLDMPipeline.from_pretrained(tmp_path / "out", dtype=torch.float16)
+    assert by_its_class.unet.dtype == torch.float16
+    for again in (by_its_class.to(torch.float32), diffprune.load_pipeline(tmp_path / "out")):
         assert isinstance(again, ClassConditionalLDMPipeline)
         assert isinstance(again.class_embedding, ClassEmbedding)
-        assert draw(again, [0, 3], num_inference_steps=2) == pytest.approx(expected, abs=1e-5)
-    assert diffprune.load_pipeline(tmp_path / "out", dtype=torch.float16).unet.dtype == torch.float16
+        tolerance = 0.1 if again is by_its_class else 1e-5
+        assert draw(again, [0, 3], num_inference_steps=2) == pytest.approx(expected, abs=tolerance)
 
 
 def test_guidance_extrapolates_from_no_class_to_the_class(conditional: ClassConditionalLDMPipeline) -> None:

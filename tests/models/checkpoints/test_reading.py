@@ -126,14 +126,18 @@ def calls(sprung: Path) -> dict[str, Malice]:
     }
 
 
+REFUSED = {"os.system": r"(posix|nt)\.system", "a method": "a call of an object"}
+"""Refused as a whole; from the other files the weights are read and the rest is left inert."""
+
+
 @FORMATS
 @pytest.mark.parametrize("case", calls(Path("x")))
 def test_a_malicious_pickle_executes_nothing(case: str, is_zip: bool, tmp_path: Path) -> None:
     sprung = tmp_path / "sprung"
     path = tmp_path / "model.ckpt"
     save({"state_dict": TENSORS, "payload": calls(sprung)[case]}, path, is_zip=is_zip)
-    if case == "os.system":
-        with pytest.raises(ModelError, match=r"model\.ckpt asks for (posix|nt)\.system.*nothing in it was executed"):
+    if case in REFUSED:
+        with pytest.raises(ModelError, match=rf"model\.ckpt asks for {REFUSED[case]}.*nothing in it was executed"):
             read_checkpoint(path)
     else:
         read = read_checkpoint(path)
@@ -156,7 +160,7 @@ def test_an_inert_object_cannot_be_called(tmp_path: Path) -> None:
     path.write_bytes(
         b"\x80\x02cbuiltins\ngetattr\ncpathlib\nPath\nX\x01\x00\x00\x00x\x85RX\x05\x00\x00\x00touch\x86R)R."
     )
-    with pytest.raises(ModelError, match="unrecognized function"):
+    with pytest.raises(ModelError, match="asks for a call of an object"):
         read_checkpoint(path)
 
 

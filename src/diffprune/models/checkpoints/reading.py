@@ -15,6 +15,7 @@ from diffprune.errors import ModelError
 
 _REFUSED = re.compile(r"Unsupported global: GLOBAL (\S+) was not an allowed global")
 _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module \S+ is blocked")
+_CALLED = re.compile(r"unrecognized function <\S+\.Inert_\w+ object")
 _FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.*'([^']+)'>", re.DOTALL)
 _LARGEST_HEADER = 100_000_000
 """Bytes; safetensors itself refuses longer headers."""
@@ -132,9 +133,10 @@ def _names(stand_ins: dict[str, type[_Inert]]) -> set[str]:
 
 def _unreadable(path: Path, error: Exception) -> ModelError:
     blocked = _BLOCKED.search(str(error))
-    if blocked is not None:
+    if blocked is not None or _CALLED.search(str(error)):
+        wish = blocked[1] if blocked is not None else "a call of an object that it makes"
         return ModelError(
-            f"{path} asks for {blocked[1]}, which no weights need: the file may be malicious. It was not read and "
+            f"{path} asks for {wish}, which no weights need: the file may be malicious. It was not read and "
             "nothing in it was executed; get the checkpoint from its authors"
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Weights only load failed. ")

@@ -53,28 +53,29 @@ def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iter
     """Resize one stock module in place to its tensors; yields what keeps it from being just a narrower layer."""
     kind = layer_type(module)
     widths: dict[Dim, int] = {}
+    changed = False
     for name, parameter in module.named_parameters(recurse=False):
         shape = tuple(tensors[f"{path}.{name}" if path else name].shape)
-        if shape == tuple(parameter.shape):
-            continue
-        axes = {} if kind is None else AXES[kind].get(name, {})
-        resized = {axis: dim for dim, axis in axes.items()}
-        smaller = len(shape) == parameter.dim() and all(
-            0 < now <= stock if axis in resized else now == stock
+        resizable = {} if kind is None else {axis: dim for dim, axis in AXES[kind].get(name, {}).items()}
+        fits = len(shape) == parameter.dim() and all(
+            0 < now <= stock if axis in resizable else now == stock
             for axis, (now, stock) in enumerate(zip(shape, parameter.shape, strict=True))
         )
-        found = {dim: shape[axis] for axis, dim in resized.items()} if smaller else {}
-        if not smaller or any(widths.get(dim, size) != size for dim, size in found.items()):
+        found = {dim: shape[axis] for axis, dim in resizable.items()} if fits else {}
+        if not fits or any(widths.get(dim, size) != size for dim, size in found.items()):
             yield f"{path}.{name} (got {shown(shape)}, stock {shown(parameter.shape)})"
             return
         widths |= found
-        setattr(module, name, nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad))
+        if shape != tuple(parameter.shape):
+            changed = True
+            setattr(module, name, nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad))
+    if kind is None or not changed:
+        return
     for dim, size in widths.items():
-        assert kind is not None
         setattr(module, WIDTHS[kind][dim], size)
     if isinstance(module, nn.GroupNorm) and module.num_channels % module.num_groups:
         yield f"{path} ({module.num_channels} channels in {module.num_groups} norm groups)"
-    elif isinstance(module, nn.Conv2d) and widths and module.groups != 1:
+    elif isinstance(module, nn.Conv2d) and module.groups != 1:
         yield f"{path} (a convolution in {module.groups} groups)"
 
 
