@@ -118,12 +118,14 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
         r"time_embedding\.linear_2 does not take what the layers before it give",
     ),
     "heads cut apart": (
-        lambda t: [
-            cut(f"mid_block.attentions.0.to_{part}.{end}", slice(20))(t)
-            for part in "qkv"
-            for end in ("weight", "bias")
-        ]
-        and cut("mid_block.attentions.0.to_out.0.weight", slice(None), slice(20))(t),
+        lambda t: (
+            [
+                cut(f"mid_block.attentions.0.to_{part}.{end}", slice(20))(t)
+                for part in "qkv"
+                for end in ("weight", "bias")
+            ]
+            and cut("mid_block.attentions.0.to_out.0.weight", slice(None), slice(20))(t)
+        ),
         r"mid_block\.attentions\.0: its 20 rows are no whole number of heads of 8; give their number with --heads",
     ),
 }
