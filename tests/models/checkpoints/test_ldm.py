@@ -13,6 +13,7 @@ from research_ldm import LatentDiffusionNetwork
 from torch import Tensor, nn
 
 import diffprune
+from diffprune.data.images import load_image
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.checkpoints.ldm import from_ldm
 from diffprune.models.checkpoints.ldm_configs import PUBLISHED
@@ -231,6 +232,11 @@ def test_images_do_not_depend_on_their_batch(conditional: ClassConditionalLDMPip
     both = conditional([1, 4], generator=generators(7, 8), num_inference_steps=2, output_type="latent").images
     one = conditional([4], generator=generators(8), num_inference_steps=2, output_type="latent").images
     assert torch.allclose(both[1:], one, atol=1e-4)
+
+
+def test_the_stage_draws_classes_under_guidance(conditional: ClassConditionalLDMPipeline, tmp_path: Path) -> None:
+    drawn = diffprune.sample(conditional, tmp_path, num=2, steps=2, classes="0,3", guidance_scale=2.0)
+    assert [load_image(path).size for path in drawn] == [(16, 16)] * 2
 
 
 @pytest.mark.parametrize("labels", [[], [NUM_CLASSES + 1], [-1], [0.5], ["cat"]])

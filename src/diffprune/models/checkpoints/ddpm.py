@@ -69,7 +69,7 @@ def from_ddpm(tensors: Mapping[str, Tensor], arch: str | None) -> tuple[DDPMPipe
     arch: a published name, the path of a config.json, or None to find a published name by the shapes.
     Raises ModelError when the weights do not fit, with the names of the tensors that do not.
     """
-    name = arch if arch is not None else _find(tensors)
+    name = arch if arch is not None else find_architecture(tensors)
     model = architecture(name)
     _check_facts(model, name)
     names = research_names(model)
@@ -124,7 +124,8 @@ def _check_facts(model: ModelMixin, name: str) -> None:
         raise ModelError(f"{name} would compute something else than the research network: " + "; ".join(wrong))
 
 
-def _find(tensors: Mapping[str, Tensor]) -> str:
+def find_architecture(tensors: Mapping[str, Tensor]) -> str:
+    """The published architecture whose shapes research weights have; raises ModelError that compares them with each."""
     reasons = {}
     for name in PUBLISHED:
         model = architecture(name)
