@@ -115,7 +115,7 @@ def _analyze_stages(a: Arguments, given: Given) -> Any:
 
 def _convert(a: Arguments, given: Given) -> Any:
     options = given(sets.ConvertOptions)
-    return _stage("convert", "convert_stage")(a.format, a.file, options, a.out, overwrite=a.overwrite)
+    return _stage("convert", "convert_stage")(a.format, a.file, options, a.out, existing=_existing(a))
 
 
 def _report(a: Arguments, given: Given) -> Any:

@@ -21,7 +21,7 @@ from diffprune.models.families import FAMILIES
 from diffprune.models.loading import denoiser_of, load_model
 from diffprune.models.pruned import PrunedMixin, stock_model
 from diffprune.options import ConvertOptions
-from diffprune.records import run_record, write_whole
+from diffprune.records import Existing, run_record, write_whole
 from diffprune.stages.calls import with_input_and_options
 from diffprune.stages.prune import with_denoiser
 
@@ -50,12 +50,12 @@ def convert(format: str, file: str | Path, options: ConvertOptions) -> Any:
 
 
 def convert_stage(
-    format: str, source: str, options: ConvertOptions, out: Path, *, overwrite: bool = False
+    format: str, source: str, options: ConvertOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Convert FILE into a pipeline folder (for `shapes` with a config.json, a denoiser folder)."""
     _check(format, source, options)
     given = {"format": format, **options.resolved()}
-    with run_record(out, "convert", given, {"file": source, "arch": options.arch}, overwrite=overwrite) as run:
+    with run_record(out, "convert", given, {"file": source, "arch": options.arch}, existing=existing) as run:
         if not run.finished_before:
             found = _converted(format, source, options, run.folder)
             found.model.save_pretrained(run.folder)
