@@ -18,7 +18,10 @@ from diffprune.errors import ModelError, OptionError
 from diffprune.models.checkpoints.ldm import from_ldm
 from diffprune.models.checkpoints.ldm_configs import PUBLISHED
 from diffprune.models.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
+from diffprune.models.process import process_of
 from diffprune.models.pruned import empty_model
+from diffprune.options import SampleOptions
+from diffprune.sampling.folder import sample_to_folder
 
 NUM_CLASSES = 6
 CLASSES = {"uncond": None, "class": NUM_CLASSES + 1}
@@ -234,9 +237,10 @@ def test_images_do_not_depend_on_their_batch(conditional: ClassConditionalLDMPip
     assert torch.allclose(both[1:], one, atol=1e-4)
 
 
-def test_the_stage_draws_classes_under_guidance(conditional: ClassConditionalLDMPipeline, tmp_path: Path) -> None:
-    drawn = diffprune.sample(conditional, tmp_path, num=2, steps=2, classes="0,3", guidance_scale=2.0)
-    assert [load_image(path).size for path in drawn] == [(16, 16)] * 2
+def test_the_sampler_draws_classes_under_guidance(conditional: ClassConditionalLDMPipeline, tmp_path: Path) -> None:
+    options = SampleOptions(num=2, steps=2, classes="0,3", guidance_scale=2.0, device="cpu")
+    sample_to_folder(conditional.unet, process_of(conditional), tmp_path, options)
+    assert [load_image(path).size for path in sorted(tmp_path.glob("*.png"))] == [(16, 16)] * 2
 
 
 @pytest.mark.parametrize("labels", [[], [NUM_CLASSES + 1], [-1], [0.5], ["cat"]])
