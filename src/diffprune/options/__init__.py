@@ -8,9 +8,9 @@ from diffprune.options.base import ComputeOptions as ComputeOptions
 from diffprune.options.base import Options as Options
 from diffprune.options.base import explain as explain
 from diffprune.options.base import parse_options as parse_options
+from diffprune.options.conversion import ConvertOptions as ConvertOptions
 from diffprune.options.evaluation import LONE_METRICS as LONE_METRICS
 from diffprune.options.evaluation import PAIRED_METRICS as PAIRED_METRICS
-from diffprune.options.conversion import ConvertOptions as ConvertOptions
 from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
 from diffprune.options.evaluation import InceptionOptions as InceptionOptions
 from diffprune.options.evaluation import StatsOptions as StatsOptions
