@@ -8,6 +8,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
+from diffprune.models.process import process_of
 from diffprune.recovery.trainer import train_denoiser
 from diffprune.stages.train import FinetuneOptions, images_for
 
@@ -42,6 +43,6 @@ def test_finetuning_lowers_the_loss(precision: str) -> None:
     options = FinetuneOptions(
         data="digits", steps=60, batch_size=64, learning_rate=1e-3, mixed_precision=precision, device="cuda", flip=False
     )
-    images = images_for(small.unet, "digits")
-    _, history = train_denoiser(small.unet, small.scheduler, images, options, teacher=pipeline.unet)
+    images = images_for(process_of(small), "digits")
+    _, history = train_denoiser(small.unet, process_of(small), images, options, teacher=pipeline.unet)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]

@@ -68,7 +68,7 @@ def test_changed_inputs_are_noticed_by_content(resumable: bool, tmp_path: Path) 
                 run_record(tmp_path / "out", "prune", OPTIONS, inputs, resumable=resumable),
             ):
                 raise AssertionError("must not start")
-        with run_record(tmp_path / "out", "prune", OPTIONS, inputs, resumable=resumable, overwrite=True) as run:
+        with run_record(tmp_path / "out", "prune", OPTIONS, inputs, resumable=resumable, existing="redo") as run:
             assert not run.finished_before
 
 
@@ -99,7 +99,7 @@ def test_a_damaged_record_is_not_taken_for_ours(text: str, tmp_path: Path) -> No
     (tmp_path / "run.json").write_text(text)
     with (
         pytest.raises(FolderError, match="was not made by"),
-        run_record(tmp_path, "sample", OPTIONS, {}, overwrite=True),
+        run_record(tmp_path, "sample", OPTIONS, {}, existing="redo"),
     ):
         raise AssertionError("must not start")
     assert (tmp_path / "run.json").read_text() == text

@@ -68,7 +68,9 @@ def _parser(name: str, command: Command) -> argparse.ArgumentParser:
         many = positional[-1] if positional[-1] in "?+" else None
         parser.add_argument(positional.rstrip("?+"), help=text, nargs=many)
     for flag, text in command.extras:
-        parser.add_argument(f"--{flag}", help=text)
+        parser.add_argument(f"--{flag.rstrip('+')}", help=text, nargs="+" if flag.endswith("+") else None)
+    for flag, text in command.flags:
+        parser.add_argument(f"--{flag}", help=text, action="store_true")
     seen: set[str] = set()
     for kind in command.options:
         for field, info in kind.model_fields.items():
@@ -93,9 +95,21 @@ def _add_option(parser: argparse.ArgumentParser, name: str, info: Any) -> None:
     if info.annotation is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
         return
-    many = "+" if get_origin(info.annotation) is tuple else None
-    shown_value = _metavar(name, info.annotation)
-    parser.add_argument(flag, default=argparse.SUPPRESS, metavar=shown_value, help=text, nargs=many)
+    parser.add_argument(
+        flag,
+        default=argparse.SUPPRESS,
+        metavar=_metavar(name, info.annotation),
+        help=text,
+        nargs=_nargs(info.annotation),
+    )
+
+
+def _nargs(annotation: Any) -> str | int | None:
+    """How many words an option takes: those of a tuple, else one."""
+    for part in (annotation, *get_args(annotation)):
+        if get_origin(part) is tuple:
+            return "+" if Ellipsis in get_args(part) else len(get_args(part))
+    return None
 
 
 def _metavar(name: str, annotation: Any) -> str:

@@ -31,6 +31,7 @@ class Command:
     out: Literal["required", "optional", "default", None] = None
     json: bool = True
     extras: tuple[tuple[str, str], ...] = ()
+    flags: tuple[tuple[str, str], ...] = ()
 
 
 class Given:
@@ -59,23 +60,27 @@ def _stage(module: str, name: str) -> Callable[..., Any]:
     return call
 
 
+def _existing(a: Arguments) -> str:
+    return "redo" if a.overwrite else "refuse"
+
+
 def _inspect(a: Arguments, given: Given) -> Any:
     return _stage("inspect", "inspect_stage")(a.model, given(sets.InspectOptions))
 
 
 def _plan(a: Arguments, given: Given) -> Any:
-    return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, overwrite=a.overwrite)
+    return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, existing=_existing(a))
 
 
 def _prune(a: Arguments, given: Given) -> Any:
     chosen = given(sets.PruneOptions), given(sets.PlanOptions)
     plan = Path(a.plan) if a.plan else None
-    return _stage("prune", "prune_stage")(a.model, *chosen, plan, a.out, overwrite=a.overwrite)
+    return _stage("prune", "prune_stage")(a.model, *chosen, plan, a.out, existing=_existing(a))
 
 
 def _train(a: Arguments, given: Given) -> Any:
     if a.recipe is None:
-        return _stage("train", "train_stage")(given(sets.TrainOptions), a.out, overwrite=a.overwrite)
+        return _stage("train", "train_stage")(given(sets.TrainOptions), a.out, existing=_existing(a))
     from diffprune.recipes import read_recipe
 
     recipe = read_recipe(Path(a.recipe))
@@ -83,29 +88,29 @@ def _train(a: Arguments, given: Given) -> Any:
         raise OptionError(f"{a.recipe} has no train section")
     if given.names():
         raise OptionError(f"the recipe holds the options of train; drop {', '.join(sorted(given.names()))}")
-    return _stage("train", "train_stage")(recipe.section("train"), a.out, overwrite=a.overwrite)
+    return _stage("train", "train_stage")(recipe.section("train"), a.out, existing=_existing(a))
 
 
 def _finetune(a: Arguments, given: Given) -> Any:
     options = given(sets.FinetuneOptions)
-    return _stage("train", "finetune_stage")(a.model, a.teacher, options, a.out, overwrite=a.overwrite)
+    return _stage("train", "finetune_stage")(a.model, a.teacher, options, a.out, existing=_existing(a))
 
 
 def _sample(a: Arguments, given: Given) -> Any:
-    return _stage("sample", "sample_stage")(a.model, given(sets.SampleOptions), a.out, overwrite=a.overwrite)
+    return _stage("sample", "sample_stage")(a.model, given(sets.SampleOptions), a.out, existing=_existing(a))
 
 
 def _evaluate(a: Arguments, given: Given) -> Any:
     options = given(sets.EvaluateOptions)
-    return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, overwrite=a.overwrite)
+    return _stage("evaluate", "evaluate_stage")(a.images, a.reference, options, a.out, existing=_existing(a))
 
 
 def _stats(a: Arguments, given: Given) -> Any:
-    return _stage("stats", "stats_stage")(a.images, given(sets.StatsOptions), a.out, overwrite=a.overwrite)
+    return _stage("stats", "stats_stage")(a.images, given(sets.StatsOptions), a.out, existing=_existing(a))
 
 
 def _analyze_stages(a: Arguments, given: Given) -> Any:
-    return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, overwrite=a.overwrite)
+    return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, existing=_existing(a))
 
 
 def _report(a: Arguments, given: Given) -> Any:
@@ -115,7 +120,11 @@ def _report(a: Arguments, given: Given) -> Any:
 def _run(a: Arguments, given: Given) -> Any:
     from diffprune.recipes import read_recipe
 
-    return _stage("run", "run_stage")(read_recipe(Path(a.recipe)), a.out)
+    changes = [*(a.set or []), *([f"compare=[{', '.join(a.compare)}]"] if a.compare else [])]
+    recipe = read_recipe(Path(a.recipe), changes)
+    if a.dry_run:
+        return _stage("forecast", "forecast")(recipe, a.out)
+    return _stage("run", "run_stage")(recipe, a.out)
 
 
 def _demo(a: Arguments, given: Given) -> Any:
@@ -166,5 +175,16 @@ COMMANDS: Mapping[str, Command] = {
         "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"
     ),
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
-    "run": Command("all stages of a recipe", {"recipe": "recipe (YAML)"}, (), _run, "required"),
+    "run": Command(
+        "all stages of a recipe",
+        {"recipe": "recipe (YAML)"},
+        (),
+        _run,
+        "required",
+        extras=(
+            ("set+", "options in place of the recipe's, such as finetune.steps=100 sample.num=64"),
+            ("compare+", "criteria to walk the road with, in place of plan's; scratch is fresh weights"),
+        ),
+        flags=(("dry-run", "check everything, tell what would be read, written and how long it takes, and stop"),),
+    ),
 }

@@ -1,6 +1,6 @@
 """Several processes (torchrun, `accelerate launch`, SLURM) on one stage: who does what, and one `run.json`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from diffprune.records import Run, run_record
+from diffprune.records import Existing, Run, run_record
 
 
 def process_state(device: str) -> PartialState:
@@ -24,12 +24,13 @@ def shared_run(
     inputs: Mapping[str, str | None],
     *,
     device: str,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
+    neutral: Collection[str] = (),
 ) -> Iterator[Run]:
     """As `records.run_record(resumable=True)`: the main process keeps `run.json`, the others wait for it."""
     state = process_state(device)
     if state.is_main_process:
-        with run_record(folder, stage, options, inputs, overwrite=overwrite, resumable=True) as run:
+        with run_record(folder, stage, options, inputs, existing=existing, neutral=neutral, resumable=True) as run:
             broadcast_object_list([run.finished_before])
             yield run
             state.wait_for_everyone()

@@ -1,16 +1,19 @@
 """Recipes: the options of a whole road in one YAML file. Imports no torch."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
     LONE_METRICS,
+    OWN_OF_DIFF_PRUNING,
     PAIRED_METRICS,
     ClassifierOptions,
+    Criterion,
     EvaluateOptions,
     FinetuneOptions,
     Options,
@@ -24,10 +27,19 @@ from diffprune.options import (
 DEMO = Path(__file__).parent / "assets" / "demo.yaml"
 
 
+Variant = Literal["scratch", Criterion]
+
+
 class RecoverOptions(FinetuneOptions):
     """Recovery in a recipe, where the teacher can only be the original."""
 
     distill: bool = Field(default=True, description="distil the original's output")
+
+    @model_validator(mode="after")
+    def _no_idle_weight(self) -> "RecoverOptions":
+        if not self.distill and "teacher_weight" in self.model_fields_set:
+            raise ValueError("teacher_weight needs distill; leave one of the two out")
+        return self
 
 
 class Recipe(Options):
@@ -41,6 +53,11 @@ class Recipe(Options):
     )
     classifier: ClassifierOptions | None = Field(default=None, description="train the digit classifier")
     train: TrainOptions | None = Field(default=None, description="train the model from scratch")
+    compare: tuple[Variant, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="walk the road once per criterion, in place of plan's; scratch is random choice and fresh weights",
+    )
     plan: PlanOptions | None = Field(default=None, description="score units and choose which stay")
     prune: PruneOptions = Field(default=PruneOptions(), description="carry out the plan")
     finetune: RecoverOptions | None = Field(default=None, description="recover the pruned model")
@@ -66,6 +83,21 @@ class Recipe(Options):
             raise ValueError("needs a model: either `model` or a `train` section, not both")
         return section
 
+    @field_validator("sample")
+    @classmethod
+    def _has_something_to_draw(cls, section: SampleOptions | None, info: ValidationInfo) -> SampleOptions | None:
+        known = {"model", "train"} <= info.data.keys()
+        if section is not None and known and info.data["model"] is None and info.data["train"] is None:
+            raise ValueError("needs a model: either `model` or a `train` section")
+        return section
+
+    @field_validator("prune")
+    @classmethod
+    def _has_a_plan(cls, section: PruneOptions, info: ValidationInfo) -> PruneOptions:
+        if info.data.get("plan", "invalid") is None:
+            raise ValueError("needs a section `plan`")
+        return section
+
     @field_validator("finetune", "evaluate")
     @classmethod
     def _has_what_it_follows(cls, section: Any, info: ValidationInfo) -> Any:
@@ -83,14 +115,27 @@ class Recipe(Options):
             raise ValueError(f"{of_sets[0]} compares with the data: give data for the whole recipe, or a reference")
         return section
 
+    def variant(self, name: str) -> tuple[PlanOptions, PruneOptions]:
+        """How one of the compared criteria plans and prunes; options of another criterion fall back to defaults."""
+        plan = self.section("plan")
+        mine = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
+        if name != "diff-pruning":
+            mine = {k: v for k, v in mine.items() if k not in OWN_OF_DIFF_PRUNING}
+        criterion = "random" if name == "scratch" else name
+        reinit = self.prune.reinit or name == "scratch"
+        return PlanOptions(**{**mine, "criterion": criterion}), self.prune.model_copy(update={"reinit": reinit})
+
     def section(self, name: str) -> Any:
         """A stage's options, with the recipe's data where the stage names none."""
         options = getattr(self, name)
         return options.model_copy(update={"data": options.data or self.data})
 
 
-def read_recipe(path: Path) -> Recipe:
-    """Read and check a recipe; raises OptionError that lists all its mistakes at once."""
+def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+    """Read and check a recipe; raises OptionError that lists all its mistakes at once.
+
+    changes: `section.option=value` or `option=value`, values in YAML, put in place of what the file says.
+    """
     try:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
@@ -99,4 +144,23 @@ def read_recipe(path: Path) -> Recipe:
         raise OptionError(f"{path} is not YAML: {error}") from error
     if not isinstance(value, dict):
         raise OptionError(f"{path} holds a {type(value).__name__}, expected sections such as plan and sample")
+    for change in changes:
+        _change(value, change)
     return parse_options(Recipe, value, what=f"{path}")
+
+
+def _change(recipe: dict[str, Any], change: str) -> None:
+    name, equals, text = change.partition("=")
+    section, dot, option = name.strip().partition(".")
+    if not equals or not section or (dot and not option):
+        raise OptionError(f"--set: got {change!r}, expected section.option=value, such as finetune.steps=100")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise OptionError(f"--set: the value of {change!r} is not YAML: {error}") from error
+    if not dot:
+        recipe[section] = value
+    elif isinstance(recipe.get(section), dict):
+        recipe[section][option] = value
+    else:
+        recipe[section] = {option: value}

@@ -11,12 +11,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 
@@ -25,6 +25,10 @@ from diffprune.errors import FolderError
 RECORD_NAME = "run.json"
 PART = ".part"
 """Ending of files and folders that are being written; what a killed run left of them goes when it is resumed."""
+
+LARGE_BYTES = 64_000_000
+Existing = Literal["refuse", "replace", "redo"]
+"""What to do with a result that is there already, see `run_record`."""
 
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 _PACKAGES = ("diffprune", "torch", "diffusers", "torch-pruning", "accelerate", "safetensors")
@@ -106,12 +110,25 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def identity(source: str | None) -> str | None:
-    """What an input is by content: of a stage's folder its `run.json`, of a file its bytes; None for others."""
-    if source is None:
+    """What an input is by content, as a hash; None for what is not a file or folder here.
+
+    Of a stage's folder: its `run.json`. Of any other folder, and of files over 64 MB: names, sizes and times of last
+    change. Of a smaller file: its bytes.
+    """
+    if source is None or not Path(source).exists():
         return None
     path = Path(source)
+    if path.is_dir() and not (path / RECORD_NAME).is_file():
+        return _hash_of_files([p for p in sorted(path.rglob("*")) if p.is_file()], path)
     file = path / RECORD_NAME if path.is_dir() else path
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
+    if file.stat().st_size > LARGE_BYTES:
+        return _hash_of_files([file], file.parent)
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def _hash_of_files(files: Sequence[Path], root: Path) -> str:
+    facts = [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -121,30 +138,36 @@ def run_record(
     options: Mapping[str, Any],
     inputs: Mapping[str, str | None],
     *,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
+    neutral: Collection[str] = (),
     resumable: bool = False,
 ) -> Iterator[Run]:
     """Hold the `run.json` of a stage that writes into `Run.folder`.
 
     A resumable stage works in `folder` itself, finds there what an interrupted run of the same options and
     inputs left, and its `run.json` says "running" until the end; when it fails before it has left anything else,
-    the folder goes. Any other stage works beside `folder`, which
-    appears only when the stage has succeeded. A finished result of the same options and inputs is kept.
-    Raises FolderError when the folder is not ours, or holds other options or inputs and `overwrite` is off.
+    the folder goes. Any other stage works beside `folder`, which appears only when the stage has succeeded.
+
+    existing: a finished result of the same options and inputs is kept, unless this says "redo"; one of other options
+    or inputs is refused, unless this says "redo" or "replace". What is replaced goes only when the new run has
+    succeeded. neutral: options that do not change the result.
+    Raises FolderError when the folder is not ours, is refused as said, or holds one of the inputs.
     """
     given = {
         "options": _as_json(options),
         "inputs": {name: {"source": source, "identity": identity(source)} for name, source in inputs.items()},
     }
     before = _record_there(folder, stage)
-    same = before is not None and all(before.get(part) == given[part] for part in given)
-    if before is not None and same and before.get("status") == "finished":
+    _check_inputs_outside(folder, inputs)
+    same = before is not None and not _differences(before, given, neutral)
+    finished = before is not None and before.get("status") == "finished"
+    if before is not None and same and finished and existing != "redo":
         yield Run(folder, finished_before=True, result=before["result"])
         return
-    if before is not None and not same and not overwrite:
+    if before is not None and not same and existing == "refuse":
         raise FolderError(
             f"{folder} holds a {before.get('status', 'broken')} `diffprune {stage}` made otherwise "
-            f"({_differences(before, given)}); add --overwrite to replace it or choose another --out"
+            f"({_differences(before, given, neutral)}); add --overwrite to replace it or choose another --out"
         )
     head = {"stage": stage, "status": "running", **given, **environment()}
     started = time.monotonic()
@@ -159,8 +182,7 @@ def run_record(
         write_json(run.folder / RECORD_NAME, {**head, **tail})
 
     if resumable:
-        if folder.exists() and not same:
-            shutil.rmtree(folder)
+        aside = _put_aside(folder) if folder.exists() and (finished or not same) else None
         made = _make_folders(folder)
         _remove_parts(folder)
         write_json(folder / RECORD_NAME, head)
@@ -168,11 +190,15 @@ def run_record(
         try:
             yield run
         except Exception:
-            if [path.name for path in folder.iterdir()] == [RECORD_NAME]:
+            if aside is not None:
+                shutil.rmtree(folder)
+                aside.rename(folder)
+            elif [path.name for path in folder.iterdir()] == [RECORD_NAME]:
                 (folder / RECORD_NAME).unlink()
                 _remove_empty(made)
             raise
         finish(run)
+        shutil.rmtree(_aside(folder), ignore_errors=True)
     else:
         with whole_folder(folder) as beside:
             run = Run(beside, finished_before=False)
@@ -237,13 +263,34 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+def _aside(folder: Path) -> Path:
+    return folder.absolute().with_name(f".{folder.absolute().name}.replaced{PART}")
+
+
+def _put_aside(folder: Path) -> Path:
+    """Move a result that is to be replaced out of the way; it stays until the new one is there."""
+    aside = _aside(folder)
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    return aside
+
+
+def _check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
+    for name, source in inputs.items():
+        if source is None or not Path(source).exists():
+            continue
+        place, here = Path(source).resolve(), folder.resolve()
+        if place == here or here in place.parents:
+            raise FolderError(f"{name}: {source} lies in the folder to write, {folder}; choose another --out")
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: Collection[str]) -> str:
     found = []
     for part in ("options", "inputs"):
         old, new = before.get(part) or {}, after[part]
         for name in {**old, **new}:
             there, now = old.get(name), new.get(name)
-            if there == now:
+            if there == now or (part == "options" and name in neutral):
                 continue
             if part == "inputs":
                 there, now = ((entry or {}).get("source") for entry in (there, now))

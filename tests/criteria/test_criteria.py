@@ -6,15 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import (
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from torch import Tensor, nn
 
 import diffprune
 from diffprune.criteria import CRITERIA
 from diffprune.criteria.unit_gradients import unit_gradients
-from diffprune.data.calibration import Calibration, training_target, with_noise
+from diffprune.data.calibration import Calibration, calibrate, noisy_batch
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, Slice, find_groups
+from diffprune.models.process import process_of
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions, parse_options
 
@@ -48,11 +54,11 @@ def calibration(num_timesteps: int = 5, prediction_type: str = "epsilon") -> Cal
 def gradients_by_hand(batch: Calibration, timestep: int) -> tuple[float, Tensor, Tensor]:
     """Loss L = mean (B A x - y)^2, and dL/dA, dL/dB as two-line calculus."""
     a = float(batch.scheduler.alphas_cumprod[timestep])
-    x = (a**0.5 * batch.images + (1 - a) ** 0.5 * batch.noise).flatten()
+    x = (a**0.5 * batch.clean + (1 - a) ** 0.5 * batch.noise).flatten()
     y = {
         "epsilon": batch.noise,
-        "sample": batch.images,
-        "v_prediction": a**0.5 * batch.noise - (1 - a) ** 0.5 * batch.images,
+        "sample": batch.clean,
+        "v_prediction": a**0.5 * batch.noise - (1 - a) ** 0.5 * batch.clean,
     }[batch.scheduler.config.prediction_type].flatten()
     error = (B @ A).item() * x - y
     slope = 2 * (error * x).mean()
@@ -129,7 +135,7 @@ def test_absolute_terms_do_not_cancel_between_timesteps() -> None:
 def test_fisher_squares_what_each_image_says_of_the_whole_unit(batch_size: int) -> None:
     batch = calibration()
     expected = torch.zeros(2, dtype=torch.float64)
-    for image, noise in zip(batch.images.split(1), batch.noise.split(1), strict=True):
+    for image, noise in zip(batch.clean.split(1), batch.noise.split(1), strict=True):
         in_a, in_b = terms_by_timestep(Calibration(image, noise, batch.scheduler))
         expected += sum((a.sum(1) + b.sum(0)).square().double() for a, b in zip(in_a, in_b, strict=True))
     assert torch.allclose(scored("fisher", batch, batch_size=batch_size), expected, rtol=1e-4)
@@ -158,8 +164,10 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
                 mine = slice(part.start + unit * part.width, part.start + (unit + 1) * part.width)
                 layer.weight[mine] *= factor
                 layer.bias[mine] *= factor
-            ((noisy, timesteps, target),) = batch.batches(0, 2)
-            losses.append((scaled(noisy, timesteps).sample - target).square().flatten(1).mean(1).double())
+            (seen,) = batch.batches(0, 2)
+            losses.append(
+                (scaled(seen.noisy, seen.timesteps).sample - seen.target).square().flatten(1).mean(1).double()
+            )
     assert torch.allclose(
         (losses[0] - losses[1]) / (2 * step), told.by_group[group.name][:, unit], rtol=0.02, atol=1e-6
     )
@@ -167,8 +175,8 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
 
 def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
     groups, images = find_groups(pipeline.unet), torch.zeros(2, 1, 16, 16)
-    batch = with_noise(images, pipeline.scheduler, num_noises=2, seed=0, device=torch.device("cpu"))
-    assert batch.images.shape == (4, 1, 16, 16)
+    batch = calibrate(images, process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
+    assert batch.clean.shape == (4, 1, 16, 16)
     for name, criterion in CRITERIA.items():
         with borrowed(pipeline.unet, torch.device("cpu"), gradients=True):
             scores = criterion(pipeline.unet, groups, batch, PlanOptions(criterion=name, timestep_stride=10))
@@ -248,6 +256,34 @@ def test_scoring_gives_the_model_back_as_it_was(pipeline: object) -> None:
 
 
 def test_other_prediction_types_are_refused() -> None:
-    scheduler = SimpleNamespace(config=SimpleNamespace(prediction_type="flow"))
+    config = SimpleNamespace(prediction_type="flow")
+    scheduler = SimpleNamespace(config=config, alphas_cumprod=torch.ones(3))
     with pytest.raises(ModelError, match="flow"):
-        training_target(scheduler, torch.zeros(1), torch.zeros(1), torch.zeros(1))
+        noisy_batch(scheduler, torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1, dtype=torch.long), {})
+
+
+@pytest.mark.parametrize("kind", [DPMSolverMultistepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_every_schedule_noises_as_ddpm_does(kind: type, prediction_type: str) -> None:
+    """Their own add_noise means another process, or depends on the steps that were set last."""
+    reference = DDPMScheduler(num_train_timesteps=50, prediction_type=prediction_type)
+    scheduler = kind.from_config(reference.config)
+    scheduler.set_timesteps(7)
+    clean, noise = torch.randn(2, 3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    timesteps = torch.tensor([0, 20, 49])
+    ours = noisy_batch(scheduler, clean, noise, timesteps, {})
+    assert torch.allclose(ours.noisy, reference.add_noise(clean, noise, timesteps), atol=1e-6)
+    velocity = reference.get_velocity(clean, noise, timesteps)
+    assert torch.allclose(ours.target, velocity if prediction_type == "v_prediction" else noise, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_models_are_scored_in_fp32(dtype: torch.dtype, pipeline: object) -> None:
+    options = {"data": "digits", "num_calibration_images": 4, "timestep_stride": 10}
+    pipeline.unet.to(dtype)
+    plan = diffprune.plan(pipeline, **options)
+    assert {p.dtype for p in pipeline.unet.parameters()} == {dtype}
+    small = diffprune.prune(pipeline, plan)
+    assert small.unet.dtype == dtype
+    pipeline.unet.float()
+    assert diffprune.plan(pipeline, **options).groups == plan.groups

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import diffprune
 from diffprune.data.calibration import images_for
 from diffprune.errors import ModelError, OptionError
+from diffprune.models.process import process_of
 from diffprune.options import FinetuneOptions
 from diffprune.recovery.losses import distillation_loss
 from diffprune.recovery.trainer import train_denoiser
@@ -47,7 +48,7 @@ def moved(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
 
 def trained(pipeline: DDPMPipeline, **changes: object) -> tuple[nn.Module, list[dict[str, float]]]:
     options = FinetuneOptions(**{**QUICK, **changes})
-    return train_denoiser(pipeline.unet, pipeline.scheduler, images_for(pipeline.unet, "digits"), options)
+    return train_denoiser(pipeline.unet, process_of(pipeline), images_for(process_of(pipeline), "digits"), options)
 
 
 def test_finetuning_lowers_the_loss_and_leaves_the_model_alone(pipeline: DDPMPipeline) -> None:
@@ -110,12 +111,12 @@ def test_distillation_mixes_both_errors() -> None:
 
 
 def test_a_perfect_student_of_its_teacher_has_nothing_to_learn(pipeline: DDPMPipeline) -> None:
-    images = images_for(pipeline.unet, "digits")
+    images = images_for(process_of(pipeline), "digits")
     options = FinetuneOptions(**QUICK, teacher_weight=1.0)
-    _, history = train_denoiser(pipeline.unet, pipeline.scheduler, images, options, teacher=pipeline.unet)
+    _, history = train_denoiser(pipeline.unet, process_of(pipeline), images, options, teacher=pipeline.unet)
     assert history[0]["loss"] < 1e-10
     options = FinetuneOptions(**QUICK, teacher_weight=0.5)
-    _, mixed = train_denoiser(pipeline.unet, pipeline.scheduler, images, options, teacher=pipeline.unet)
+    _, mixed = train_denoiser(pipeline.unet, process_of(pipeline), images, options, teacher=pipeline.unet)
     _, plain = trained(pipeline)
     assert mixed[0]["loss"] == pytest.approx(0.5 * plain[0]["loss"], rel=1e-5)
 
@@ -177,3 +178,9 @@ def test_two_processes_train_what_one_trains(pruned_folder: Path, tmp_path: Path
     run(*finetuning(pruned_folder, tmp_path / "one", *steps))
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+
+
+def test_class_conditional_models_are_refused_before_work() -> None:
+    pipeline = tiny_pipeline(num_class_embeds=3)
+    with pytest.raises(ModelError, match="class-conditional"):
+        diffprune.finetune(pipeline, None, data="digits", steps=1, batch_size=2)

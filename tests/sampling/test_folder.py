@@ -12,8 +12,12 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
+from diffprune.data.images import image_files
+from diffprune.errors import OptionError
+from diffprune.models.process import process_of
 from diffprune.options import SampleOptions
 from diffprune.sampling.folder import sample_to_folder
+from diffprune.sampling.sampler import image_generator, slerp
 
 from conftest import tiny_pipeline
 
@@ -22,7 +26,19 @@ def pixels(folder: Path) -> torch.Tensor:
     return torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))]).int()
 
 
-@pytest.mark.parametrize("options", [{}, {"eta": 1.0}, {"sampler": "ddpm", "grid": "quad"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"eta": 1.0},
+        {"sampler": "ddpm", "grid": "quad"},
+        {"scheduler": "own"},
+        {"scheduler": "DPMSolverMultistepScheduler"},
+        {"scheduler": "EulerAncestralDiscreteScheduler"},
+        {"interpolate": (3, 5)},
+    ],
+    ids=str,
+)
 def test_images_do_not_depend_on_the_batch_size(options: dict[str, object], tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     for batch_size in (1, 3, 7):
@@ -42,10 +58,10 @@ def test_another_seed_draws_other_images(tmp_path: Path) -> None:
 
 def test_missing_images_are_drawn_again_and_nothing_else(tmp_path: Path) -> None:
     pipeline, options = tiny_pipeline(), SampleOptions(num=5, steps=3, batch_size=2)
-    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    sample_to_folder(pipeline.unet, process_of(pipeline), tmp_path, options)
     before, written = pixels(tmp_path), {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     (tmp_path / "000003.png").unlink()
-    sample_to_folder(pipeline.unet, pipeline.scheduler, tmp_path, options)
+    sample_to_folder(pipeline.unet, process_of(pipeline), tmp_path, options)
     assert torch.equal(pixels(tmp_path), before)
     again = {p: p.stat().st_mtime_ns for p in tmp_path.iterdir()}
     assert {p.name for p in written if written[p] != again[p]} == {"000003.png"}
@@ -84,3 +100,60 @@ def test_a_killed_run_ends_in_the_images_of_the_undisturbed_one(pipeline_folder:
     diffprune.sample(diffprune.load_pipeline(pipeline_folder), tmp_path / "whole", num=12, steps=20, batch_size=2)
     assert torch.equal(pixels(out), pixels(tmp_path / "whole"))
     assert sorted(p.name for p in out.iterdir()) == [*(f"{i:06d}.png" for i in range(12)), "run.json"]
+
+
+def test_a_scheduler_draws_what_its_pipeline_draws(tmp_path: Path) -> None:
+    """diffusers' own DDPM pipeline, its noise handed in by the generators of the images."""
+    pipeline = tiny_pipeline()
+    diffprune.sample(pipeline, tmp_path, num=3, steps=5, scheduler="own")
+    pipeline.set_progress_bar_config(disable=True)
+    theirs = pipeline(
+        batch_size=3, generator=[image_generator(0, i) for i in range(3)], num_inference_steps=5, output_type="np"
+    ).images
+    assert (pixels(tmp_path) - torch.from_numpy(theirs * 255).round().int().permute(0, 3, 1, 2)).abs().max() <= 1
+
+
+def test_interpolated_images_begin_and_end_at_the_two_named(tmp_path: Path) -> None:
+    pipeline, options = tiny_pipeline(), {"steps": 4, "batch_size": 8}
+    diffprune.sample(pipeline, tmp_path / "plain", num=4, **options)
+    diffprune.sample(pipeline, tmp_path / "between", num=5, interpolate=(1, 3), **options)
+    plain, between = pixels(tmp_path / "plain"), pixels(tmp_path / "between")
+    assert (between[0] - plain[1]).abs().max() <= 1
+    assert (between[4] - plain[3]).abs().max() <= 1
+    assert (between[2] - plain[1]).abs().max() > 1
+
+
+def test_the_arc_between_two_noises_keeps_their_length() -> None:
+    first, second = torch.randn(2, 1, 64, 64, generator=torch.Generator().manual_seed(0))
+    middle = slerp(first, second, 0.5)
+    assert float(middle.norm() / first.norm()) == pytest.approx(1, abs=0.05)
+    assert float(torch.dot(middle.flatten(), first.flatten())) == pytest.approx(
+        float(torch.dot(middle.flatten(), second.flatten())), rel=0.05
+    )
+
+
+def test_a_sequence_keeps_the_image_after_every_step(tmp_path: Path) -> None:
+    diffprune.sample(tiny_pipeline(), tmp_path, num=2, steps=4, sequence=True)
+    frames = pixels(tmp_path / "sequences" / "000001")
+    assert len(frames) == 4
+    assert torch.equal(frames[-1], pixels(tmp_path)[1])
+    assert not torch.equal(frames[0], frames[-1])
+    with Image.open(tmp_path / "sequences" / "000001.gif") as animation:
+        assert animation.n_frames >= 3
+    assert [p.name for p in image_files(tmp_path)] == ["000000.png", "000001.png"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scheduler": "DDIMSchduler"}, "did you mean 'DDIMScheduler'"),
+        ({"scheduler": "UNet2DModel"}, "diffusers has no 'UNet2DModel'"),
+        ({"scheduler": "DDIMScheduler", "eta": 0.5}, "eta: a scheduler brings its own"),
+        ({"scheduler": "DDIMScheduler", "steps": 21}, "the model has 20 timesteps"),
+        ({"interpolate": (1, 1)}, "two different image indices"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match=message):
+        diffprune.sample(tiny_pipeline(), tmp_path, **{"num": 1, "steps": 2, **options})
+    assert not list(tmp_path.iterdir())

@@ -10,6 +10,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from diffprune.errors import OptionError
+from diffprune.models.process import DiffusionProcess
 from diffprune.options import SampleOptions
 from diffprune.sampling.grids import timestep_grid
 from diffprune.sampling.sampler import draw_images, image_generator
@@ -90,7 +91,8 @@ class Recorder(nn.Module):
 
 def test_each_step_goes_to_the_next_lower_member_of_the_same_grid() -> None:
     model, scheduler = Recorder(), DDPMScheduler(num_train_timesteps=20)
-    drawn = draw_images(model, scheduler, [3], SampleOptions(steps=5, grid="quad"), CPU)
+    process = DiffusionProcess(scheduler, (1, 2, 2), (1, 2, 2))
+    drawn = draw_images(model, process, [3], SampleOptions(steps=5, grid="quad"), CPU)
     a = [float(scheduler.alphas_cumprod[t]) for t in (16, 9, 4, 1, 0)] + [1.0]
     x = torch.randn((1, 2, 2), generator=image_generator(0, 3))
     for here, following in itertools.pairwise(a):

@@ -123,6 +123,85 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> 
     assert path.read_text().startswith("# diffprune ")
 
 
+def test_options_on_the_command_line_go_before_those_of_the_recipe(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    changes = ["plan.ratio=0.25", "plan.criterion=magnitude", "finetune=null", "sample.num=2", "evaluate.metrics=[mse]"]
+    assert main(["run", str(recipe), "--out", str(out), "--set", *changes]) == 0
+    assert read_json(out / "plan" / "run.json")["options"]["ratio"] == 0.25
+    assert {p.name for p in (out / "samples").iterdir()} == {"original", "pruned"}
+    assert main(["run", str(recipe), "--out", str(out), "--set", "plan.raito=0.2", "sample.num=0"]) == 2
+    message = capsys.readouterr().err
+    assert "plan.raito: no such option; did you mean 'ratio'?" in message
+    assert "sample.num: got 0" in message
+    assert main(["run", str(recipe), "--out", str(out), "--set", "ratio"]) == 2
+    assert "expected section.option=value" in capsys.readouterr().err
+
+
+def test_criteria_are_compared_on_one_road(pipeline_folder: Path, image_folder: Path, tmp_path: Path) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    changes = ["--set", "plan.threshold=0.1", "evaluate.metrics=[ssim]"]
+    compared = ["--compare", "scratch", "magnitude", "diff-pruning"]
+    assert main(["run", str(recipe), "--out", str(out), *changes, *compared]) == 0
+    names = [f"{v}-{kind}" for v in ("scratch", "magnitude", "diff-pruning") for kind in ("pruned", "recovered")]
+    assert {p.name for p in (out / "samples").iterdir()} == {"original", *names}
+    plans = {v: read_json(out / v / "plan" / "plan.json") for v in ("scratch", "magnitude", "diff-pruning")}
+    assert [plan["criterion"] for plan in plans.values()] == ["random", "magnitude", "diff-pruning"]
+    assert plans["diff-pruning"]["options"]["threshold"] == 0.1
+    assert len({plan["after"]["params"] for plan in plans.values()}) == 1
+    assert read_json(out / "scratch" / "pruned" / "run.json")["options"]["reinit"] is True
+    assert read_json(out / "magnitude" / "pruned" / "run.json")["options"]["reinit"] is False
+    page = (out / "report.html").read_text()
+    assert all(name in page for name in names)
+
+
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["stage"] for row in told["steps"]] == ["plan", "prune", "finetune", *["sample"] * 3, "evaluate"]
+    assert {row["there"] for row in told["steps"]} == {"new"}
+    assert all(row["estimated_s"] > 0 for row in told["steps"] if row["stage"] in ("plan", "finetune", "sample"))
+    assert told["downloads"] == []
+    assert not out.exists()
+
+    walk(recipe, out)
+    capsys.readouterr()
+    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    assert {row["there"] for row in again["steps"] if row["stage"] != "evaluate"} == {"finished"}
+    made = read_json(out / "plan" / "plan.json")
+    assert (told["params_after"], told["macs_after"]) == (made["after"]["params"], made["after"]["macs"])
+
+
+def test_a_dry_run_reports_every_mistake_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model="digits", data=tmp_path / "nowhere", ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run"]) == 2
+    message = capsys.readouterr().err
+    assert "plan: no images at" in message
+    assert "finetune: no images at" in message
+
+
+def test_a_dry_run_names_what_would_be_downloaded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model="team/model", data="digits", ratio=0.5))
+    assert main(["run", str(recipe), "--out", str(tmp_path / "out"), "--dry-run", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["downloads"] == ["team/model"]
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO], ids=lambda p: p.stem)
+def test_every_shipped_recipe_passes_a_dry_run(path: Path, tmp_path: Path) -> None:
+    assert main(["run", str(path), "--out", str(tmp_path / "out"), "--dry-run"]) == 0
+    assert not list(tmp_path.iterdir())
+
+
 def figures(out: Path) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
     for name in ("original", "pruned", "recovered"):

@@ -129,9 +129,10 @@ def _at(
 ) -> tuple[float, list[Tensor]]:
     total_loss = 0.0
     sums: list[Tensor] | None = None
-    for noisy, timesteps, target in calibration.batches(timestep, batch_size):
-        share = len(noisy) / len(calibration.images)
-        loss = functional.mse_loss(predict(denoiser, noisy, timesteps).float(), target.float()) * share
+    for batch in calibration.batches(timestep, batch_size):
+        share = len(batch.noisy) / len(calibration.clean)
+        output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+        loss = functional.mse_loss(output.float(), batch.target.float()) * share
         gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         found = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
         sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]

@@ -41,11 +41,12 @@ def unit_gradients(
     timesteps = scored_timesteps(calibration.num_timesteps, options)
     with progress("scores", len(timesteps), "timesteps") as advance:
         for t in timesteps:
-            for noisy, steps, target in calibration.batches(t, options.batch_size):
+            for batch in calibration.batches(t, options.batch_size):
                 with _recording(denoiser, places) as tensors:
-                    errors = (predict(denoiser, noisy, steps).float() - target.float()).square().flatten(1).mean(1)
+                    output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+                errors = (output.float() - batch.target.float()).square().flatten(1).mean(1)
                 check_loss(float(errors.detach().sum()), t)
-                share = float(errors.detach().sum()) / len(calibration.images)
+                share = float(errors.detach().sum()) / len(calibration.clean)
                 losses.by_timestep[t] = losses.by_timestep.get(t, 0.0) + share
                 gradients = torch.autograd.grad(errors.sum(), list(tensors.values()), allow_unused=True)
                 by_place = {
@@ -53,7 +54,7 @@ def unit_gradients(
                     for (place, tensor), gradient in zip(tensors.items(), gradients, strict=True)
                     if gradient is not None
                 }
-                yield UnitGradients({g.name: _by_unit(g, by_place, len(noisy)) for g in groups}, losses)
+                yield UnitGradients({g.name: _by_unit(g, by_place, len(batch.noisy)) for g in groups}, losses)
             advance(1, f"loss {losses.by_timestep[t]:.4f}")
 
 

@@ -1,7 +1,7 @@
 """Calibration: clean images and fixed noises, noised to any timestep."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from diffprune.data.images import ImageSet, open_images
 from diffprune.errors import DataError, ModelError
-from diffprune.models.families import check_unconditional
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions, SampleOptions
 from diffprune.progress import progress
-from diffprune.sampling.sampler import draw_images
+from diffprune.sampling.sampler import conditions_of, draw_images
 
 GENERATED = "generated"
 """DATA of a calibration on images that the model draws itself."""
@@ -21,47 +21,64 @@ GENERATED = "generated"
 
 @dataclass(frozen=True)
 class Calibration:
-    """Clean images and their fixed noise under a noise schedule.
+    """Clean x_0 with fixed noise, and what the denoiser is told of each.
 
-    images, noise: (N, C, H, W); images in [-1, 1]. scheduler: a diffusers scheduler with `add_noise`.
+    clean, noise: (N, C, H, W). scheduler: a diffusers scheduler with `add_noise`. condition: rows as in `clean`.
     """
 
-    images: Tensor
+    clean: Tensor
     noise: Tensor
     scheduler: Any
+    condition: Condition = field(default_factory=dict)
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of the schedule."""
-        return int(self.scheduler.config.num_train_timesteps)
+        return len(self.scheduler.alphas_cumprod)
 
-    def batches(self, timestep: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield (noisy images, timesteps, targets) of all images at one timestep, in micro-batches."""
-        for images, noise in zip(self.images.split(batch_size), self.noise.split(batch_size), strict=True):
-            timesteps = torch.full((len(images),), timestep, dtype=torch.long, device=images.device)
-            noisy = self.scheduler.add_noise(images, noise, timesteps)
-            yield noisy, timesteps, training_target(self.scheduler, images, noise, timesteps)
+    def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
+        """Yield all items at one timestep, in micro-batches."""
+        for start in range(0, len(self.clean), batch_size):
+            mine = slice(start, start + batch_size)
+            clean, noise = self.clean[mine], self.noise[mine]
+            timesteps = torch.full((len(clean),), timestep, dtype=torch.long, device=clean.device)
+            condition = {name: value[mine].detach() for name, value in self.condition.items()}
+            yield noisy_batch(self.scheduler, clean, noise, timesteps, condition)
 
 
-def training_target(scheduler: Any, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What the denoiser is trained to output, by the scheduler's prediction type (epsilon, v or sample)."""
+@dataclass(frozen=True)
+class NoisyBatch:
+    """What a denoiser sees in training, and what it should answer.
+
+    noisy, target: (N, C, H, W). timesteps: (N,). condition: rows as in `noisy`.
+    """
+
+    noisy: Tensor
+    timesteps: Tensor
+    condition: Condition
+    target: Tensor
+
+
+def noisy_batch(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> NoisyBatch:
+    """Clean x_0 and noise at their timesteps: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`.
+
+    The schedule's table alone is used: `add_noise` of some diffusers schedulers means another process, or depends on
+    the steps that were set last. The target follows the prediction type (v: Salimans and Ho, ICLR 2022). Raises
+    ModelError for other types than epsilon, v_prediction and sample.
+    """
+    alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
+    signal, amount = (part.sqrt().view(-1, *[1] * (clean.ndim - 1)) for part in (alpha_bar, 1 - alpha_bar))
     kind = scheduler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        velocity: Tensor = scheduler.get_velocity(images, noise, timesteps)
-        return velocity
-    if kind == "sample":
-        return images
-    raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: epsilon, v_prediction, sample")
+    targets = {"epsilon": noise, "v_prediction": signal * noise - amount * clean, "sample": clean}
+    if kind not in targets:
+        raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: {', '.join(targets)}")
+    return NoisyBatch(signal * clean + amount * noise, timesteps, condition, targets[kind])
 
 
-def images_for(denoiser: nn.Module, source: str) -> ImageSet:
-    """Open DATA at the size and with the channels that a denoiser takes; ModelError for a conditional one."""
-    check_unconditional(denoiser)
-    config: Any = denoiser.config
-    size = config.sample_size or 32
-    return open_images(source, (size, size) if isinstance(size, int) else tuple(size), config.in_channels)
+def images_for(process: DiffusionProcess, source: str) -> ImageSet:
+    """Open DATA at the size and with the channels that a model draws."""
+    channels, height, width = process.image_shape
+    return open_images(source, (height, width), channels)
 
 
 def draw_images_of(images: ImageSet, num: int, seed: int) -> Tensor:
@@ -75,22 +92,47 @@ def draw_images_of(images: ImageSet, num: int, seed: int) -> Tensor:
     return torch.stack([images[i] for i in chosen])
 
 
-def own_images(denoiser: nn.Module, scheduler: Any, options: PlanOptions, device: torch.device) -> Tensor:
-    """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps."""
-    check_unconditional(denoiser)
+def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Tensor:
+    """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps.
+
+    A class-conditional model draws its classes in turn, with `generation_guidance`.
+    """
     num = options.num_calibration_images
-    drawing = SampleOptions(num=num, steps=options.generation_steps, seed=options.seed)
+    drawing = own_drawing(options)
     drawn = []
     with borrowed(denoiser, device), progress("calibration images", num, "images") as advance:
         for start in range(0, num, options.batch_size):
             indices = range(start, min(start + options.batch_size, num))
-            drawn.append(draw_images(denoiser, scheduler, indices, drawing, device))
+            drawn.append(draw_images(denoiser, process, indices, drawing, device))
             advance(len(indices), "")
     return torch.cat(drawn).float() / 127.5 - 1
 
 
-def with_noise(images: Tensor, scheduler: Any, *, num_noises: int, seed: int, device: torch.device) -> Calibration:
-    """Calibration on clean images, each `num_noises` times with a noise of its own, by seed."""
-    repeated = images.repeat_interleave(num_noises, 0)
-    noise = torch.randn(repeated.shape, generator=torch.Generator().manual_seed(seed + 1))
-    return Calibration(repeated.to(device), noise.to(device), scheduler)
+def own_drawing(options: PlanOptions) -> SampleOptions:
+    """How a model draws its own calibration images."""
+    return SampleOptions(
+        num=options.num_calibration_images,
+        steps=options.generation_steps,
+        guidance_scale=options.generation_guidance,
+        seed=options.seed,
+    )
+
+
+def calibrate(images: Tensor, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
+    """Calibration on clean images (N, C, H, W) in [-1, 1], each `num_noises` times with a noise of its own, by seed.
+
+    Image i is of the class that the model draws as image i, so images other than its own serve unconditional models
+    only: raises ModelError for them.
+    """
+    clean = torch.cat([process.encode(part.to(device)) for part in images.split(options.batch_size)])
+    condition: Condition = UNCONDITIONAL
+    if process.classes is not None:
+        if options.data != GENERATED:
+            raise ModelError(
+                "the model is class-conditional and the images bear no classes: calibrate with data `generated`"
+            )
+        condition, _ = conditions_of(process, range(len(images)), own_drawing(options), device)
+    clean = clean.repeat_interleave(options.num_noises, 0)
+    condition = {name: value.repeat_interleave(options.num_noises, 0) for name, value in condition.items()}
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(device)
+    return Calibration(clean, noise, process.scheduler, condition)

@@ -13,6 +13,8 @@ from torchvision.transforms import v2
 
 from diffprune.data.digits import digits
 from diffprune.errors import DataError
+from diffprune.models.loading import is_hub_id
+from diffprune.sampling.folder import SEQUENCES
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -62,17 +64,21 @@ def open_rows(source: str | Path) -> Sequence[Any]:
         return digits()[0]
     if path.is_dir() and not (path / "dataset_info.json").exists():
         return image_files(path)
-    if path.exists() or (name.count("/") == 1 and not name.startswith((".", "/", "~"))):
+    if path.exists() or is_hub_id(name):
         rows: Sequence[Any] = _dataset(path, name)
         return rows
     raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path; raises DataError when it is missing or holds none."""
+    """All image files below a folder, sorted by path; raises DataError when it is missing or holds none.
+
+    Of a folder that `sample` has made, those at its top.
+    """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
+    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files

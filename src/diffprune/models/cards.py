@@ -7,6 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from diffprune.models.builtin import PIPELINES
+from diffprune.models.loading import is_hub_id
 
 _CARRIED = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 
@@ -14,7 +15,7 @@ _CARRIED = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 def carry_card(source: str, folder: Path, paragraph: str) -> None:
     """Copy licence files and the model card of MODEL into `folder`; add `paragraph` to the card."""
     origin = PIPELINES.get(source, Path(source))
-    if not origin.is_dir():
+    if is_hub_id(source):
         origin = _fetch(source) or origin
     for pattern in _CARRIED:
         for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:

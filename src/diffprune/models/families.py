@@ -70,20 +70,11 @@ HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
 """Attributes of an attention module that hold its number of heads."""
 
 
-def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor) -> Tensor:
-    """One forward pass of an unconditional denoiser: (N, C, H, W) noisy images, (N,) timesteps -> (N, C, H, W)."""
-    output: Tensor = denoiser(noisy, timesteps, return_dict=False)[0]
+def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
+    """One forward pass: (N, C, H, W) noisy images, (N,) timesteps and a condition -> (N, C, H, W)."""
+    told = {k: v.to(noisy.dtype) if v.is_floating_point() else v for k, v in condition.items()}
+    output: Tensor = denoiser(noisy, timesteps, **told, return_dict=False)[0]
     return output
-
-
-def check_unconditional(denoiser: nn.Module) -> None:
-    """Raise ModelError for a class-conditional denoiser: conditions are not served yet."""
-    config: Any = denoiser.config
-    if getattr(config, "num_class_embeds", None) or getattr(config, "class_embed_type", None):
-        raise ModelError(
-            f"{type(denoiser).__name__} is class-conditional; conditional models can be planned and pruned "
-            "with criterion random or magnitude, but not yet calibrated, trained or sampled"
-        )
 
 
 def family_of(model: nn.Module) -> Family:

@@ -44,6 +44,8 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     """
     name = str(source)
     path = Path(name)
+    if name in (*ARCHITECTURES, *PIPELINES) and path.exists():
+        raise ModelError(f"{name} is both a built-in model and a path here; write ./{name} for the path, or rename it")
     if name in ARCHITECTURES:
         return Model(_architecture(ARCHITECTURES[name], name), None, False, name)
     if name in PIPELINES or (path / "model_index.json").is_file():
@@ -62,11 +64,16 @@ def load_model(source: str | os.PathLike[str]) -> Model:
         raise ModelError(
             f"{name} is neither a pipeline folder (no model_index.json) nor a denoiser folder (no config.json)"
         )
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         known = ", ".join([*PIPELINES, *ARCHITECTURES])
         raise ModelError(f"no folder or file {name}; built-in names: {known}; hub ids look like owner/name")
     pipeline = load_pipeline(name)
     return Model(denoiser_of(pipeline), pipeline, True, name)
+
+
+def is_hub_id(source: str) -> bool:
+    """Whether a MODEL or DATA can only be a hub id: nothing is there, and it looks like owner/name."""
+    return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
 def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
@@ -173,7 +180,10 @@ def _unreadable(source: object, error: Exception) -> ModelError:
     elif any(isinstance(e, SafetensorError) for e in _chain(error)):
         reason += " The file is damaged or cut short: copy or download it again"
     elif "no file named" in reason and "safetensors" in reason:
-        reason += " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors"
+        reason += (
+            " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors."
+            " A folder that was saved with a variant loads in Python, with variant=NAME"
+        )
     return ModelError(f"cannot load {source}: {reason}")
 
 

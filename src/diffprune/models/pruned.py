@@ -99,6 +99,11 @@ def pruned_class(stock: type[ModelMixin]) -> type[ModelMixin]:
     """The subclass of `stock` for pruned models. It bears the same name and lives in `diffprune`."""
     if issubclass(stock, PrunedMixin):
         return stock
+    if getattr(diffusers, stock.__name__, None) is not stock:
+        raise ModelError(
+            f"{stock.__module__}.{stock.__name__} is not a class of diffusers: "
+            "a pruned one could be saved, but not found again"
+        )
     if stock not in _CLASSES:
         body = {"__module__": "diffprune", "__doc__": f"A pruned diffusers.{stock.__name__}.", "_stock_class": stock}
         _CLASSES[stock] = type(stock.__name__, (PrunedMixin, stock), body)

@@ -101,9 +101,9 @@ def follow_widths(before: nn.Module, after: nn.Module) -> None:
 
 
 def on_meta(model: M) -> M:
-    """A copy of `model` on the meta device; allocates no weights."""
+    """A copy of `model` on the meta device, in fp32 whatever its dtype; allocates no weights."""
     shadows = {id(p): nn.Parameter(torch.empty_like(p, device="meta")) for p in model.parameters()}
-    return copy.deepcopy(model, dict(shadows)).to("meta")
+    return copy.deepcopy(model, dict(shadows)).to("meta", torch.float32)
 
 
 def _below(module: nn.Module, path: str) -> nn.Module | None:

@@ -1,5 +1,6 @@
-"""Borrowing a model: put it on a device and in a mode for a while, and give it back as it was."""
+"""The state of a model: borrowed for a while and given back as it was, and told apart by its weights."""
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,3 +23,12 @@ def borrowed(model: nn.Module, device: torch.device, *, gradients: bool = False)
             module.training = mode
         for parameter, value in wanted.items():
             parameter.requires_grad_(value)
+
+
+def weights_hash(model: nn.Module) -> str:
+    """The first half of the SHA-256 of all parameters and buffers, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]

@@ -13,12 +13,15 @@ from diffprune.options.evaluation import PAIRED_METRICS as PAIRED_METRICS
 from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
 from diffprune.options.evaluation import InceptionOptions as InceptionOptions
 from diffprune.options.evaluation import StatsOptions as StatsOptions
+from diffprune.options.pruning import OWN_OF_DIFF_PRUNING as OWN_OF_DIFF_PRUNING
 from diffprune.options.pruning import UNCALIBRATED_CRITERIA as UNCALIBRATED_CRITERIA
+from diffprune.options.pruning import Criterion as Criterion
 from diffprune.options.pruning import InspectOptions as InspectOptions
 from diffprune.options.pruning import PlanOptions as PlanOptions
 from diffprune.options.pruning import PruneOptions as PruneOptions
 from diffprune.options.sampling import Grid as Grid
 from diffprune.options.sampling import SampleOptions as SampleOptions
+from diffprune.options.sampling import class_list as class_list
 from diffprune.options.training import ClassifierOptions as ClassifierOptions
 from diffprune.options.training import FinetuneOptions as FinetuneOptions
 from diffprune.options.training import TrainingOptions as TrainingOptions

@@ -1,9 +1,10 @@
 """What all option sets share: validation with every mistake at once, and the options of stages that compute."""
 
+import os
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffprune.errors import OptionError
 
@@ -15,7 +16,17 @@ class Options(BaseModel):
     (a check of the whole set would run only once every field is valid).
     """
 
+    neutral: ClassVar[frozenset[str]] = frozenset()
+    """Options that do not change the result, so that an interrupted run may be resumed with others."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_are_text(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in values.items()}
 
     def resolved(self) -> dict[str, Any]:
         """All options with their values, as JSON types (for `run.json`)."""
@@ -24,6 +35,8 @@ class Options(BaseModel):
 
 class ComputeOptions(Options):
     """Options of every stage that computes."""
+
+    neutral = frozenset({"device"})
 
     seed: int = Field(default=0, ge=0, description="seed of everything random in this stage")
     device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")

@@ -23,6 +23,8 @@ LONE_METRICS = ("inception_score", "clip_score")
 class InceptionOptions(Options):
     """What every stage takes that turns images into Inception features."""
 
+    neutral = frozenset({"device", "batch_size", "num_workers"})
+
     num: int | None = Field(default=None, ge=1, description="use the first N of IMAGES; left out: all")
     resize: Resize = Field(
         default="legacy",
@@ -47,6 +49,8 @@ class StatsOptions(InceptionOptions):
 
 class EvaluateOptions(InceptionOptions):
     """Comparing two sets of images."""
+
+    neutral = frozenset({"device", "batch_size"})
 
     metrics: tuple[Metric, ...] = Field(
         default=("ssim", "mse"),

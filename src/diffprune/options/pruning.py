@@ -13,6 +13,9 @@ Criterion = Literal[
 UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""
 
+OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
+"""Options that no other criterion knows."""
+
 T = TypeVar("T")
 
 
@@ -44,6 +47,9 @@ class PlanOptions(ComputeOptions):
     generation_steps: int = Field(
         default=20, ge=1, description="DDIM steps for each calibration image with data `generated`"
     )
+    generation_guidance: float = Field(
+        default=1.0, ge=0, description="guidance scale of calibration images that a class-conditional model draws"
+    )
     num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
     norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")
@@ -59,7 +65,7 @@ class PlanOptions(ComputeOptions):
             raise ValueError(f"got {value}, expected at least first_timestep, {first}")
         return value
 
-    @field_validator("threshold", "power", "norms")
+    @field_validator(*OWN_OF_DIFF_PRUNING)
     @classmethod
     def _belongs_to_diff_pruning(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("criterion") not in (None, "diff-pruning"):

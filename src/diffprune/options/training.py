@@ -10,6 +10,8 @@ from diffprune.options.base import ComputeOptions
 class TrainingOptions(ComputeOptions):
     """The training loop, shared by training from scratch and finetuning."""
 
+    neutral = frozenset({"device", "num_workers", "checkpoint_every", "preview_every", "preview_steps", "tracker"})
+
     data: str | None = Field(
         default=None, description="training images: a folder, a parquet file, a dataset id or `digits`"
     )

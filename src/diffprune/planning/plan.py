@@ -48,11 +48,11 @@ class Plan(BaseModel):
     layers: dict[str, tuple[int, int]]
     groups: dict[str, KeptUnits]
 
-    def save(self, path: Path) -> None:
+    def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
         rows = self.model_dump(mode="json")
         parts = [f" {json.dumps(k)}: {_lines(v) if k in _ONE_PER_LINE else json.dumps(v)}" for k, v in rows.items()]
-        write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
+        write_whole(Path(path), "{\n" + ",\n".join(parts) + "\n}\n")
 
     def summary(self) -> dict[str, Any]:
         """The figures of the plan, flat, for tables and `--json`."""
@@ -79,11 +79,16 @@ class Plan(BaseModel):
             )
         known = {g.name: g for g in groups}
         mistakes = [f"{name}: no such group" for name in self.groups if name not in known]
+        mistakes += [f"{name}: not in the plan" for name in known if name not in self.groups]
         for name, units in self.groups.items():
             group = known.get(name)
             if group is None:
                 continue
-            if list(units.kept) != sorted(set(units.kept)) or not units.kept:
+            if (units.kind, units.num_units) != (group.kind, group.num_units):
+                mistakes.append(
+                    f"{name}: the plan has {units.num_units} {units.kind}, the model {group.num_units} {group.kind}"
+                )
+            elif list(units.kept) != sorted(set(units.kept)) or not units.kept:
                 mistakes.append(f"{name}: kept units must be ascending, without repeats, at least one")
             elif units.kept[0] < 0 or units.kept[-1] >= group.num_units:
                 mistakes.append(f"{name}: kept units must lie in 0..{group.num_units - 1}")
@@ -93,10 +98,10 @@ class Plan(BaseModel):
             raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan(path: str | Path) -> Plan:
     """Read a plan; raises PlanError that says what is wrong with the file."""
     try:
-        return Plan.model_validate_json(path.read_bytes())
+        return Plan.model_validate_json(Path(path).read_bytes())
     except OSError as error:
         raise PlanError(f"cannot read the plan {path}: {error.strerror}") from error
     except ValidationError as error:
@@ -105,9 +110,15 @@ def read_plan(path: Path) -> Plan:
 
 
 def fingerprint(denoiser: nn.Module) -> str:
-    """SHA-256 of the class name and of every parameter's name and shape: the architecture, not the weights."""
+    """SHA-256 of the class, of every parameter's name and shape, of heads and norm groups: not of the weights."""
     shapes = {name: list(p.shape) for name, p in sorted(denoiser.named_parameters())}
-    text = json.dumps([type(denoiser).__name__, shapes])
+    divisions = {
+        f"{path}.{name}": value
+        for path, module in denoiser.named_modules()
+        for name in ("heads", "num_groups")
+        if isinstance(value := getattr(module, name, None), int)
+    }
+    text = json.dumps([type(denoiser).__name__, shapes, divisions])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

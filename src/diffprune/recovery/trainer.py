@@ -15,11 +15,12 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from diffprune.data.calibration import training_target
+from diffprune.data.calibration import NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
+from diffprune.models.process import UNCONDITIONAL, DiffusionProcess
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
@@ -34,7 +35,7 @@ M = TypeVar("M", bound=nn.Module)
 
 def train_denoiser(
     denoiser: M,
-    scheduler: Any,
+    process: DiffusionProcess,
     images: ImageSet,
     options: TrainingOptions,
     *,
@@ -62,9 +63,9 @@ def train_denoiser(
     )
     try:
         with torch.random.fork_rng():
-            run = _Run(denoiser, scheduler, images, options, accelerator, device, shards, teacher)
+            run = _Run(denoiser, process, images, options, accelerator, device, shards, teacher)
             run.to_the_end(folder, preview)
-            return run.result(), run.progress.history
+            return run.result(torch.device("cpu")), run.progress.history
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -77,7 +78,7 @@ class _Run:
     def __init__(
         self,
         denoiser: nn.Module,
-        scheduler: Any,
+        process: DiffusionProcess,
         images: ImageSet,
         options: TrainingOptions,
         accelerator: Accelerator,
@@ -85,8 +86,10 @@ class _Run:
         shards: list[slice],
         teacher: nn.Module | None,
     ) -> None:
+        if process.classes is not None:
+            raise ModelError("training class-conditional models is not served yet; plan, prune and sample serve them")
         self.options, self.accelerator, self.device, self.shards = options, accelerator, device, shards
-        self.scheduler, self.images = scheduler, images
+        self.process, self.images = process, images
         self.dtype = next(denoiser.parameters()).dtype
         self.bare = _cast(copy.deepcopy(denoiser).to(device), torch.float32).train().requires_grad_(True)
         self.dropouts: dict[nn.Module, float] = {m: m.p for m in self.bare.modules() if isinstance(m, nn.Dropout)}
@@ -126,26 +129,26 @@ class _Run:
                 if folder is not None and saves:
                     save_checkpoint(self.accelerator, folder / CHECKPOINTS, done)
                 if folder is not None and preview is not None and self._previews(done):
-                    preview(self.result(), folder / "previews" / f"step-{done:07d}.png")
+                    preview(self.result(self.device), folder / "previews" / f"step-{done:07d}.png")
                 advance(1, f"loss {self.progress.history[-1]['loss']:.4f}" if self.progress.history else "")
 
     def _previews(self, done: int) -> bool:
         every = self.options.preview_every
         return every > 0 and done % every == 0 and bool(self.accelerator.is_main_process)
 
-    def result(self) -> Any:
+    def result(self, device: torch.device) -> Any:
         """A copy of the model with its EMA weights, in its own dtype and with its own dropout, in eval mode."""
         trained = copy.deepcopy(self.bare)
         self.ema.copy_to(trained.parameters())
         for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
             if isinstance(ours, nn.Dropout):
                 ours.p = self.dropouts[own]
-        return _cast(trained.to("cpu"), self.dtype).eval()
+        return _cast(trained.to(device), self.dtype).eval()
 
     def _step(self, step: int, batches: Any) -> Tensor:
         options, accelerator = self.options, self.accelerator
         losses = []
-        draws = draw(tuple(self.images[0].shape), self.scheduler.config.num_train_timesteps, options, step)
+        draws = draw(self.process.shape, self.process.num_timesteps, options, step)
         for number, shard in enumerate(self.shards):
             clean = next(batches)
             mirrored = draws.mirrored[shard]
@@ -153,12 +156,11 @@ class _Run:
             noise, timesteps = draws.noise[shard].to(self.device), draws.timesteps[shard].to(self.device)
             (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
             torch.manual_seed(int(seed))
-            noisy = self.scheduler.add_noise(clean, noise, timesteps)
-            target = training_target(self.scheduler, clean, noise, timesteps)
+            batch = noisy_batch(self.process.scheduler, self.process.encode(clean), noise, timesteps, UNCONDITIONAL)
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
-                    output = predict(self.model, noisy, timesteps)
-                    loss = self._loss(output, target, noisy, timesteps)
+                    output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
+                    loss = self._loss(output, batch)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and options.grad_clip is not None:
                     accelerator.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
@@ -170,13 +172,14 @@ class _Run:
         self.ema.step(self.bare.parameters())
         return torch.stack(losses).mean()
 
-    def _loss(self, output: Tensor, target: Tensor, noisy: Tensor, timesteps: Tensor) -> Tensor:
+    def _loss(self, output: Tensor, batch: NoisyBatch) -> Tensor:
         if self.teacher is None:
-            return denoising_loss(output, target)
+            return denoising_loss(output, batch.target)
         assert isinstance(self.options, FinetuneOptions)
         with torch.no_grad():
-            teacher_output = predict(self.teacher, noisy.to(next(self.teacher.parameters()).dtype), timesteps)
-        return distillation_loss(output, target, teacher_output, self.options.teacher_weight)
+            noisy = batch.noisy.to(next(self.teacher.parameters()).dtype)
+            teacher_output = predict(self.teacher, noisy, batch.timesteps, batch.condition)
+        return distillation_loss(output, batch.target, teacher_output, self.options.teacher_weight)
 
     def _log(self, window: list[Tensor]) -> None:
         mean: Any = self.accelerator.reduce(torch.stack(window).mean(), "mean")

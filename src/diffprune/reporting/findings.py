@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.errors import FolderError
-from diffprune.records import RECORD_NAME, read_json
+from diffprune.records import RECORD_NAME, identity, read_json
 
 COSTS = ("params", "macs", "latency_ms", "images_per_s")
 
@@ -23,10 +23,10 @@ class Record:
         """The stage that made the folder."""
         return str(self.content["stage"])
 
-    def source(self, name: str) -> str | None:
-        """What was given for an input."""
+    def used(self, name: str, other: "Record") -> bool:
+        """Whether an input was the folder of another record, by content: folders may have moved since."""
         entry = self.content["inputs"].get(name)
-        return entry["source"] if entry else None
+        return bool(entry) and entry["identity"] == identity(str(other.folder))
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,7 @@ def _model(record: Record, records: list[Record]) -> SampledModel:
 
 def _evaluations(sampled: Record, records: list[Record]) -> list[Record]:
     """The evaluations of the images that a record tells of."""
-    place = sampled.folder.resolve()
-    given = [(r, r.source("images")) for r in records if r.stage == "evaluate"]
-    return [record for record, images in given if images and Path(images).resolve() == place]
+    return [record for record in records if record.stage == "evaluate" and record.used("images", sampled)]
 
 
 def _protocols(evaluations: list[Record]) -> dict[str, Mapping[str, Any]]:
@@ -123,8 +121,7 @@ def _differing(known: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
 def _is_trained(model: SampledModel, records: list[Record]) -> float:
     """Half a parameter for a model that was finetuned, so that it comes after its equal that was not."""
     record = next(r for r in records if r.folder == model.images)
-    source = record.source("model")
-    return 0.5 * any(source and r.stage == "finetune" and r.folder.resolve() == Path(source).resolve() for r in records)
+    return 0.5 * any(r.stage == "finetune" and record.used("model", r) for r in records)
 
 
 def _plan(record: Record) -> dict[str, Any]:

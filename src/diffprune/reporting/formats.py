@@ -23,6 +23,7 @@ NAMES = {
     "clip_score": "CLIP score",
     "frechet_distance": "Fréchet distance",
     "num_images": "images",
+    "num_reference_images": "reference images",
     "num_groups": "groups",
     "class_name": "class",
 }
@@ -38,7 +39,7 @@ def title_of(name: str) -> str:
 
 def text_of(name: str, value: Any) -> str:
     """A figure's value for people: 1.113M parameters, 0.064G MACs, four significant digits elsewhere."""
-    if value is None:
+    if value is None or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -25,6 +25,7 @@ def render(findings: Findings, title: str) -> str:
     rows = findings.rows()
     names = list(dict.fromkeys(name for row in rows for name in row))
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
+    below = _below(findings)
     details = (findings.plan or {}).get("details", {})
     return environment.get_template("report.html.j2").render(
         title=title,
@@ -36,18 +37,18 @@ def render(findings: Findings, title: str) -> str:
         plan=findings.plan,
         timesteps=f"{details['timesteps_used']} timesteps scored" if "timesteps_used" in details else "",
         removed=_inline(removed_by_block(findings.plan["layers"])) if findings.plan else None,
-        trainings=[(r.folder.name, _inline(loss_curve(r.content["result"]["history"]))) for r in findings.trainings],
-        stages=[_stage(record, folder) for record, folder in zip(findings.records, _below(findings), strict=True)],
+        trainings=[(below[r.folder], _inline(loss_curve(r.content["result"]["history"]))) for r in findings.trainings],
+        stages=[_stage(record, below[record.folder]) for record in findings.records],
         machine=findings.records[0].content.get("platform"),
         versions=findings.records[0].content.get("versions", {}),
     )
 
 
-def _below(findings: Findings) -> list[str]:
+def _below(findings: Findings) -> dict[Path, str]:
     """The records' folders as seen from the folder they share."""
-    paths = [record.folder.resolve() for record in findings.records]
-    shared = Path(os.path.commonpath([path.parent for path in paths]))
-    return [str(path.relative_to(shared)) for path in paths]
+    folders = [record.folder for record in findings.records]
+    shared = Path(os.path.commonpath([folder.resolve().parent for folder in folders]))
+    return {folder: str(folder.resolve().relative_to(shared)) for folder in folders}
 
 
 def _stage(record: Record, folder: str) -> dict[str, Any]:

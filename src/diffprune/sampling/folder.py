@@ -5,20 +5,27 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffprune.models.families import check_unconditional
+from diffprune.errors import OptionError
 from diffprune.models.loading import pick_device
+from diffprune.models.process import DiffusionProcess
 from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
 from diffprune.records import write_whole
+from diffprune.sampling.by_scheduler import scheduler_named
 from diffprune.sampling.grids import timestep_grid
-from diffprune.sampling.sampler import draw_images
+from diffprune.sampling.sampler import conditions_of, draw_images
+
+SEQUENCES = "sequences"
+"""Folder of the images after every step, below the sampled folder."""
+
+FRAME_MS, REST_MS = 60, 1500
 
 
 def image_path(folder: Path, index: int) -> Path:
@@ -34,18 +41,17 @@ class Sampled:
     images_per_s: float | None
 
 
-def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options: SampleOptions) -> Sampled:
+def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Path, options: SampleOptions) -> Sampled:
     """Draw the images that are missing in `folder`, shared by all processes.
 
     The batches are cut by index alone, so that a resumed run computes the same batches as an undisturbed one.
     """
-    check_unconditional(denoiser)
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
-    grid = timestep_grid(options.grid, options.steps, scheduler.config.num_train_timesteps)
+    evaluations = _evaluations(process, options)
     batches = [
-        range(start, min(start + options.batch_size, options.num))
-        for start in range(0, options.num, options.batch_size)
+        range(start, min(start + options.batch_size, options.num_images))
+        for start in range(0, options.num_images, options.batch_size)
     ]
     mine = batches[state.process_index :: state.num_processes]
     left = [batch for batch in mine if not all(image_path(folder, i).exists() for i in batch)]
@@ -58,22 +64,59 @@ def sample_to_folder(denoiser: nn.Module, scheduler: Any, folder: Path, options:
         writing = None
         started = time.monotonic()
         for batch in left:
-            images = draw_images(denoiser, scheduler, batch, options, device)
+            frames: list[Tensor] = []
+            frame = frames.append if options.sequence else None
+            images = draw_images(denoiser, process, batch, options, device, frame)
             if writing is not None:
                 writing.result()
-            writing = writer.submit(_write, images, batch, folder)
+            writing = writer.submit(_write, images, frames, batch, folder)
             advance(len(batch), "")
         if writing is not None:
             writing.result()
     rate = num_left / (time.monotonic() - started) if num_left else None
-    return Sampled(len(grid), rate)
+    return Sampled(evaluations, rate)
 
 
-def _write(images: Tensor, indices: range, folder: Path) -> None:
-    for image, index in zip(images.permute(0, 2, 3, 1).numpy(), indices, strict=True):
+def _evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
+    """Forward passes per image; raises OptionError or ModelError for steps or a scheduler that cannot be."""
+    num_timesteps, scheduler = process.num_timesteps, process.scheduler
+    conditions_of(process, [0], options, torch.device("cpu"))
+    if options.scheduler is None:
+        return len(timestep_grid(options.grid, options.steps, num_timesteps))
+    chosen = scheduler_named(options.scheduler, scheduler)
+    if options.steps > num_timesteps:
+        raise OptionError(f"steps: got {options.steps}, the model has {num_timesteps} timesteps; give at most that")
+    chosen.set_timesteps(options.steps)
+    return len(chosen.timesteps)
+
+
+def _write(images: Tensor, frames: list[Tensor], indices: range, folder: Path) -> None:
+    for position, index in enumerate(indices):
         path = image_path(folder, index)
         if path.exists():
             continue
-        buffer = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, format="PNG")
-        write_whole(path, buffer.getvalue())
+        if frames:
+            _write_sequence([_picture(step[position]) for step in frames], folder / SEQUENCES, index)
+        _write_png(_picture(images[position]), path)
+
+
+def _write_sequence(pictures: list[Image.Image], folder: Path, index: int) -> None:
+    """The frames of one image as numbered images, and as an animation that rests on the last one."""
+    for step, picture in enumerate(pictures):
+        _write_png(picture, folder / f"{index:06d}" / f"{step:04d}.png")
+    buffer = io.BytesIO()
+    durations = [FRAME_MS] * (len(pictures) - 1) + [REST_MS]
+    first, *others = [picture.convert("RGB") for picture in pictures]
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    write_whole(folder / f"{index:06d}.gif", buffer.getvalue())
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    values = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
+
+
+def _write_png(picture: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())

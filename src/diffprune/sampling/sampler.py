@@ -1,17 +1,20 @@
 """The sampler: image i depends on the seed and on i alone, never on the batch or the process that draws it."""
 
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from diffprune.errors import ModelError, OptionError
 from diffprune.models.families import predict
-from diffprune.options import SampleOptions
-from diffprune.sampling.grids import timestep_grid
-from diffprune.sampling.steps import ddim_step, ddpm_step, split_prediction
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
+from diffprune.options import SampleOptions, class_list
+from diffprune.sampling.by_grid import Predict, denoise_on_grid
+from diffprune.sampling.by_scheduler import denoise_with, scheduler_named
+
+Frame = Callable[[Tensor], None]
+"""Called after every step with the images as they are, uint8 (N, C, H, W)."""
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -22,39 +25,99 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 @torch.no_grad()
 def draw_images(
-    denoiser: nn.Module, scheduler: Any, indices: Sequence[int], options: SampleOptions, device: torch.device
+    denoiser: nn.Module,
+    process: DiffusionProcess,
+    indices: Sequence[int],
+    options: SampleOptions,
+    device: torch.device,
+    frame: Frame | None = None,
 ) -> Tensor:
     """Draw the images of these indices: uint8 (N, C, H, W). The denoiser must be on `device`, in eval mode.
 
-    All noise comes from one generator per image, in fp32 on the CPU. Uses the noise schedule (`alphas_cumprod`)
-    and the prediction type of `scheduler`; the steps are our own, since diffusers' assume their own spacing.
+    All noise comes from one generator per image, in fp32 on the CPU. With `options.interpolate` the first noise of
+    image i lies on the arc between those of the two images named.
     """
-    config: Any = denoiser.config
-    size = config.sample_size or 32
-    shape = (config.in_channels, *((size, size) if isinstance(size, int) else size))
     generators = [image_generator(options.seed, i) for i in indices]
+    output = predictor(denoiser, process, indices, options, device)
 
     def fresh_noise() -> Tensor:
-        return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+        return torch.stack([torch.randn(process.shape, generator=g) for g in generators]).to(device)
 
-    alpha_bars = scheduler.alphas_cumprod.to(device=device, dtype=torch.float32)
-    grid = timestep_grid(options.grid, options.steps, len(alpha_bars))
-    one = torch.ones((), device=device)
-    x_t = fresh_noise()
+    def pixels(x: Tensor) -> Tensor:
+        if not bool(x.isfinite().all()):
+            raise ModelError(
+                "the images are not finite: the model holds broken values, or its schedule has no signal left"
+            )
+        return ((process.decode(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+
+    def record(x_t: Tensor) -> None:
+        if frame is not None:
+            frame(pixels(x_t))
+
+    noise = fresh_noise()
+    if options.interpolate is not None:
+        first, last = (
+            torch.randn(process.shape, generator=image_generator(options.seed, i)) for i in options.interpolate
+        )
+        noise = torch.stack([slerp(first, last, i / max(1, options.num_images - 1)) for i in indices]).to(device)
+    if options.scheduler is not None:
+        chosen = scheduler_named(options.scheduler, process.scheduler)
+        return pixels(denoise_with(chosen, output, noise, options.steps, generators, record))
+    return pixels(denoise_on_grid(output, process.scheduler, noise, options, fresh_noise, record))
+
+
+def predictor(
+    denoiser: nn.Module, process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
+) -> Predict:
+    """The denoiser as a function of x_t and t alone: conditions and guidance of these images are put in.
+
+    Guidance: eps = eps_null + s * (eps_class - eps_null) (Ho and Salimans 2022, equation 6), for any prediction
+    type, since they are linear in each other.
+    """
     dtype = next(denoiser.parameters()).dtype
-    for position, timestep in enumerate(grid):
-        last = position + 1 == len(grid)
-        a_t, a_next = alpha_bars[timestep], one if last else alpha_bars[grid[position + 1]]
-        timesteps = torch.full((len(indices),), timestep, dtype=torch.long, device=device)
-        output = predict(denoiser, x_t.to(dtype), timesteps).float()
-        x_0, eps = split_prediction(scheduler.config.prediction_type, output, x_t, a_t)
-        step = _stepper(options, x_0, eps, x_t)
-        needs_noise = not last and (options.sampler == "ddpm" or options.eta > 0)
-        x_t = step(alpha_bar_t=a_t, alpha_bar_next=a_next, noise=fresh_noise() if needs_noise else None)
-    return ((x_t.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
+    condition, null = conditions_of(process, indices, options, device)
+
+    def output(x_t: Tensor, timesteps: Tensor) -> Tensor:
+        told = predict(denoiser, x_t.to(dtype), timesteps, condition).float()
+        if null is None:
+            return told
+        untold = predict(denoiser, x_t.to(dtype), timesteps, null).float()
+        return untold + options.guidance_scale * (told - untold)
+
+    return output
 
 
-def _stepper(options: SampleOptions, x_0: Tensor, eps: Tensor, x_t: Tensor) -> Callable[..., Tensor]:
-    if options.sampler == "ddim":
-        return functools.partial(ddim_step, x_0, eps, eta=options.eta)
-    return functools.partial(ddpm_step, x_0, x_t)
+def conditions_of(
+    process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
+) -> tuple[Condition, Condition | None]:
+    """The condition of each image, and the one without class where guidance needs it.
+
+    Image i is of class i modulo the number of classes asked for. Raises OptionError for classes or guidance that the
+    model does not know.
+    """
+    guided = options.guidance_scale != 1
+    if process.classes is None:
+        if guided or options.classes is not None:
+            raise OptionError("classes and guidance_scale: the model is unconditional; leave them out")
+        return UNCONDITIONAL, None
+    chosen = class_list(options.classes) if options.classes is not None else range(process.classes.num_classes)
+    if max(chosen) >= process.classes.num_classes:
+        raise OptionError(f"classes: got {max(chosen)}, the model has 0 to {process.classes.num_classes - 1}")
+    if guided and process.classes.null_class is None:
+        raise OptionError("guidance_scale: the model has no class that stands for none, so there is no guidance")
+    labels = torch.tensor([chosen[i % len(chosen)] for i in indices], device=device)
+    if not guided:
+        return process.classes.embed(labels), None
+    return process.classes.embed(labels), process.classes.embed(
+        torch.full_like(labels, process.classes.null_class or 0)
+    )
+
+
+def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
+    """The point at `share` (0 to 1) of the arc between two noises (Shoemake, SIGGRAPH 1985)."""
+    a, b = first.double().flatten(), second.double().flatten()
+    angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
+    if float(angle) < 1e-6:
+        return first
+    mixed = (torch.sin((1 - share) * angle) * a + torch.sin(share * angle) * b) / torch.sin(angle)
+    return mixed.view_as(first).to(first.dtype)

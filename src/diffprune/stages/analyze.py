@@ -7,10 +7,11 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 from diffprune.criteria.gradients import scored_timesteps
 from diffprune.errors import ModelError, OptionError
-from diffprune.models.loading import denoiser_of, load_model, scheduler_of
+from diffprune.models.loading import denoiser_of, load_model
+from diffprune.models.process import process_of
 from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import run_record, write_whole
+from diffprune.records import Existing, run_record, write_whole
 from diffprune.reporting.figures import quality_by_stage
 from diffprune.sampling.folder import sample_to_folder
 from diffprune.stages.evaluate import measure
@@ -18,7 +19,7 @@ from diffprune.stages.plan import make_plan
 from diffprune.surgery import prune_denoiser
 
 
-def stages_stage(source: str, options: StagesOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Prune MODEL once per stage of timesteps and compare what each draws with the original; resumable.
 
     Leaves `stages.png`, and in run.json per stage: first and last timestep, relative loss (mean loss of the stage
@@ -30,9 +31,11 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, overwrite: b
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
-    stages = _stages(scheduler_of(model.pipeline).config.num_train_timesteps, options)
+    stages = _stages(process_of(model.pipeline).num_timesteps, options)
     inputs = {"model": source}
-    with run_record(out, "analyze-stages", options.resolved(), inputs, overwrite=overwrite, resumable=True) as run:
+    with run_record(
+        out, "analyze-stages", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
+    ) as run:
         if not run.finished_before:
             rows = _measure(model.pipeline, stages, options, run.folder)
             write_whole(run.folder / "stages.png", quality_by_stage(rows))
@@ -57,13 +60,13 @@ def _measure(
 ) -> list[dict[str, Any]]:
     drawing = SampleOptions(num=options.num, steps=options.steps, seed=options.seed, device=options.device)
     comparing = EvaluateOptions(metrics=("ssim", "mse"), device=options.device)
-    denoiser, scheduler = denoiser_of(pipeline), scheduler_of(pipeline)
-    sample_to_folder(denoiser, scheduler, folder / "original", drawing)
+    denoiser, process = denoiser_of(pipeline), process_of(pipeline)
+    sample_to_folder(denoiser, process, folder / "original", drawing)
     rows = []
     for number, (first, last) in enumerate(stages):
         place = folder / f"stage-{number:02d}"
         plan = _plan(pipeline, options.model_copy(update={"first_timestep": first, "last_timestep": last}), place)
-        sample_to_folder(prune_denoiser(denoiser, plan), scheduler, place, drawing)
+        sample_to_folder(prune_denoiser(denoiser, plan), process, place, drawing)
         losses = plan.details["losses"]
         rows.append(
             {

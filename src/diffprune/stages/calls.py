@@ -24,9 +24,10 @@ def with_options(
 
     def decorate(function: Callable[[A, Set], R]) -> Callable[Concatenate[A, P], R]:
         @functools.wraps(function)
-        def call(value: A, /, **options: Any) -> R:
+        def call(*values: Any, **given: Any) -> R:
+            bound, options = _bind(function, 1, values, given)
             chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
-            return function(value, chosen)
+            return cast(R, cast(Any, function)(*bound, chosen))
 
         _describe(call, function, cast(type[Options], kind), 1)
         return cast(Callable[Concatenate[A, P], R], call)
@@ -41,14 +42,26 @@ def with_input_and_options(
 
     def decorate(function: Callable[[A, B, Set], R]) -> Callable[Concatenate[A, B, P], R]:
         @functools.wraps(function)
-        def call(first: A, second: B, /, **options: Any) -> R:
+        def call(*values: Any, **given: Any) -> R:
+            bound, options = _bind(function, 2, values, given)
             chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
-            return function(first, second, chosen)
+            return cast(R, cast(Any, function)(*bound, chosen))
 
         _describe(call, function, cast(type[Options], kind), 2)
         return cast(Callable[Concatenate[A, B, P], R], call)
 
     return decorate
+
+
+def _bind(
+    function: Callable[..., Any], num_values: int, values: tuple[Any, ...], given: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The values of a call, given by place or by name, and the rest: its options."""
+    parameters = list(inspect.signature(function).parameters.values())[:num_values]
+    named = {p.name: given[p.name] for p in parameters if p.name in given}
+    bound = inspect.Signature(parameters).bind(*values, **named)
+    bound.apply_defaults()
+    return bound.args, {name: value for name, value in given.items() if name not in named}
 
 
 def _describe(call: Any, function: Any, kind: type[Options], num_values: int) -> None:

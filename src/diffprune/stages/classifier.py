@@ -12,12 +12,12 @@ from diffprune.evaluation.features import DigitClassifier, save_classifier
 from diffprune.models.loading import pick_device
 from diffprune.options import ClassifierOptions
 from diffprune.progress import progress
-from diffprune.records import run_record
+from diffprune.records import Existing, run_record
 
 
-def classifier_stage(options: ClassifierOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def classifier_stage(options: ClassifierOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Train the digit classifier on 1,437 digits; the result names its accuracy on the other 360."""
-    with run_record(out, "train-classifier", options.resolved(), {}, overwrite=overwrite) as run:
+    with run_record(out, "train-classifier", options.resolved(), {}, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
             classifier, accuracy = train_classifier(options)
             save_classifier(classifier, run.folder)

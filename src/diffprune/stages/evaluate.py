@@ -20,7 +20,7 @@ from diffprune.evaluation.verdicts import Numbers, Protocols, check_number
 from diffprune.models.loading import pick_device
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.progress import progress
-from diffprune.records import run_record
+from diffprune.records import Existing, run_record
 from diffprune.stages.calls import with_input_and_options
 from diffprune.stages.compare import OF_INCEPTION, Work, comparison
 
@@ -64,14 +64,14 @@ def measure(images: str, reference: str | None, options: EvaluateOptions) -> dic
 
 
 def evaluate_stage(
-    images: str, reference: str | None, options: EvaluateOptions, out: Path | None, *, overwrite: bool = False
+    images: str, reference: str | None, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Compare IMAGES with REFERENCE; with `out`, leave the numbers in that folder's run.json."""
     if out is None:
         return measure(images, reference, options)
     files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}
     inputs = {"images": images, "reference": reference, **{k: str(v) for k, v in files.items() if v is not None}}
-    with run_record(out, "evaluate", options.resolved(), inputs, overwrite=overwrite) as run:
+    with run_record(out, "evaluate", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
             run.result = measure(images, reference, options)
         return run.result

@@ -1,25 +1,28 @@
 """Stage `plan`: score the units of a model and choose which stay."""
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.criteria import CRITERIA
-from diffprune.data.calibration import GENERATED, Calibration, draw_images_of, images_for, own_images, with_noise
-from diffprune.errors import ModelError, OptionError
+from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
+from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_indices
 from diffprune.models.cost import cost_of
-from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device, scheduler_of
+from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
+from diffprune.models.process import process_of
 from diffprune.models.resize import on_meta, shrink
 from diffprune.models.state import borrowed
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
-from diffprune.planning import Plan, allocate_uniform, fingerprint
+from diffprune.planning import Plan, allocate_uniform, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
-from diffprune.records import check_replaceable, run_record
+from diffprune.records import Existing, check_replaceable, identity, run_record
 from diffprune.stages.calls import with_options
 
 Model = DiffusionPipeline | ModelMixin
@@ -56,8 +59,9 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     if calibration is None:
         scores = CRITERIA[criterion](denoiser, groups, None, options)
     else:
-        with borrowed(denoiser, calibration.images.device, gradients=True):
-            scores = CRITERIA[criterion](denoiser, groups, calibration, options)
+        whole = denoiser if denoiser.dtype == torch.float32 else copy.deepcopy(denoiser).float()
+        with borrowed(whole, calibration.clean.device, gradients=True):
+            scores = CRITERIA[criterion](whole, groups, calibration, options)
     kept = allocate_uniform(groups, scores, options.ratio)
     small = shrink(on_meta(denoiser), kept_indices(groups, kept, denoiser))
     return Plan(
@@ -73,21 +77,41 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     )
 
 
-def plan_stage(source: str, options: PlanOptions, out: Path | None, *, overwrite: bool = False) -> dict[str, Any]:
+def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
-    if out is None or out.suffix == ".json":
-        if out is not None:
-            check_replaceable(out, '"fingerprint"')
-        made = make_plan(_loaded(source), options)
-        if out is not None:
-            made.save(out)
-        return made.summary()
-    with run_record(out, "plan", options.resolved(), {"model": source}, overwrite=overwrite) as run:
+    inputs = {"model": source, "data": options.data}
+    if out is None:
+        return make_plan(_loaded(source), options).summary()
+    if out.suffix == ".json":
+        return _plan_to_file(source, options, out, inputs, existing)
+    with run_record(out, "plan", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
             made = make_plan(_loaded(source), options)
             made.save(run.folder / "plan.json")
             run.result = made.summary()
         return run.result
+
+
+def _plan_to_file(
+    source: str, options: PlanOptions, out: Path, inputs: dict[str, str | None], existing: Existing
+) -> dict[str, Any]:
+    """A plan in a file of its own: kept where it was made from the same, refused where it was not."""
+    check_replaceable(out, '"fingerprint"')
+    made_from = {name: identity(given) for name, given in inputs.items()}
+    model = _loaded(source)
+    if out.exists() and existing == "refuse":
+        there = read_plan(out)
+        asked = {**options.resolved(), "criterion": options.criterion or there.criterion}
+        same = there.options == asked and there.details.get("made_from") == made_from
+        if not same or there.fingerprint != fingerprint(denoiser_of(model)):
+            raise FolderError(
+                f"{out} holds a plan made otherwise; add --overwrite to replace it, or choose another --out"
+            )
+        return there.summary()
+    made = make_plan(model, options)
+    made = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
+    made.save(out)
+    return made.summary()
 
 
 def _loaded(source: str) -> Model:
@@ -97,12 +121,12 @@ def _loaded(source: str) -> Model:
 
 def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
     assert options.data is not None
-    scheduler, device = scheduler_of(model), pick_device(options.device)
+    process, device = process_of(model), pick_device(options.device)
     if options.data == GENERATED:
-        images = own_images(denoiser, scheduler, options, device)
+        images = own_images(denoiser, process, options, device)
     else:
-        images = draw_images_of(images_for(denoiser, options.data), options.num_calibration_images, options.seed)
-    return with_noise(images, scheduler, num_noises=options.num_noises, seed=options.seed, device=device)
+        images = draw_images_of(images_for(process, options.data), options.num_calibration_images, options.seed)
+    return calibrate(images, process, options, device)
 
 
 def _layer_sizes(before: ModelMixin, after: ModelMixin) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -11,7 +11,7 @@ from diffprune.models.cards import carry_card
 from diffprune.models.loading import Model, denoiser_component, denoiser_of, load_model
 from diffprune.options import PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import run_record
+from diffprune.records import Existing, run_record
 from diffprune.stages.calls import with_input_and_options
 from diffprune.stages.plan import make_plan
 from diffprune.surgery import prune_denoiser
@@ -48,15 +48,18 @@ def prune_stage(
     plan_file: Path | None,
     out: Path,
     *,
-    overwrite: bool = False,
+    existing: Existing = "refuse",
 ) -> dict[str, Any]:
     """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`."""
     if plan_file is not None and plan_options.model_fields_set - {"seed"}:
         given = ", ".join(sorted(plan_options.model_fields_set - {"seed"}))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
     by = {} if plan_file is not None else plan_options.resolved()
-    inputs = {"model": source, "plan": str(plan_file) if plan_file is not None else None}
-    with run_record(out, "prune", {**by, **options.resolved()}, inputs, overwrite=overwrite) as run:
+    data = None if plan_file is not None else plan_options.data
+    inputs = {"model": source, "plan": str(plan_file) if plan_file is not None else None, "data": data}
+    with run_record(
+        out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral
+    ) as run:
         if not run.finished_before:
             model = load_model(source)
             whole = model.pipeline or model.denoiser

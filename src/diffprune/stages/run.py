@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.models.loading import load_model
-from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
+from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.stages.classifier import classifier_stage
 from diffprune.stages.evaluate import evaluate_stage
@@ -24,41 +24,45 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     """
     if recipe.classifier is not None:
         _say("train-classifier")
-        classifier_stage(recipe.classifier, out / "classifier", overwrite=True)
+        classifier_stage(recipe.classifier, out / "classifier", existing="replace")
     models: dict[str, str] = {}
     if recipe.train is not None:
         _say("train")
-        train_stage(recipe.section("train"), out / "trained", overwrite=True)
+        train_stage(recipe.section("train"), out / "trained", existing="replace")
         models["original"] = str(out / "trained")
     elif recipe.model is not None:
         load_model(recipe.model)
         models["original"] = recipe.model
     if recipe.plan is not None:
-        models |= _smaller_models(recipe, models["original"], out)
+        for variant in recipe.compare or (None,):
+            models |= _smaller_models(recipe, models["original"], out, variant)
     if recipe.sample is None:
         return {"models": models}
     for name, model in models.items():
         _say(f"sample {name}")
-        sample_stage(model, recipe.sample, out / "samples" / name, overwrite=True)
+        sample_stage(model, recipe.sample, out / "samples" / name, existing="replace")
     if recipe.evaluate is not None:
         _evaluate(recipe, recipe.evaluate, list(models), out)
     _say("report")
-    return report_stage([out], out / "report.html", title=recipe.name)
+    return report_stage(_visited(recipe, out, models), out / "report.html", title=recipe.name)
 
 
-def _smaller_models(recipe: Recipe, original: str, out: Path) -> dict[str, str]:
-    _say("plan")
-    plan_stage(original, recipe.section("plan"), out / "plan", overwrite=True)
-    _say("prune")
-    no_plan_options = type(recipe.section("plan"))()
-    prune_stage(original, recipe.prune, no_plan_options, out / "plan" / "plan.json", out / "pruned", overwrite=True)
-    models = {"pruned": str(out / "pruned")}
+def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
+    """Name -> folder of the pruned and the recovered model; of a compared criterion, in a folder of its own."""
+    place = out if variant is None else out / variant
+    prefix = "" if variant is None else f"{variant}-"
+    choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
+    _say(f"plan {variant or ''}")
+    plan_stage(original, choose, place / "plan", existing="replace")
+    _say(f"prune {variant or ''}")
+    prune_stage(original, carry_out, PlanOptions(), place / "plan" / "plan.json", place / "pruned", existing="replace")
+    models = {f"{prefix}pruned": str(place / "pruned")}
     if recipe.finetune is not None:
-        _say("finetune")
+        _say(f"finetune {variant or ''}")
         options = recipe.section("finetune")
         teacher = original if options.distill else None
-        finetune_stage(models["pruned"], teacher, options, out / "recovered", overwrite=True)
-        models["recovered"] = str(out / "recovered")
+        finetune_stage(str(place / "pruned"), teacher, options, place / "recovered", existing="replace")
+        models[f"{prefix}recovered"] = str(place / "recovered")
     return models
 
 
@@ -78,8 +82,19 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
         ):
             if metrics:
                 chosen = options.model_copy(update={"metrics": metrics})
-                evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, overwrite=True)
+                evaluate_stage(images, reference, chosen, out / "metrics" / name / kind, existing="replace")
+
+
+def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
+    """The folders of this road's stages; `out` may hold those of a recipe that has changed since."""
+    places = [out] if recipe.compare is None else [out / variant for variant in recipe.compare]
+    folders = [out / "classifier", out / "trained"]
+    folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]
+    folders += [out / "samples" / name for name in models]
+    folders += [out / "metrics" / name / kind for name in models for kind in ("pairs", "sets", "alone")]
+    skipped = {"classifier": recipe.classifier, "trained": recipe.train, "recovered": recipe.finetune}
+    return [f for f in folders if f.exists() and skipped.get(f.name, True) is not None]
 
 
 def _say(stage: str) -> None:
-    print(f"== {stage}", file=sys.stderr, flush=True)
+    print(f"== {stage.strip()}", file=sys.stderr, flush=True)

@@ -5,12 +5,14 @@ from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from diffprune.errors import FolderError, ModelError
+from diffprune.errors import ModelError
 from diffprune.models.cost import cost_of, latency_ms
-from diffprune.models.loading import denoiser_of, load_model, pick_device, scheduler_of
-from diffprune.models.state import borrowed
+from diffprune.models.loading import denoiser_of, load_model, pick_device
+from diffprune.models.process import process_of
+from diffprune.models.state import borrowed, weights_hash
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state, shared_run
+from diffprune.records import Existing
 from diffprune.sampling.folder import Sampled, image_path, sample_to_folder
 from diffprune.stages.calls import with_input_and_options
 
@@ -19,29 +21,38 @@ from diffprune.stages.calls import with_input_and_options
 def sample(model: Any, out: str | Path, options: SampleOptions) -> list[Path]:
     """Draw images of a pipeline into the folder `out`; returns their paths, by image index.
 
-    Image i depends on the seed and on i alone. Images that are there already are kept, so the folder must
-    hold nothing but images of the same model and options; the command line checks that.
+    Image i depends on the model, the options and on i alone. Images that an interrupted call of the same model and
+    options has left are kept. Raises FolderError when the folder holds anything else.
     """
     folder = Path(out)
-    if folder.is_file():
-        raise FolderError(f"{folder} is a file, expected a folder to write to")
-    sample_to_folder(denoiser_of(model), scheduler_of(model), folder, options)
-    return [image_path(folder, i) for i in range(options.num)]
+    _draw(model, f"{type(denoiser_of(model)).__name__} {weights_hash(denoiser_of(model))}", options, folder, "refuse")
+    return [image_path(folder, i) for i in range(options.num_images)]
 
 
-def sample_stage(source: str, options: SampleOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Draw images of MODEL into a folder, resumable; the result names what the model costs."""
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; sampling needs one, for its noise schedule")
-    scheduler = scheduler_of(model.pipeline)
+    return _draw(model.pipeline, source, options, out, existing)
+
+
+def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existing: Existing) -> dict[str, Any]:
+    denoiser, process = denoiser_of(pipeline), process_of(pipeline)
     with shared_run(
-        out, "sample", options.resolved(), {"model": source}, device=options.device, overwrite=overwrite
+        out,
+        "sample",
+        options.resolved(),
+        {"model": source},
+        device=options.device,
+        existing=existing,
+        neutral=options.neutral,
     ) as run:
-        if not run.finished_before:
-            sampled = sample_to_folder(model.denoiser, scheduler, run.folder, options)
-            if process_state(options.device).is_main_process:
-                run.result = _result(model.denoiser, sampled, options)
+        complete = all(image_path(run.folder, i).exists() for i in range(options.num_images))
+        if not (run.finished_before and complete):
+            sampled = sample_to_folder(denoiser, process, run.folder, options)
+            if process_state(options.device).is_main_process and not run.finished_before:
+                run.result = _result(denoiser, sampled, options)
         return run.result
 
 
@@ -50,7 +61,7 @@ def _result(denoiser: ModelMixin, sampled: Sampled, options: SampleOptions) -> d
         latency = latency_ms(denoiser)
     rate = sampled.images_per_s
     return {
-        "num_images": options.num,
+        "num_images": options.num_images,
         "evaluations_per_image": sampled.evaluations_per_image,
         **cost_of(denoiser).as_dict(),
         "latency_ms": round(latency, 3),

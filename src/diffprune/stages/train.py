@@ -15,10 +15,11 @@ from diffprune.data.calibration import images_for
 from diffprune.data.images import ImageSet
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
-from diffprune.models.loading import architecture, denoiser_of, load_model, scheduler_of
+from diffprune.models.loading import architecture, denoiser_of, load_model
+from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
-from diffprune.records import whole_folder
+from diffprune.records import Existing, whole_folder
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.trainer import Preview, train_denoiser
 from diffprune.sampling.sampler import image_generator
@@ -27,45 +28,54 @@ from diffprune.stages.prune import with_denoiser
 from diffprune.surgery import reset_weights
 
 NUM_PREVIEWED = 16
+DEFAULTS = FinetuneOptions()
 
 
 @with_input_and_options(FinetuneOptions)
-def finetune(model: Any, teacher: Any, options: FinetuneOptions) -> Any:
+def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULTS) -> Any:
     """Recover a pruned pipeline; returns a new one with EMA weights, `model` is untouched.
 
     teacher: the original pipeline (or denoiser), whose output is distilled; None for the noise error alone.
     Nothing is saved on the way; use the command line for checkpoints, logs and previews.
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
-    images = _images(denoiser_of(model), options)
+    images = _images(process_of(model), options)
     trained, _ = train_denoiser(
-        denoiser_of(model), scheduler_of(model), images, options,
+        denoiser_of(model), process_of(model), images, options,
         teacher=None if teacher is None else denoiser_of(teacher),
     )  # fmt: skip
     return with_denoiser(model, trained)
 
 
 @with_options(TrainOptions)
-def train(data: str, options: TrainOptions) -> Any:
+def train(data: str | Path, options: TrainOptions) -> Any:
     """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights."""
-    options = options.model_copy(update={"data": data})
-    pipeline = _untrained(options)
-    images = _images(pipeline.unet, options)
-    trained, _ = train_denoiser(pipeline.unet, pipeline.scheduler, images, options)
+    options = options.model_copy(update={"data": str(data)})
+    pipeline = untrained(options)
+    images = _images(process_of(pipeline), options)
+    trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options)
     return with_denoiser(pipeline, trained)
 
 
-def train_stage(options: TrainOptions, out: Path, *, overwrite: bool = False) -> dict[str, Any]:
+def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Train from scratch into a pipeline folder, resumable."""
-    with shared_run(out, "train", options.resolved(), {}, device=options.device, overwrite=overwrite) as run:
+    with shared_run(
+        out,
+        "train",
+        options.resolved(),
+        {"data": options.data},
+        device=options.device,
+        existing=existing,
+        neutral=options.neutral,
+    ) as run:
         if not run.finished_before:
-            pipeline = _untrained(options)
-            run.result = _train_into(run.folder, pipeline, _images(pipeline.unet, options), options, None)
+            pipeline = untrained(options)
+            run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options, None)
         return run.result
 
 
 def finetune_stage(
-    source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, overwrite: bool = False
+    source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
     if teacher is None and "teacher_weight" in options.model_fields_set:
@@ -73,10 +83,12 @@ def finetune_stage(
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
-    images = _images(model.denoiser, options)
+    images = _images(process_of(model.pipeline), options)
     original = None if teacher is None else load_model(teacher).denoiser
-    inputs = {"model": source, "teacher": teacher}
-    with shared_run(out, "finetune", options.resolved(), inputs, device=options.device, overwrite=overwrite) as run:
+    inputs = {"model": source, "teacher": teacher, "data": options.data}
+    with shared_run(
+        out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
+    ) as run:
         if not run.finished_before:
             run.result = _train_into(run.folder, model.pipeline, images, options, original)
             if process_state(options.device).is_main_process:
@@ -88,7 +100,7 @@ def _train_into(
     folder: Path, pipeline: Any, images: ImageSet, options: TrainingOptions, teacher: nn.Module | None
 ) -> dict[str, Any]:
     trained, history = train_denoiser(
-        denoiser_of(pipeline), scheduler_of(pipeline), images, options,
+        denoiser_of(pipeline), process_of(pipeline), images, options,
         folder=folder, teacher=teacher, preview=_preview(pipeline, options),
     )  # fmt: skip
     if process_state(options.device).is_main_process:
@@ -110,7 +122,8 @@ def _publish(pipeline: DiffusionPipeline, folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
-def _untrained(options: TrainOptions) -> Any:
+def untrained(options: TrainOptions) -> Any:
+    """The pipeline that training from scratch begins with, its weights drawn by seed."""
     denoiser = architecture(options.architecture).to_empty(device="cpu")
     reset_weights(denoiser, options.seed)
     scheduler = DDPMScheduler(
@@ -121,15 +134,16 @@ def _untrained(options: TrainOptions) -> Any:
     return DDPMPipeline(cast(Any, denoiser), scheduler)
 
 
-def _images(denoiser: ModelMixin, options: TrainingOptions) -> ImageSet:
+def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
-    return images_for(denoiser, options.data)
+    return images_for(process, options.data)
 
 
 def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
     def draw(denoiser: nn.Module, path: Path) -> None:
         drawing = with_denoiser(pipeline, cast(ModelMixin, denoiser))
+        drawing.register_modules(scheduler=type(pipeline.scheduler).from_config(pipeline.scheduler.config))
         drawing.set_progress_bar_config(disable=True)
         generators = [image_generator(options.seed, i) for i in range(NUM_PREVIEWED)]
         steps = min(options.preview_steps, drawing.scheduler.config.num_train_timesteps)

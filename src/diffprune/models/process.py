@@ -1,0 +1,128 @@
+"""The diffusion process around a denoiser: its noise schedule, the space it works in, and what it is told."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import Tensor
+
+from diffprune.errors import ModelError
+from diffprune.models.loading import denoiser_of, scheduler_of
+
+Condition = Mapping[str, Tensor]
+"""What a denoiser is told beside x_t and t: keyword arguments of its forward, one row per image."""
+
+UNCONDITIONAL: Condition = {}
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes a denoiser is told.
+
+    null_class: the label that stands for no class, for guidance; None where the model has none.
+    embed: labels (N,) -> condition.
+    """
+
+    num_classes: int
+    null_class: int | None
+    embed: Callable[[Tensor], Condition]
+
+
+@dataclass(frozen=True)
+class DiffusionProcess:
+    """How a denoiser is used.
+
+    scheduler: a diffusers scheduler, for its noise schedule and prediction type.
+    shape: (C, H, W) of x_t. image_shape: (C, H, W) of the images.
+    autoencoder: takes images to the latents that are noised, and back; None where pixels are.
+    classes: None for an unconditional model.
+    """
+
+    scheduler: Any
+    shape: tuple[int, int, int]
+    image_shape: tuple[int, int, int]
+    autoencoder: ModelMixin | None = None
+    classes: Classes | None = None
+
+    @property
+    def num_timesteps(self) -> int:
+        """T, the number of timesteps of the schedule."""
+        return len(self.scheduler.alphas_cumprod)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Clean images (N, C, H, W) in [-1, 1] -> x_0."""
+        if self.autoencoder is None:
+            return images
+        autoencoder: Any = self.autoencoder
+        encoded = autoencoder.to(images.device).encode(images.to(autoencoder.dtype))
+        latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (latents.float() - _shift(autoencoder)) * float(autoencoder.config.scaling_factor)
+
+    @torch.no_grad()
+    def decode(self, x_0: Tensor) -> Tensor:
+        """x_0 -> images (N, C, H, W), about in [-1, 1]."""
+        if self.autoencoder is None:
+            return x_0
+        autoencoder: Any = self.autoencoder
+        latents = x_0 / autoencoder.config.scaling_factor + _shift(autoencoder)
+        images: Tensor = autoencoder.to(x_0.device).decode(latents.to(autoencoder.dtype)).sample
+        return images.float()
+
+
+def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
+    """The process of a pipeline.
+
+    Raises ModelError for a bare denoiser, which has no noise schedule, and for conditions that are not served.
+    """
+    denoiser, scheduler = denoiser_of(model), scheduler_of(model)
+    config: Any = denoiser.config
+    if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler.config, "prediction_type"):
+        raise ModelError(
+            f"{type(scheduler).__name__} has no table of noise levels (alphas_cumprod) or no prediction type; "
+            "served are the schedules of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler"
+        )
+    if config.out_channels != config.in_channels:
+        raise ModelError(
+            f"the {type(denoiser).__name__} takes {config.in_channels} channels and gives {config.out_channels}: "
+            "learned variances and extra inputs are not served; plan and prune it with criterion random or magnitude"
+        )
+    size = config.sample_size or 32
+    shape = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
+    autoencoder = getattr(model, "vqvae", None) or getattr(model, "vae", None)
+    image_shape = shape
+    if autoencoder is not None:
+        factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
+        image_shape = (autoencoder.config.in_channels, shape[1] * factor, shape[2] * factor)
+    return DiffusionProcess(scheduler, shape, image_shape, autoencoder, _classes(model, denoiser))
+
+
+def _classes(model: DiffusionPipeline | ModelMixin, denoiser: ModelMixin) -> Classes | None:
+    config: Any = denoiser.config
+    embedding = getattr(model, "class_embedding", None)
+    if embedding is not None:
+
+        def attend(labels: Tensor) -> Condition:
+            return {"encoder_hidden_states": embedding.to(labels.device)(labels)}
+
+        return Classes(embedding.null_class, embedding.null_class, attend)
+    if getattr(config, "class_embed_type", None) in ("timestep", "identity"):
+        raise ModelError(
+            f"{type(denoiser).__name__} is told class_embed_type {config.class_embed_type!r}, which is not served; "
+            "plan and prune it with criterion random or magnitude"
+        )
+    if getattr(config, "num_class_embeds", None):
+        return Classes(config.num_class_embeds, None, lambda labels: {"class_labels": labels})
+    if getattr(config, "cross_attention_dim", None) and type(denoiser).__name__ != "UNet2DModel":
+        raise ModelError(
+            f"{type(denoiser).__name__} of a {type(model).__name__} takes conditions that are not served yet (text, "
+            "images); plan and prune it with criterion random or magnitude"
+        )
+    return None
+
+
+def _shift(autoencoder: Any) -> float:
+    return float(getattr(autoencoder.config, "shift_factor", None) or 0.0)
