@@ -109,3 +109,58 @@ def test_records_are_readable_json(tmp_path: Path) -> None:
     with run_record(tmp_path / "out", "sample", {"metrics": ("ssim",)}, {}):
         pass
     assert json.loads((tmp_path / "out" / "run.json").read_text())["options"] == {"metrics": ["ssim"]}
+
+
+@pytest.mark.parametrize("resumable", [False, True])
+def test_what_is_replaced_stays_until_the_new_result_is_there(resumable: bool, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with run_record(out, "sample", OPTIONS, {}, resumable=resumable) as run:
+        (run.folder / "result").write_text("first")
+    before = read_json(out / "run.json")
+    with pytest.raises(RuntimeError), run_record(out, "sample", {"steps": 4}, {}, existing="redo", resumable=resumable):
+        raise RuntimeError
+    assert read_json(out / "run.json") == before
+    assert (out / "result").read_text() == "first"
+    with run_record(out, "sample", {"steps": 4}, {}, existing="replace", resumable=resumable):
+        pass
+    assert [p.name for p in out.iterdir()] == ["run.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_redo_makes_a_finished_result_anew_and_replace_keeps_it(tmp_path: Path) -> None:
+    for existing, kept in (("refuse", False), ("refuse", True), ("replace", True), ("redo", False)):
+        with run_record(tmp_path / "out", "sample", OPTIONS, {}, existing=existing) as run:
+            assert run.finished_before is kept
+
+
+def test_options_that_do_not_change_the_result_may_differ(tmp_path: Path) -> None:
+    for device in ("cpu", "cuda"):
+        with run_record(tmp_path / "out", "x", {**OPTIONS, "device": device}, {}, neutral={"device"}) as run:
+            assert run.finished_before is (device == "cuda")
+
+
+def test_a_stage_cannot_write_over_its_own_input(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with run_record(out, "prune", OPTIONS, {}):
+        pass
+    for source in (out, out / "run.json"):
+        with (
+            pytest.raises(FolderError, match="lies in the folder to write"),
+            run_record(out, "prune", OPTIONS, {"model": str(source)}, existing="redo"),
+        ):
+            raise AssertionError("must not start")
+    assert (out / "run.json").exists()
+
+
+def test_a_changed_image_in_a_folder_of_data_is_noticed(tmp_path: Path) -> None:
+    data = tmp_path / "photos"
+    data.mkdir()
+    (data / "a.png").write_text("1")
+    with run_record(tmp_path / "out", "plan", OPTIONS, {"data": str(data)}):
+        pass
+    (data / "a.png").write_text("22")
+    with (
+        pytest.raises(FolderError, match="photos has changed since"),
+        run_record(tmp_path / "out", "plan", OPTIONS, {"data": str(data)}),
+    ):
+        raise AssertionError("must not start")

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DModel
 from PIL import Image
 
 import diffprune
 from diffprune.cli import main
+
+from conftest import tiny_pipeline, tiny_unet
 
 Refused = Callable[..., str]
 
@@ -49,8 +53,6 @@ def model(pipeline_folder: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def pruned(tmp_path: Path) -> Path:
     """The tiny pipeline, pruned and saved, that a test may damage."""
-    from conftest import tiny_pipeline
-
     pipeline = tiny_pipeline(attention_head_dim=8)
     diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.5)).save_pretrained(
         tmp_path / "pruned"
@@ -116,6 +118,26 @@ def test_pickled_weights_in_a_folder_are_refused_unopened(model: Path, refused: 
     for place in (model, model / "unet"):
         assert "Pickled weights (.bin) are not opened" in refused("inspect", place)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_a_folder_named_like_a_built_in_model_is_asked_about(
+    pipeline_folder: Path, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pipeline_folder, tmp_path / "ddpm-cifar10")
+    monkeypatch.chdir(tmp_path)
+    assert "write ./ddpm-cifar10 for the path" in refused("inspect", "ddpm-cifar10")
+    assert main(["inspect", "./ddpm-cifar10", "--no-latency"]) == 0
+
+
+def test_a_class_that_diffusers_does_not_have_is_not_pruned() -> None:
+    class Own(UNet2DModel):
+        pass
+
+    with torch.random.fork_rng():
+        own = Own.from_config(tiny_unet().config)
+    plan = diffprune.plan(own, criterion="magnitude")
+    with pytest.raises(diffprune.ModelError, match="is not a class of diffusers"):
+        diffprune.prune(own, plan)
 
 
 def test_a_bare_denoiser_has_no_noise_schedule(model: Path, refused: Refused, tmp_path: Path) -> None:

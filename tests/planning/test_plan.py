@@ -2,7 +2,11 @@
 
 from pathlib import Path
 
+import pytest
+
 import diffprune
+from diffprune.cli import main
+from diffprune.errors import PlanError
 from diffprune.planning import fingerprint
 
 from conftest import tiny_unet
@@ -23,3 +27,37 @@ def test_the_same_inputs_give_the_same_plan() -> None:
 def test_the_fingerprint_is_of_the_architecture() -> None:
     assert fingerprint(tiny_unet()) == fingerprint(tiny_unet().to("meta"))
     assert fingerprint(tiny_unet()) != fingerprint(tiny_unet(layers_per_block=2))
+
+
+def test_a_plan_for_another_number_of_heads_is_refused() -> None:
+    """Their weights have the same shapes."""
+    plan = diffprune.plan(tiny_unet(attention_head_dim=16), criterion="magnitude", ratio=0.5)
+    assert fingerprint(tiny_unet(attention_head_dim=16)) != fingerprint(tiny_unet(attention_head_dim=8))
+    with pytest.raises(PlanError, match="another model"):
+        diffprune.prune(tiny_unet(attention_head_dim=8), plan)
+
+
+def test_a_plan_file_is_kept_or_refused_but_not_lost(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "plan.json"
+    words = ["plan", str(pipeline_folder), "--out", str(out), "--criterion", "magnitude"]
+    assert main(words) == 0
+    first = out.stat().st_mtime_ns
+    assert main(words) == 0
+    assert out.stat().st_mtime_ns == first
+    assert main([*words, "--ratio", "0.5"]) == 1
+    assert "holds a plan made otherwise" in capsys.readouterr().err
+    assert main([*words, "--ratio", "0.5", "--overwrite"]) == 0
+    assert diffprune.read_plan(str(out)).options["ratio"] == 0.5
+
+
+def test_values_may_be_given_by_name_and_paths_as_paths(pipeline: object, image_folder: Path, tmp_path: Path) -> None:
+    options = {"num_calibration_images": 4, "timestep_stride": 10}
+    plan = diffprune.plan(model=pipeline, data=image_folder, **options)
+    plan.save(str(tmp_path / "plan.json"))
+    small = diffprune.prune(pipeline, plan=plan)
+    tuned = diffprune.finetune(small, data=image_folder, steps=1, batch_size=2)
+    assert tuned.unet.config == small.unet.config
+    with pytest.raises(TypeError, match="missing a required argument: 'plan'"):
+        diffprune.prune(pipeline)

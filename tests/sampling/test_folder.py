@@ -8,18 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import DDPMPipeline, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
 from diffprune.data.images import image_files
-from diffprune.errors import OptionError
+from diffprune.errors import ModelError, OptionError
 from diffprune.models.process import process_of
 from diffprune.options import SampleOptions
 from diffprune.sampling.folder import sample_to_folder
 from diffprune.sampling.sampler import image_generator, slerp
 
-from conftest import tiny_pipeline
+from conftest import tiny_pipeline, tiny_unet
 
 
 def pixels(folder: Path) -> torch.Tensor:
@@ -156,4 +157,32 @@ def test_a_sequence_keeps_the_image_after_every_step(tmp_path: Path) -> None:
 def test_what_cannot_be_drawn_is_refused(options: dict[str, object], message: str, tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=message):
         diffprune.sample(tiny_pipeline(), tmp_path, **{"num": 1, "steps": 2, **options})
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_keeps_images_of_one_model_and_options_apart(tmp_path: Path) -> None:
+    pipeline, other = tiny_pipeline(), tiny_pipeline()
+    with torch.no_grad():
+        other.unet.conv_in.bias.add_(1)
+    diffprune.sample(pipeline, tmp_path / "images", num=2, steps=2)
+    for model, seed in ((pipeline, 1), (other, 0)):
+        with pytest.raises(diffprune.FolderError, match="add --overwrite"):
+            diffprune.sample(model, tmp_path / "images", num=2, steps=2, seed=seed)
+    (tmp_path / "images" / "000001.png").unlink()
+    again = diffprune.sample(pipeline, tmp_path / "images", num=2, steps=2)
+    assert all(path.exists() for path in again)
+
+
+def test_broken_models_and_schedules_are_refused_instead_of_drawn_black(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.fill_(float("nan"))
+    with pytest.raises(ModelError, match="not finite"):
+        diffprune.sample(pipeline, tmp_path / "a", num=1, steps=2)
+    flow = DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler())
+    with pytest.raises(ModelError, match="no table of noise levels"):
+        diffprune.sample(flow, tmp_path / "b", num=1, steps=2)
+    learned = tiny_pipeline(out_channels=2)
+    with pytest.raises(ModelError, match="learned variances"):
+        diffprune.sample(learned, tmp_path / "c", num=1, steps=2)
     assert not list(tmp_path.iterdir())

@@ -9,6 +9,7 @@ from diffprune.cli import main
 from diffprune.errors import OptionError
 from diffprune.recipes import DEMO, Recipe, read_recipe
 from diffprune.records import read_json
+from diffprune.stages.report import report_stage
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +122,23 @@ def test_metrics_of_sets_need_data_or_a_reference(pipeline_folder: Path, tmp_pat
 def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> None:
     assert isinstance(read_recipe(path), Recipe)
     assert path.read_text().startswith("# diffprune ")
+
+
+def test_the_report_shows_what_the_recipe_makes_now_and_survives_a_move(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    walk(recipe, Path("out"))
+    Path("out").rename("moved")
+    report = report_stage([Path("moved")], Path("moved.html"), title="moved")
+    assert [row["model"] for row in report["models"]] == ["original", "pruned", "recovered"]
+    assert all({"ssim", "mse", "frechet_distance"} <= row.keys() for row in report["models"])
+    Path("moved").rename("out")
+    recipe.write_text("\n".join(line for line in recipe.read_text().splitlines() if "finetune" not in line))
+    walk(recipe, Path("out"))
+    assert "recovered" not in Path("out/report.html").read_text()
 
 
 def test_options_on_the_command_line_go_before_those_of_the_recipe(

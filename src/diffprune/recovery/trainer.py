@@ -196,7 +196,7 @@ class _Run:
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return model if next(model.parameters()).dtype == dtype else model.to(dtype)
+    return model if next(model.parameters()).dtype == dtype else nn.Module.to(model, dtype)
 
 
 def _shards(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:

@@ -59,7 +59,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     if calibration is None:
         scores = CRITERIA[criterion](denoiser, groups, None, options)
     else:
-        whole = denoiser if denoiser.dtype == torch.float32 else copy.deepcopy(denoiser).float()
+        whole = denoiser if denoiser.dtype == torch.float32 else nn.Module.float(copy.deepcopy(denoiser))
         with borrowed(whole, calibration.clean.device, gradients=True):
             scores = CRITERIA[criterion](whole, groups, calibration, options)
     kept = allocate_uniform(groups, scores, options.ratio)
