@@ -129,9 +129,14 @@ def test_finished_statistics_are_kept_and_others_never_replaced_unasked(
     before = file.stat().st_mtime_ns
     assert run(*words) == 0
     assert file.stat().st_mtime_ns == before
+    assert run(*words, "--batch-size", 1) == 0
+    assert file.stat().st_mtime_ns == before
     assert "add --overwrite" in refusal(capsys, *words, "--num", 2)
     assert file.stat().st_mtime_ns == before
     assert answer(capsys, *words, "--num", 2, "--overwrite")["num_images"] == 2
+    made = file.stat().st_mtime_ns
+    assert answer(capsys, *words, "--num", 2, "--overwrite")["num_images"] == 2
+    assert file.stat().st_mtime_ns > made
     foreign = file.with_name("foreign.npz")
     np.savez(foreign, mu=np.zeros(2048), sigma=np.eye(2048))
     for place in (foreign, file.with_name("notes.npz")):

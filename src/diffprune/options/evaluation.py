@@ -23,6 +23,8 @@ LONE_METRICS = ("inception_score", "clip_score")
 class InceptionOptions(Options):
     """What every stage takes that turns images into Inception features."""
 
+    neutral = frozenset({"device", "batch_size", "num_workers"})
+
     num: int | None = Field(default=None, ge=1, description="use the first N of IMAGES; left out: all")
     resize: Resize = Field(
         default="legacy",

@@ -23,6 +23,7 @@ NAMES = {
     "clip_score": "CLIP score",
     "frechet_distance": "Fréchet distance",
     "num_images": "images",
+    "num_reference_images": "reference images",
     "num_groups": "groups",
     "class_name": "class",
 }

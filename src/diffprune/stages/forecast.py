@@ -160,7 +160,7 @@ def _rows(
         seconds = None if timing is None else recipe.sample.num * recipe.sample.steps * timing.forward_s
         add("sample", None, out / "samples" / name, seconds)
     if recipe.evaluate is not None:
-        add("evaluate", recipe.data, out / "metrics", None)
+        add("evaluate", recipe.reference or recipe.data, out / "metrics", None)
     return rows
 
 

@@ -35,28 +35,32 @@ def make_statistics(source: str, options: StatsOptions) -> ImageStatistics:
 
 
 def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Write the statistics of an image set to `out` (.npz), whole; the same ones that are there already are kept."""
+    """Write the statistics of an image set to `out` (.npz), whole.
+
+    Statistics of the same options and images that are there already are kept, others are refused; with `existing`
+    as in `records.run_record` they are made anew. Files that are not ours are never replaced.
+    """
     if out.suffix != ".npz":
         raise FolderError(f"{out} is not an .npz file; give statistics a name such as stats.npz")
+    weights = options.inception_weights
     given = {
-        "options": options.resolved(),
+        "options": {name: value for name, value in options.resolved().items() if name not in options.neutral},
         "images": {"source": source, "identity": identity(source)},
-        "inception_weights": identity(str(options.inception_weights)) if options.inception_weights else None,
+        "inception_weights": identity(str(weights)) if weights else None,
     }
-    there = _there(out)
-    if there is not None and any(there.details.get(name) != value for name, value in given.items()):
-        if existing == "refuse":
-            raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
-        there = None
-    if there is None:
+    found = _there(out)
+    same = found is not None and all(found.details.get(name) == value for name, value in given.items())
+    if found is not None and not same and existing == "refuse":
+        raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
+    if found is None or not same or existing == "redo":
         made = make_statistics(source, options)
-        there = ImageStatistics(made.by_metric, made.num_images, made.protocol, {**given, **environment()})
-        there.save(out)
-    assert there.protocol is not None
+        found = ImageStatistics(made.by_metric, made.num_images, made.protocol, {**given, **environment()})
+        found.save(out)
+    assert found.protocol is not None
     return {
         "stats": str(out),
-        "num_images": there.num_images,
-        "protocol": {metric: there.protocol.as_dict() for metric in there.by_metric},
+        "num_images": found.num_images,
+        "protocol": {metric: found.protocol.as_dict() for metric in found.by_metric},
     }
 
 
