@@ -7,19 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from diffprune.data.decoding import decode
 from diffprune.data.digits import digits
+from diffprune.data.items import SUFFIXES, is_image
 from diffprune.data.presets import Preprocessing
 from diffprune.errors import DataError
 from diffprune.models.loading import is_hub_id
 from diffprune.progress import progress
 from diffprune.sampling.folder import SEQUENCES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 NUM_CHECKED = 64
 """Images that a process reads in one go while a set is checked."""
 
@@ -164,7 +165,7 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
     found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
-    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = sorted(path for path in found if is_image(path.name))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files
@@ -219,12 +220,3 @@ def load_image(row: Any, what: str = "") -> Image.Image:
         (cell,) = row.values()
         file = io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
     return decode(file, what)
-
-
-def decode(file: Any, what: str) -> Image.Image:
-    """Decode an image file (a path or a binary stream) whole; raises DataError that names it as `what`."""
-    try:
-        with Image.open(file) as opened:
-            return opened.copy()
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"{what} is not a readable image: {error}") from error
