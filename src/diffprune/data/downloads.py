@@ -12,7 +12,7 @@ from diffprune.errors import DataError
 from diffprune.progress import progress
 from diffprune.records import PART
 
-CHUNK_BYTES = 1 << 20
+MIB = 1 << 20
 TIMEOUT_S = 60.0
 
 
@@ -80,14 +80,15 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def _save(answer: Any, part: Path, done: int, total: int | None) -> None:
-    shown = (total or done) // CHUNK_BYTES
+    shown = (done if total is None else total) // MIB
     with (
-        progress("download", shown, "MiB", done=done // CHUNK_BYTES) as advance,
+        progress("download", shown, "MiB", done=done // MIB) as advance,
         part.open("ab" if done else "wb") as file,
     ):
-        while chunk := answer.read(CHUNK_BYTES):
+        while chunk := answer.read(MIB):
             file.write(chunk)
-            advance(len(chunk) // CHUNK_BYTES, "")
+            advance(file.tell() // MIB - done // MIB, "")
+            done = file.tell()
         file.flush()
         os.fsync(file.fileno())
 
