@@ -57,15 +57,16 @@ def test_an_image_that_is_not_an_aligned_face_is_refused_by_name() -> None:
 def test_imagenet_is_halved_by_area_and_then_resized(height: int, width: int) -> None:
     pixels = noise(1, height, width)[0].astype(np.float64)
     halvings = int(np.log2(min(height, width) // 256)) if min(height, width) >= 512 else 0
-    for _ in range(halvings):  # means of 2x2 pixels, rounded as images are
+    for _ in range(halvings):  # means of 2x2 pixels
         even = pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2]
         pixels = np.floor((even[::2, ::2] + even[1::2, ::2] + even[::2, 1::2] + even[1::2, 1::2]) / 4 + 0.5)
     image = Image.fromarray(pixels.astype(np.uint8))
     scale = 256 / min(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BICUBIC)
     left, top = (image.width - 256) // 2, (image.height - 256) // 2
-    ours = PRESETS["imagenet256"](picture(height, width))
-    assert same(ours, image.crop((left, top, left + 256, top + 256)))
+    expected = np.asarray(image.crop((left, top, left + 256, top + 256)), dtype=np.int16)
+    ours = np.asarray(PRESETS["imagenet256"](picture(height, width)), dtype=np.int16)
+    assert np.abs(ours - expected).max() <= 3  # PIL rounds between the two directions of a mean
 
 
 def test_explicit_options_change_a_preset() -> None:

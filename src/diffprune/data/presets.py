@@ -1,5 +1,6 @@
 """Preprocessing: what happens between an image file and the pixels of a model, by name. Imports no torch."""
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -58,7 +59,8 @@ class Preprocessing:
 
     def resolved(self) -> dict[str, Any]:
         """What it says, as JSON types (for `run.json`)."""
-        return {**asdict(self), "size": list(self.size)}
+        said: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return said
 
 
 PRESETS: Mapping[str, Preprocessing] = {
