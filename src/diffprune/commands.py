@@ -72,7 +72,7 @@ def _plan(a: Arguments, given: Given) -> Any:
 
 
 def _data(a: Arguments, given: Given) -> Any:
-    return _stage("data", "data_stage")(a.name, a.archive, given(sets.DataOptions), a.out, overwrite=a.overwrite)
+    return _stage("data", "data_stage")(a.name, a.archive, given(sets.DataOptions), a.out, existing=_existing(a))
 
 
 def _prune(a: Arguments, given: Given) -> Any:

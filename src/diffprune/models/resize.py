@@ -102,9 +102,7 @@ def follow_widths(before: nn.Module, after: nn.Module) -> None:
 
 def on_meta(model: M) -> M:
     """A copy of `model` on the meta device, in fp32 whatever its dtype; allocates no weights."""
-    shadows = {
-        id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in model.parameters()
-    }
+    shadows = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in model.parameters()}
     return copy.deepcopy(model, dict(shadows)).to("meta")
 
 

@@ -13,6 +13,8 @@ SizedPreset = Literal["cifar10", "celeba64", "lsun256", "imagenet256"]
 class DataOptions(Options):
     """Making a published data set into images."""
 
+    neutral = frozenset({"num_workers"})
+
     split: Literal["train", "test"] = Field(default="train", description="part of cifar10 or cifar100")
     resolution: int | None = Field(
         default=None, ge=1, description="ffhq: pixels in the keys of the lmdb, as in 256-00000 (default: 256)"

@@ -16,7 +16,7 @@ from diffprune.data.presets import PRESETS
 from diffprune.data.writing import write_images
 from diffprune.errors import DataError, OptionError
 from diffprune.options import DataOptions
-from diffprune.records import run_record
+from diffprune.records import Existing, run_record
 
 DOWNLOADS = "download"
 """Folder inside the result for the archive and what was unpacked of it; gone at the end."""
@@ -52,7 +52,7 @@ _PUBLISHED: Mapping[str, _Published] = {
 
 
 def data_stage(
-    name: str, archive: str | None, options: DataOptions, out: Path, *, overwrite: bool = False
+    name: str, archive: str | None, options: DataOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Make a published data set into a folder of images or of parquet files, resumable.
 
@@ -67,7 +67,7 @@ def data_stage(
     source = archive or published.url
     inputs = {"archive": source}
     chosen = {"name": name, **options.resolved()}
-    with run_record(out, "data", chosen, inputs, overwrite=overwrite, resumable=True) as run:
+    with run_record(out, "data", chosen, inputs, existing=existing, neutral=options.neutral, resumable=True) as run:
         if not run.finished_before:
             assert source is not None
             place = run.folder / DOWNLOADS
