@@ -72,6 +72,10 @@ def _plan(a: Arguments, given: Given) -> Any:
     return _stage("plan", "plan_stage")(a.model, given(sets.PlanOptions), a.out, existing=_existing(a))
 
 
+def _data(a: Arguments, given: Given) -> Any:
+    return _stage("data", "data_stage")(a.name, a.archive, given(sets.DataOptions), a.out, existing=_existing(a))
+
+
 def _prune(a: Arguments, given: Given) -> Any:
     chosen = given(sets.PruneOptions), given(sets.PlanOptions)
     plan = Path(a.plan) if a.plan else None
@@ -140,6 +144,16 @@ def _demo(a: Arguments, given: Given) -> Any:
 
 COMMANDS: Mapping[str, Command] = {
     "demo": Command("the whole road on handwritten digits, in minutes", {}, (), _demo, "default"),
+    "data": Command(
+        "make a published data set into images",
+        {"name": "cifar10, cifar100, celeba, lsun-church, lsun-bedroom or ffhq"},
+        (sets.DataOptions,),
+        _data,
+        "required",
+        extras=(
+            ("archive", "file, folder or URL of the archive (default: the official download, where there is one)"),
+        ),
+    ),
     "inspect": Command("what a model is and costs", {"model": MODEL}, (sets.InspectOptions,), _inspect),
     "plan": Command("score units and choose which stay", {"model": MODEL}, (sets.PlanOptions,), _plan, "optional"),
     "prune": Command(

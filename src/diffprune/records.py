@@ -46,24 +46,35 @@ class Run:
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that it appears complete or not at all (write beside, fsync, rename)."""
-    data = content.encode() if isinstance(content, str) else content
+@contextmanager
+def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield an empty file beside `path` that takes its place only when the block succeeds.
+
+    durable: on disk before it appears; False leaves that to an `os.sync` of the caller, who writes many files.
+    """
     try:
         _make_folders(path.parent)
-        descriptor, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
+        beside = Path(name)
+        os.close(descriptor)
         try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+            yield beside
+            if durable:
+                with beside.open("rb") as file:
+                    os.fsync(file.fileno())
             os.chmod(beside, 0o666 & ~_umask())
             os.replace(beside, path)
         except BaseException:
-            Path(beside).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise _cannot_write(path, error) from error
+
+
+def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file so that it appears complete or not at all (write beside, fsync, rename); see `whole_file`."""
+    with whole_file(path, durable=durable) as beside:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def check_replaceable(path: Path, mark: str) -> None:

@@ -7,8 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
+from diffprune.data.calibration import draw_images_of
 from diffprune.data.digits import digits, split
-from diffprune.data.images import open_images
+from diffprune.data.images import load_batches, open_images, without_corrupt
 from diffprune.errors import DataError
 
 GREY = Image.fromarray(torch.arange(256, dtype=torch.uint8).view(16, 16).numpy())
@@ -70,3 +71,49 @@ def test_a_dataset_without_images_is_refused(tmp_path: Path) -> None:
 def test_four_channels_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="4 channels"):
         open_images(folder, (16, 16), 4)
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:44])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_come_in_order_and_name_what_cannot_be_read(num_workers: int, folder: Path) -> None:
+    Image.new("L", (16, 16), 128).save(folder / "c.png")
+    images = open_images(folder, (16, 16), 1)
+    first, second = load_batches(images, [[2, 0], [1]], num_workers=num_workers)
+    assert torch.equal(first, torch.stack([images[2], images[0]]))
+    assert torch.equal(second, images[1][None])
+    damage(folder / "c.png")
+    with pytest.raises(DataError, match=r"^[^\n]*c\.png is not a readable image: [^\n]*$"):
+        list(load_batches(images, [[0, 1], [2]], num_workers=num_workers))
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet"])
+def test_corrupt_images_are_counted_named_and_left_out(
+    kind: str, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    damage(folder / "b.png")
+    if kind == "parquet":
+        rows = datasets.Dataset.from_dict({"image": [str(p) for p in sorted(folder.rglob("*.png"))]})
+        (tmp_path / "rows").mkdir()
+        rows.cast_column("image", datasets.Image(decode=False)).to_parquet(str(tmp_path / "rows" / "0.parquet"))
+    images = open_images(folder if kind == "folder" else tmp_path / "rows", (16, 16), 1)
+    left = without_corrupt(images)
+    assert (len(left), left.num_corrupt) == (1, 1)
+    assert torch.equal(left[0], images[1])
+    assert "b.png is not a readable image" in caplog.text
+    damage(folder / "deeper" / "a.png")
+    if kind == "folder":
+        with pytest.raises(DataError, match="none of the 2 images"):
+            without_corrupt(images)
+
+
+def test_calibration_draws_another_image_for_a_corrupt_one(folder: Path) -> None:
+    images = open_images(folder, (16, 16), 1)
+    damage(folder / "b.png")
+    assert torch.equal(draw_images_of(images, 1, 0, on_corrupt="skip"), images[1][None])
+    with pytest.raises(DataError, match="only 1 of 2 images can be read"):
+        draw_images_of(images, 2, 0, on_corrupt="skip")
+    with pytest.raises(DataError, match=r"b\.png is not a readable image"):
+        draw_images_of(images, 2, 0)

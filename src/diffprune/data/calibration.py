@@ -1,5 +1,6 @@
 """Calibration: clean images and fixed noises, noised to any timestep."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,12 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.data.images import ImageSet, open_images
+from diffprune.data.presets import preprocessing_of
 from diffprune.errors import DataError, ModelError
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.models.state import borrowed
-from diffprune.options import PlanOptions, SampleOptions
+from diffprune.options import ImageOptions, PlanOptions, SampleOptions
+from diffprune.options.images import OnCorrupt
 from diffprune.progress import progress
 from diffprune.sampling.sampler import conditions_of, draw_images
+
+_log = logging.getLogger(__name__)
 
 GENERATED = "generated"
 """DATA of a calibration on images that the model draws itself."""
@@ -75,21 +80,40 @@ def noisy_batch(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor,
     return NoisyBatch(signal * clean + amount * noise, timesteps, condition, targets[kind])
 
 
-def images_for(process: DiffusionProcess, source: str) -> ImageSet:
-    """Open DATA at the size and with the channels that a model draws."""
+def images_for(process: DiffusionProcess, source: str, options: ImageOptions | None = None) -> ImageSet:
+    """Open DATA at the size and with the channels that a model draws.
+
+    options: how images are prepared (None: by the preset `model`). Raises OptionError when they make another size.
+    """
     channels, height, width = process.image_shape
-    return open_images(source, (height, width), channels)
+    return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels)
 
 
-def draw_images_of(images: ImageSet, num: int, seed: int) -> Tensor:
-    """Draw `num` different images by seed, (num, C, H, W); raises DataError when there are too few."""
+def draw_images_of(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorrupt = "fail") -> Tensor:
+    """Draw `num` different images by seed, (num, C, H, W); raises DataError when there are too few.
+
+    on_corrupt: `skip` draws another image in place of one that cannot be read, and names that one in a warning.
+    """
     if len(images) < num:
         raise DataError(
             f"{images.source} holds {len(images)} images, the calibration needs {num}; "
             f"give more images or set num_calibration_images to at most {len(images)}"
         )
-    chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:num].tolist()
-    return torch.stack([images[i] for i in chosen])
+    drawn: list[Tensor] = []
+    for index in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist():
+        if len(drawn) == num:
+            break
+        try:
+            image, name = images.read(index)
+        except DataError as error:
+            if on_corrupt == "fail":
+                raise
+            _log.warning("left out: %s", error)
+            continue
+        drawn.append(images.prepare(image, name))
+    if len(drawn) < num:
+        raise DataError(f"{images.source}: only {len(drawn)} of {len(images)} images can be read, expected {num}")
+    return torch.stack(drawn)
 
 
 def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Tensor:

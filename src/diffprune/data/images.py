@@ -1,60 +1,82 @@
-"""Image sets: one map-style view on a folder, a parquet file, a dataset or the digits."""
+"""Image sets: one map-style view on a folder, parquet files, a dataset or the digits."""
 
 import io
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
+from diffprune.data.decoding import decode
 from diffprune.data.digits import digits
+from diffprune.data.items import SUFFIXES, is_image
+from diffprune.data.presets import Preprocessing
 from diffprune.errors import DataError
 from diffprune.models.loading import is_hub_id
+from diffprune.progress import progress
 from diffprune.sampling.folder import SEQUENCES
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+NUM_CHECKED = 64
+"""Images that a process reads in one go while a set is checked."""
+
+_log = logging.getLogger(__name__)
 
 
 class ImageSet(Dataset[Tensor]):
     """Images of one size, prepared for a denoiser: float32 (C, H, W) in [-1, 1].
 
-    Images are converted to RGB (3 channels) or grey (1), resized so that the shorter side fits (bilinear,
-    antialiased) and cropped at the centre. Item access raises DataError that names an image it cannot read.
+    Images are converted to RGB (3 channels) or grey (1), then prepared as `preprocessing` says. Item access raises
+    DataError that names an image it cannot read. num_corrupt: images that were left out because of that.
     """
 
-    def __init__(self, rows: Sequence[Any], size: tuple[int, int], channels: int, source: str) -> None:
+    def __init__(
+        self, rows: Sequence[Any], preprocessing: Preprocessing, channels: int, source: str, *, num_corrupt: int = 0
+    ) -> None:
         if channels not in (1, 3):
             raise DataError(f"the model takes {channels} channels; image files serve 1 (grey) or 3 (RGB)")
         self.rows = rows
         self.source = source
-        self._mode = "RGB" if channels == 3 else "L"
-        self._size = size
+        self.preprocessing = preprocessing
+        self.channels = channels
+        self.num_corrupt = num_corrupt
         self._transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        return (self.channels, *self.preprocessing.size)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = load_image(self.rows[index], f"image {index} of {self.source}").convert(self._mode)
-        height, width = self._size
-        if image.size != (width, height):
-            shorter = max(height / image.height, width / image.width)
-            resized = (max(height, round(image.height * shorter)), max(width, round(image.width * shorter)))
-            image = v2.functional.center_crop(v2.functional.resize(image, list(resized)), [height, width])
-        prepared: Tensor = self._transform(image)
+        return self.prepare(*self.read(index))
+
+    def read(self, index: int) -> tuple[Image.Image, str]:
+        """An image as it is but for its channels, and its name; raises DataError that bears the name."""
+        row = self.rows[index]
+        name = row_name(row, f"image {index} of {self.source}")
+        return load_image(row, name).convert("RGB" if self.channels == 3 else "L"), name
+
+    def prepare(self, image: Image.Image, name: str) -> Tensor:
+        """The pixels of an image that was read; raises DataError that bears its name when it does not suit."""
+        prepared: Tensor = self._transform(self.preprocessing(image, name))
         return prepared
 
 
-def open_images(source: str | Path, size: tuple[int, int], channels: int) -> ImageSet:
-    """Open DATA: a folder of images, a parquet file, a 🤗 dataset id or saved dataset, or `digits`.
+def open_images(source: str | Path, preprocessing: Preprocessing | tuple[int, int], channels: int) -> ImageSet:
+    """Open DATA: a folder of images or of parquet files, a parquet file, a 🤗 dataset id or saved dataset, or `digits`.
 
-    size: (height, width) in pixels. Raises DataError when nothing usable is there.
+    preprocessing: how images are prepared; a bare (height, width) in pixels stands for the preset `model` at that
+    size. Raises DataError when nothing usable is there.
     """
-    return ImageSet(open_rows(source), size, channels, str(source))
+    by = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing(preprocessing)
+    return ImageSet(open_rows(source), by, channels, str(source))
 
 
 def open_rows(source: str | Path) -> Sequence[Any]:
@@ -62,12 +84,79 @@ def open_rows(source: str | Path) -> Sequence[Any]:
     name, path = str(source), Path(source)
     if name == "digits":
         return digits()[0]
-    if path.is_dir() and not (path / "dataset_info.json").exists():
+    if path.is_dir() and not (path / "dataset_info.json").exists() and not any(path.glob("*.parquet")):
         return image_files(path)
     if path.exists() or is_hub_id(name):
         rows: Sequence[Any] = _dataset(path, name)
         return rows
     raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
+
+
+def load_batches(images: ImageSet, batches: Iterable[list[int]], *, num_workers: int = 0) -> Iterator[Tensor]:
+    """Yield the images of each batch of indices, (B, C, H, W); decoded in `num_workers` processes (0: in this one).
+
+    Raises DataError that names an image which cannot be read.
+    """
+    for loaded in _attempts(images, batches, num_workers, prepare=True):
+        errors = [item for item in loaded if isinstance(item, DataError)]
+        if errors:
+            raise errors[0]
+        yield torch.stack([item for item in loaded if isinstance(item, Tensor)])
+
+
+def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
+    """The images that can be read, after reading them all; every other one is named in a warning and counted.
+
+    Raises DataError when none can be read.
+    """
+    readable: list[int] = []
+    batches = [list(range(i, min(i + NUM_CHECKED, len(images)))) for i in range(0, len(images), NUM_CHECKED)]
+    with progress(f"checking {images.source}", len(images), "images") as advance:
+        attempts = _attempts(images, batches, num_workers, prepare=False)
+        for batch, loaded in zip(batches, attempts, strict=True):
+            for index, item in zip(batch, loaded, strict=True):
+                if isinstance(item, DataError):
+                    _log.warning("left out: %s", item)
+                else:
+                    readable.append(index)
+            advance(len(batch), "")
+    if not readable:
+        raise DataError(f"none of the {len(images)} images of {images.source} can be read")
+    num_corrupt = len(images) - len(readable)
+    if num_corrupt == 0:
+        return images
+    rows: Any = images.rows
+    kept = rows.select(readable) if hasattr(rows, "select") else [rows[i] for i in readable]
+    return ImageSet(kept, images.preprocessing, images.channels, images.source, num_corrupt=num_corrupt)
+
+
+class _Attempts(Dataset["Tensor | DataError | None"]):
+    """The items of an image set, or what is wrong with them: errors that cross processes as values keep their text.
+
+    prepare: False to only read the images; the items are then None.
+    """
+
+    def __init__(self, images: ImageSet, prepare: bool) -> None:
+        self.images = images
+        self.prepare = prepare
+
+    def __getitem__(self, index: int) -> Tensor | DataError | None:
+        try:
+            if self.prepare:
+                return self.images[index]
+            self.images.read(index)
+        except DataError as error:
+            return error
+        return None
+
+
+def _attempts(
+    images: ImageSet, batches: Iterable[list[int]], num_workers: int, *, prepare: bool
+) -> Iterable[list[Tensor | DataError | None]]:
+    return DataLoader(
+        _Attempts(images, prepare), batch_sampler=batches, collate_fn=list, num_workers=num_workers,
+        generator=torch.Generator(),  # the loader draws a seed for its workers: not from the global state
+    )  # fmt: skip
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -78,7 +167,7 @@ def image_files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
     found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
-    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    files = sorted(path for path in found if is_image(path.name))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files
@@ -90,6 +179,8 @@ def _dataset(path: Path, name: str) -> Any:
     try:
         if path.suffix == ".parquet":
             rows = datasets.Dataset.from_parquet(str(path))
+        elif path.is_dir() and (shards := sorted(map(str, path.glob("*.parquet")))):
+            rows = datasets.Dataset.from_parquet(shards)
         elif path.is_dir():
             rows = datasets.load_from_disk(str(path))
         elif path.is_file():
@@ -111,20 +202,23 @@ def _dataset(path: Path, name: str) -> Any:
     raise DataError(f"{name} has no image column; its columns: {', '.join(rows.features)}")
 
 
+def row_name(row: Any, what: str) -> str:
+    """What a row of an image set is called: its file, or `what` where it has none."""
+    if isinstance(row, Path):
+        return str(row)
+    if isinstance(row, dict):
+        (cell,) = row.values()
+        return cell.get("path") or what
+    return what
+
+
 def load_image(row: Any, what: str = "") -> Image.Image:
     """Decode one row of an image set, or a file; raises DataError that names it."""
     if isinstance(row, Image.Image):
         return row
-    if isinstance(row, Path):
-        file: Any = row
-        what = str(row)
-    else:
+    what = row_name(row, what)
+    file: Any = row
+    if not isinstance(row, Path):
         (cell,) = row.values()
-        what = cell.get("path") or what
         file = io.BytesIO(cell["bytes"]) if cell.get("bytes") is not None else cell["path"]
-    try:
-        with Image.open(file) as opened:
-            image = opened.copy()
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError) as error:
-        raise DataError(f"{what} is not a readable image: {error}") from error
-    return image
+    return decode(file, what)

@@ -9,11 +9,13 @@ from diffprune.options.base import Options as Options
 from diffprune.options.base import explain as explain
 from diffprune.options.base import parse_options as parse_options
 from diffprune.options.conversion import ConvertOptions as ConvertOptions
+from diffprune.options.data import DataOptions as DataOptions
 from diffprune.options.evaluation import LONE_METRICS as LONE_METRICS
 from diffprune.options.evaluation import PAIRED_METRICS as PAIRED_METRICS
 from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
 from diffprune.options.evaluation import InceptionOptions as InceptionOptions
 from diffprune.options.evaluation import StatsOptions as StatsOptions
+from diffprune.options.images import ImageOptions as ImageOptions
 from diffprune.options.pruning import OWN_OF_DIFF_PRUNING as OWN_OF_DIFF_PRUNING
 from diffprune.options.pruning import UNCALIBRATED_CRITERIA as UNCALIBRATED_CRITERIA
 from diffprune.options.pruning import Criterion as Criterion

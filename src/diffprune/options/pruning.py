@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.base import ComputeOptions, Options
+from diffprune.options.images import ImageOptions
 
 Criterion = Literal[
     "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher"
@@ -19,7 +20,7 @@ OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 T = TypeVar("T")
 
 
-class PlanOptions(ComputeOptions):
+class PlanOptions(ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
     ratio: float = Field(default=0.3, gt=0, lt=1, description="share of each group's units to remove, between 0 and 1")

@@ -5,9 +5,10 @@ from typing import Literal
 from pydantic import Field
 
 from diffprune.options.base import ComputeOptions
+from diffprune.options.images import ImageOptions
 
 
-class TrainingOptions(ComputeOptions):
+class TrainingOptions(ImageOptions, ComputeOptions):
     """The training loop, shared by training from scratch and finetuning."""
 
     neutral = frozenset({"device", "num_workers", "checkpoint_every", "preview_every", "preview_steps", "tracker"})

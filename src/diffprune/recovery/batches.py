@@ -1,5 +1,6 @@
 """What each training step sees, as a function of the seed and the step alone: a resumed run sees the same."""
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,9 +24,13 @@ def image_indices(num_images: int, batch_size: int, seed: int, step: int) -> lis
     """Images of the global batch of a step: the concatenated shuffles of all epochs, cut into batches."""
     first = step * batch_size
     wanted = range(first, first + batch_size)
-    epochs = range(wanted[0] // num_images, wanted[-1] // num_images + 1)
-    orders = {e: np.random.default_rng([seed, 0, e]).permutation(num_images) for e in epochs}
-    return [int(orders[i // num_images][i % num_images]) for i in wanted]
+    return [int(_order(num_images, seed, i // num_images)[i % num_images]) for i in wanted]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(num_images: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """The shuffle of an epoch; kept, since drawing it for every step would cost more than the step on a large set."""
+    return np.random.default_rng([seed, 0, epoch]).permutation(num_images)
 
 
 def draw(shape: tuple[int, ...], num_timesteps: int, options: TrainingOptions, step: int) -> Draws:

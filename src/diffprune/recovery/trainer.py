@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,10 +13,9 @@ from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from diffprune.data.calibration import NoisyBatch, noisy_batch
-from diffprune.data.images import ImageSet
+from diffprune.data.images import ImageSet, load_batches
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
@@ -116,7 +115,7 @@ class _Run:
             self.ema.to(self.device)
             self.accelerator.init_trackers("logs")
         first = self.progress.step
-        batches = iter(self._loader(first))
+        batches = self._batches(first)
         window: list[Tensor] = []
         with progress("training", options.steps, "steps", done=first) as advance:
             for step in range(first, options.steps):
@@ -190,9 +189,9 @@ class _Run:
         self.progress.history.append(row)
         self.accelerator.log({"loss": loss, "learning_rate": row["learning_rate"]}, step=step)
 
-    def _loader(self, first_step: int) -> DataLoader[Tensor]:
-        sampler = shard_steps(len(self.images), self.options, first_step, self.shards)
-        return DataLoader(self.images, batch_sampler=list(sampler), num_workers=self.options.num_workers)
+    def _batches(self, first_step: int) -> Iterator[Tensor]:
+        indices = shard_steps(len(self.images), self.options, first_step, self.shards)
+        return load_batches(self.images, indices, num_workers=self.options.num_workers)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

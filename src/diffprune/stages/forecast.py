@@ -13,13 +13,13 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.criteria.gradients import scored_timesteps
-from diffprune.data.calibration import GENERATED, images_for
+from diffprune.data.calibration import GENERATED, draw_images_of, images_for
 from diffprune.errors import DiffpruneError, OptionError
 from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
 from diffprune.models.loading import denoiser_of, is_hub_id, load_model, pick_device
 from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
+from diffprune.options import UNCALIBRATED_CRITERIA, ImageOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.records import RECORD_NAME, read_json
 from diffprune.stages.plan import make_plan
@@ -50,7 +50,7 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     if denoiser is not None and process is not None:
         for name, source in _sources(recipe).items():
             if not is_hub_id(source):
-                _attempt(mistakes, name, functools.partial(_first_image, process, source))
+                _attempt(mistakes, name, functools.partial(_one_image, process, source, recipe.section(name)))
         if recipe.plan is not None:
             small = _attempt(mistakes, "plan", lambda: _pruned(denoiser, recipe.section("plan")))
     if mistakes:
@@ -71,8 +71,8 @@ def _attempt(mistakes: list[str], name: str, check: Callable[[], Any]) -> Any:
         return None
 
 
-def _first_image(process: DiffusionProcess, source: str) -> Tensor:
-    return images_for(process, source)[0]
+def _one_image(process: DiffusionProcess, source: str, options: ImageOptions) -> Tensor:
+    return draw_images_of(images_for(process, source, options), 1, 0, on_corrupt=options.on_corrupt)
 
 
 def _sources(recipe: Recipe) -> dict[str, str]:

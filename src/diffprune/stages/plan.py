@@ -125,7 +125,10 @@ def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Ca
     if options.data == GENERATED:
         images = own_images(denoiser, process, options, device)
     else:
-        images = draw_images_of(images_for(process, options.data), options.num_calibration_images, options.seed)
+        images = draw_images_of(
+            images_for(process, options.data, options), options.num_calibration_images, options.seed,
+            on_corrupt=options.on_corrupt,
+        )  # fmt: skip
     return calibrate(images, process, options, device)
 
 

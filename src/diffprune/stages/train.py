@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from diffprune.data.calibration import images_for
-from diffprune.data.images import ImageSet
+from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model
@@ -105,7 +105,13 @@ def _train_into(
     )  # fmt: skip
     if process_state(options.device).is_main_process:
         _publish(with_denoiser(pipeline, trained), folder)
-    return {"num_images": len(images), "final_loss": history[-1]["loss"], "history": history}
+    return {
+        "num_images": len(images),
+        "num_corrupt": images.num_corrupt,
+        "preprocessing": images.preprocessing.resolved(),
+        "final_loss": history[-1]["loss"],
+        "history": history,
+    }
 
 
 def _publish(pipeline: DiffusionPipeline, folder: Path) -> None:
@@ -137,7 +143,8 @@ def untrained(options: TrainOptions) -> Any:
 def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
-    return images_for(process, options.data)
+    images = images_for(process, options.data, options)
+    return without_corrupt(images, num_workers=options.num_workers) if options.on_corrupt == "skip" else images
 
 
 def _preview(pipeline: Any, options: TrainingOptions) -> Preview:

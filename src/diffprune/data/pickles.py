@@ -1,0 +1,68 @@
+"""Arrays in pickles of Python 2, read without executing anything: every global becomes an inert class."""
+
+import io
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diffprune.errors import DataError
+
+Bytes = NDArray[np.uint8]
+
+
+class _Array:
+    """What the pickle would build as a numpy array; takes its state, and nothing else."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.values: Bytes | None = None
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, is_fortran, raw = state
+        if not isinstance(kind, _Type) or kind.code not in (b"u1", "u1") or is_fortran:
+            raise ValueError("an array that is not of unsigned bytes in C order")
+        if not isinstance(raw, bytes) or not all(isinstance(n, int) and n >= 0 for n in shape):
+            raise ValueError("an array without a shape or values")
+        if math.prod(shape) != len(raw):
+            raise ValueError(f"an array of shape {shape} with {len(raw)} values")
+        self.values = np.frombuffer(raw, np.uint8).reshape(shape)
+
+
+class _Type:
+    """What the pickle would build as a numpy dtype."""
+
+    def __init__(self, code: object, *flags: object) -> None:
+        self.code = code
+
+    def __setstate__(self, state: Any) -> None:
+        """The byte order, which single bytes do not have."""
+
+
+_INERT = {
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str, /) -> Any:
+        try:
+            return _INERT[module, name]
+        except KeyError:
+            raise DataError(f"asks for {module}.{name}, expected numpy arrays alone; nothing was executed") from None
+
+
+def read_array(pickled: bytes, key: str, what: str) -> Bytes:
+    """The array of unsigned bytes under `key` of a pickled dict; raises DataError that names `what`."""
+    try:
+        values = _Unpickler(io.BytesIO(pickled), encoding="bytes").load()
+        found = values[key.encode()]
+        if isinstance(found, _Array) and found.values is not None:
+            return found.values
+        raise ValueError(f"{key} is not an array")
+    except Exception as error:  # a crafted pickle can raise anything, inside the inert classes alone
+        raise DataError(f"{what} is not what it should be: {error!s}; get the official archive") from error

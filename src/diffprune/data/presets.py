@@ -1,0 +1,156 @@
+"""Preprocessing: what happens between an image file and the pixels of a model, by name. Imports no torch."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from PIL import Image
+
+from diffprune.errors import DataError, OptionError
+from diffprune.options.images import SQUARE, WHOLE, Filter, Fit, ImageOptions, crop_box
+
+_FILTERS: Mapping[Filter, Image.Resampling] = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+}
+
+
+@dataclass(frozen=True)
+class Box:
+    """Rows top to bottom and columns left to right, in pixels, the last ones not included.
+
+    image_size: (height, width) that an image must have to be cropped so; None for any image that is large enough.
+    """
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+    image_size: tuple[int, int] | None = None
+
+
+Crop = Literal["square"] | Box | None
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """Crop, then resize to `size` (height, width) in pixels.
+
+    crop: None for the whole image. fit: `shorter` resizes the shorter side and crops at the centre, as torchvision's
+    Resize and CenterCrop; `exact` stretches; `halving` first halves by area while the image is at least twice too
+    large, as the preprocessing of Dhariwal and Nichol 2021. filter: of the resize, antialiased as PIL's are.
+    An image that has the size already is not resampled.
+    """
+
+    size: tuple[int, int]
+    crop: Crop = None
+    fit: Fit = "shorter"
+    filter: Filter = "bilinear"
+
+    def __call__(self, image: Image.Image, what: str = "an image") -> Image.Image:
+        """The prepared image; raises DataError that names `what` when a crop does not lie inside it."""
+        image = _cropped(image, self, what)
+        if image.size == (self.size[1], self.size[0]):
+            return image
+        return _FITS[self.fit](image, self.size, _FILTERS[self.filter])
+
+    def resolved(self) -> dict[str, Any]:
+        """What it says, as JSON types (for `run.json`)."""
+        said: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return said
+
+
+PRESETS: Mapping[str, Preprocessing] = {
+    "cifar10": Preprocessing((32, 32)),
+    "celeba64": Preprocessing((64, 64), crop=Box(57, 185, 25, 153, image_size=(218, 178))),
+    "lsun256": Preprocessing((256, 256)),
+    "imagenet256": Preprocessing((256, 256), fit="halving", filter="bicubic"),
+}
+"""Preprocessing of the published models: Song et al. 2021 (DDIM) and, for ImageNet, Dhariwal and Nichol 2021 (ADM)."""
+
+
+def preprocessing_of(options: ImageOptions, size: tuple[int, int] | None = None) -> Preprocessing:
+    """The preset with what the options change.
+
+    size: (height, width) that a model takes; None where no model says it. Raises OptionError when the result has
+    another size, or none.
+    """
+    preset = PRESETS.get(options.preset)
+    chosen = (options.resize, options.resize) if options.resize else preset.size if preset else size
+    if chosen is None:
+        raise OptionError(f"resize: missing; preset {options.preset!r} takes the size of a model, and there is none")
+    if size is not None and chosen != size:
+        name = "resize" if options.resize else "preset"
+        raise OptionError(
+            f"{name}: {options.resize or options.preset} makes images of {_shown(chosen)} pixels, the model takes "
+            f"{_shown(size)}; give the preset or the resize of this model"
+        )
+    base = preset or Preprocessing(chosen)
+    crop = base.crop if options.crop is None else _crop(options.crop)
+    return Preprocessing(chosen, crop, options.fit or base.fit, options.filter or base.filter)
+
+
+def _crop(text: str) -> Crop:
+    if text == WHOLE:
+        return None
+    return "square" if text == SQUARE else Box(*crop_box(text))
+
+
+def _cropped(image: Image.Image, by: Preprocessing, what: str) -> Image.Image:
+    crop, here = by.crop, (image.height, image.width)
+    if crop is None:
+        return image
+    if crop == "square":
+        return _centre(image, (min(here), min(here)))
+    if crop.image_size is not None and here == by.size:
+        return image
+    if here != (crop.image_size or here) or crop.bottom > image.height or crop.right > image.width:
+        expected = f"images of {_shown(crop.image_size)}" if crop.image_size else "larger images"
+        raise DataError(
+            f"{what} has {_shown(here)} pixels; rows {crop.top}:{crop.bottom} and columns {crop.left}:{crop.right} "
+            f"are cut from {expected}: choose another preset or crop"
+        )
+    return image.crop((crop.left, crop.top, crop.right, crop.bottom))
+
+
+def _shorter(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    height, width = size
+    if height * image.width >= width * image.height:
+        resized = (max(width, image.width * height // image.height), height)
+    else:
+        resized = (width, max(height, image.height * width // image.width))
+    return _centre(image.resize(resized, resample), size)
+
+
+def _exact(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    return image.resize((size[1], size[0]), resample)
+
+
+def _halving(image: Image.Image, size: tuple[int, int], resample: Image.Resampling) -> Image.Image:
+    height, width = size
+    while image.height >= 2 * height and image.width >= 2 * width:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = max(height / image.height, width / image.width)
+    resized = image.resize((round(image.width * scale), round(image.height * scale)), resample)
+    left, top = (resized.width - width) // 2, (resized.height - height) // 2
+    return resized.crop((left, top, left + width, top + height))
+
+
+_FITS: Mapping[Fit, Callable[[Image.Image, tuple[int, int], Image.Resampling], Image.Image]] = {
+    "shorter": _shorter,
+    "exact": _exact,
+    "halving": _halving,
+}
+
+
+def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The centre of an image; half pixels go to the even side, as in torchvision's CenterCrop."""
+    top, left = round((image.height - size[0]) / 2), round((image.width - size[1]) / 2)
+    return image.crop((left, top, left + size[1], top + size[0]))
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
