@@ -5,7 +5,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
@@ -105,10 +105,12 @@ def _add_option(parser: argparse.ArgumentParser, name: str, info: Any) -> None:
 
 
 def _nargs(annotation: Any) -> str | int | None:
-    """How many words an option takes: those of a tuple, else one."""
+    """How many words an option takes: those of a tuple, any number for a mapping, else one."""
     for part in (annotation, *get_args(annotation)):
         if get_origin(part) is tuple:
             return "+" if Ellipsis in get_args(part) else len(get_args(part))
+        if get_origin(part) is Mapping:
+            return "+"
     return None
 
 

@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.base import ComputeOptions, Options
+from diffprune.options.budget import BudgetOptions
 from diffprune.options.images import ImageOptions
 
 Criterion = Literal[
@@ -20,10 +21,9 @@ OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 T = TypeVar("T")
 
 
-class PlanOptions(ImageOptions, ComputeOptions):
+class PlanOptions(BudgetOptions, ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
-    ratio: float = Field(default=0.3, gt=0, lt=1, description="share of each group's units to remove, between 0 and 1")
     criterion: Criterion | None = Field(
         default=None,
         description="how units are scored (default: diff-pruning; random for an architecture without weights)",

@@ -1,30 +1,121 @@
 """Allocation: scores and a budget in, units to keep out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from torch import Tensor
 
 from diffprune.criteria import Scores
+from diffprune.errors import OptionError
 from diffprune.groups import Group
+from diffprune.options import BudgetOptions
+from diffprune.options.budget import matches
 
 _ROUNDING = 1e-9
 """Absorbs the binary rounding of 1 - ratio, so that 0.9 of 100 units removes 90 and not 91."""
 
 
-def allocate_uniform(groups: Sequence[Group], scores: Scores, ratio: float) -> dict[str, tuple[int, ...]]:
-    """The published rule: every group loses the same share of its lowest-scored units.
+def allocate(
+    groups: Sequence[Group], scores: Scores, options: BudgetOptions, *, progress: float = 1.0
+) -> dict[str, tuple[int, ...]]:
+    """Choose the units that stay: group name -> indices, ascending.
 
-    n = C - int(C * (1 - ratio)) units go from a group of C; where the group has balanced parts (norm groups),
-    n // parts go from each part. At least one unit stays in each part. Source: Fang et al. 2023, DepGraph 2023.
-    Returns group name -> units to keep, ascending.
+    From each of a group's balanced parts (norm groups) the same number of lowest-scored units goes, and how many is a
+    matter of `options.ranking`:
+
+    - local: n // parts, with n = C - int(C * (1 - ratio)) of C units (the published rule: Fang et al. 2023, DepGraph);
+    - global: units of all groups of one kind compete; as many go as the groups' ratios amount to together;
+    - isomorphic: the same among groups whose layers have the same names (but for numbers) and sizes (Fang et al. 2024,
+      Isomorphic Pruning).
+
+    progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
-    kept = {}
+    ratios = {g.name: _ratio(g, options) * progress for g in groups}
+    values = {g.name: scores.values[g.name].view(g.balance, -1) for g in groups}
+    removed = {g.name: min(_share_of(g, ratios[g.name]), _limit(g, options)) for g in groups}
+    if options.ranking != "local":
+        for pool in _pools([g for g in groups if ratios[g.name] > 0], options):
+            removed |= _compete(pool, ratios, values, options)
+    return {g.name: _highest(values[g.name], removed[g.name]) for g in groups}
+
+
+def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
+    """Raise OptionError for patterns that match no layer and kinds that the model does not have."""
+    layers = {layer for g in groups for layer in producers(g)}
+    idle = [pattern for pattern in options.patterns() if not matches(pattern, sorted(layers))]
+    found = sorted({g.kind for g in groups})
+    lines = [f"  {p!r} matches no prunable layer; they are named such as {min(layers)}" for p in idle]
+    lines += [f"  kinds: the model has no {k}, only {', '.join(found)}" for k in options.kinds or () if k not in found]
+    if lines:
+        raise OptionError("the plan cannot be made:\n" + "\n".join(lines))
+
+
+def producers(group: Group) -> list[str]:
+    """The layers whose rows the units of a group are."""
+    return [part.module for part in group.slices if part.dim == "out"] or [group.name]
+
+
+def _ratio(group: Group, options: BudgetOptions) -> float:
+    if options.kinds is not None and group.kind not in options.kinds:
+        return 0.0
+    return options.ratio_of(producers(group))
+
+
+def _share_of(group: Group, ratio: float) -> int:
+    """Units that go from each part."""
+    return (group.num_units - int(group.num_units * (1 - ratio) + _ROUNDING)) // group.balance
+
+
+def _limit(group: Group, options: BudgetOptions) -> int:
+    """The largest number of units that may go from each part."""
+    by_number = group.num_units // group.balance - max(1, -(-options.min_units // group.balance))
+    by_share = int(group.num_units * (options.max_ratio or 1.0) + _ROUNDING) // group.balance
+    return max(0, min(by_number, by_share))
+
+
+def _pools(groups: Iterable[Group], options: BudgetOptions) -> Iterable[list[Group]]:
+    """Groups whose units compete with each other."""
+    pools: dict[object, list[Group]] = {}
     for group in groups:
-        num_removed = group.num_units - int(group.num_units * (1 - ratio) + _ROUNDING)
-        part_size = group.num_units // group.balance
-        per_part = min(num_removed // group.balance, part_size - 1)
-        by_part = scores.values[group.name].view(group.balance, part_size)
-        order = by_part.argsort(dim=1, stable=True)[:, per_part:].sort(dim=1).values
-        units = order + torch.arange(group.balance)[:, None] * part_size
-        kept[group.name] = tuple(units.flatten().tolist())
-    return kept
+        key = group.kind if options.ranking == "global" else _shape(group)
+        pools.setdefault(key, []).append(group)
+    return pools.values()
+
+
+def _shape(group: Group) -> tuple[object, ...]:
+    """What isomorphic groups have in common."""
+    layers = sorted((_role(s.module), s.dim, s.start, s.width) for s in group.slices)
+    return (group.kind, group.num_units, group.balance, tuple(layers))
+
+
+def _role(path: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def _compete(
+    pool: Sequence[Group], ratios: Mapping[str, float], values: Mapping[str, Tensor], options: BudgetOptions
+) -> dict[str, int]:
+    """How many units go from each part of the groups of a pool, lowest scores first.
+
+    The j-th lowest unit of every part goes together with those of the other parts, at their mean score.
+    """
+    target = sum(group.num_units * ratios[group.name] for group in pool)
+    bids = []
+    for position, group in enumerate(pool):
+        means = values[group.name].sort(dim=1).values.mean(0)[: _limit(group, options)]
+        bids += [(float(score), position, group.balance) for score in means]
+    removed = dict.fromkeys((g.name for g in pool), 0)
+    gone = 0
+    for _, position, size in sorted(bids):
+        if gone + size > target + _ROUNDING:
+            break
+        removed[pool[position].name] += 1
+        gone += size
+    return removed
+
+
+def _highest(values: Tensor, removed: int) -> tuple[int, ...]:
+    """The units that stay of (parts, units) scores when each part loses its `removed` lowest."""
+    order = values.argsort(dim=1, stable=True)[:, removed:].sort(dim=1).values
+    units = order + torch.arange(len(values))[:, None] * values.shape[1]
+    return tuple(units.flatten().tolist())

@@ -19,7 +19,7 @@ from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
 from diffprune.models.loading import denoiser_of, is_hub_id, load_model, pick_device
 from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.options import UNCALIBRATED_CRITERIA, ImageOptions, PlanOptions
+from diffprune.options import UNCALIBRATED_CRITERIA, BudgetOptions, ImageOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.records import RECORD_NAME, read_json
 from diffprune.stages.plan import make_plan
@@ -93,7 +93,8 @@ def _model(recipe: Recipe) -> tuple[ModelMixin | None, DiffusionProcess | None]:
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
     """A model of the size the plan would give, with fresh weights."""
-    plan = make_plan(denoiser, PlanOptions(criterion="random", ratio=options.ratio))
+    budget = options.model_dump(include=set(BudgetOptions.model_fields))
+    plan = make_plan(denoiser, PlanOptions(**{**budget, "criterion": "random", "rounds": 1}))
     return prune_denoiser(denoiser, plan, reinit=True, seed=0)
 
 

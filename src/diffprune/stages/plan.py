@@ -1,16 +1,13 @@
 """Stage `plan`: score the units of a model and choose which stay."""
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from diffprune.criteria import CRITERIA
 from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_indices
@@ -18,9 +15,8 @@ from diffprune.models.cost import cost_of
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
 from diffprune.models.process import process_of
 from diffprune.models.resize import on_meta, shrink
-from diffprune.models.state import borrowed
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
-from diffprune.planning import Plan, allocate_uniform, fingerprint, read_plan
+from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
 from diffprune.records import Existing, check_replaceable, identity, run_record
 from diffprune.stages.calls import with_options
@@ -54,22 +50,18 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
             "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
     options = options.model_copy(update={"criterion": criterion})
-    calibration = _calibration(model, denoiser, options) if criterion not in UNCALIBRATED_CRITERIA else None
     groups = find_groups(denoiser)
-    if calibration is None:
-        scores = CRITERIA[criterion](denoiser, groups, None, options)
-    else:
-        whole = denoiser if denoiser.dtype == torch.float32 else nn.Module.float(copy.deepcopy(denoiser))
-        with borrowed(whole, calibration.clean.device, gradients=True):
-            scores = CRITERIA[criterion](whole, groups, calibration, options)
-    kept = allocate_uniform(groups, scores, options.ratio)
+    check_patterns(groups, options)
+    calibration = _calibration(model, denoiser, options) if criterion not in UNCALIBRATED_CRITERIA else None
+    chosen = choose_units(denoiser, groups, calibration, options)
+    kept = chosen.kept
     small = shrink(on_meta(denoiser), kept_indices(groups, kept, denoiser))
     return Plan(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
         criterion=criterion,
         options=options.resolved(),
-        details=dict(scores.details),
+        details=chosen.details,
         before=cost_of(denoiser),
         after=cost_of(small),
         layers={path: sizes for path, sizes in _layer_sizes(denoiser, small) if sizes[0]},
