@@ -4,11 +4,12 @@ from typing import Any, cast
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from diffprune.errors import ModelError
-from diffprune.groups import find_groups, kept_indices
-from diffprune.models.pruned import PrunedMixin, pruned_class, stock_class
-from diffprune.models.resize import shrink
+from diffprune.groups import select_groups, smaller
+from diffprune.models.manifest import manifest_of
+from diffprune.models.pruned import PrunedMixin, pruned_class, stock_class, stock_model
 from diffprune.planning import Plan
 
 
@@ -19,24 +20,32 @@ def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, se
     A denoiser without weights can only be pruned with reinit.
     Raises PlanError when the plan is for another model, ModelError when there are no weights to keep.
     """
-    groups = find_groups(denoiser)
+    groups = select_groups(denoiser, plan.kinds)
     plan.check_fits(denoiser, groups)
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
         raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
-    kept = kept_indices(groups, {name: units.kept for name, units in plan.groups.items()}, denoiser)
-    device = next(denoiser.parameters()).device
-    small = shrink(denoiser, kept)
-    if device.type == "meta":
-        small = small.to_empty(device="cpu")
+    small = smaller(denoiser, groups, {name: units.kept for name, units in plan.groups.items()})
     if reinit:
+        _materialise(small)
         reset_weights(small, seed)
-    return as_pruned(small, plan, reinit=reinit)
+    history = list(denoiser.pruning_provenance) if isinstance(denoiser, PrunedMixin) else []
+    return _as_pruned(small, [*history, _provenance(plan, reinit)])
 
 
-def as_pruned(small: ModelMixin, plan: Plan, *, reinit: bool) -> ModelMixin:
-    """Turn a shrunk model into its pruned class and note in its provenance what was done."""
-    history = list(small.pruning_provenance) if isinstance(small, PrunedMixin) else []
-    entry: dict[str, Any] = {
+def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
+    """Turn a shrunk model into its pruned class; one that its config describes whole is a stock model."""
+    stock = stock_class(small)
+    if not manifest_of(small, stock_model(small), []).modules:
+        small.__class__ = stock
+        return small
+    small.__class__ = pruned_class(stock)
+    cast(Any, small).pruning_provenance = history
+    return small
+
+
+def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
+    """What a manifest tells of one pruning."""
+    return {
         "criterion": plan.criterion,
         "options": plan.options,
         "reinit": reinit,
@@ -45,9 +54,14 @@ def as_pruned(small: ModelMixin, plan: Plan, *, reinit: bool) -> ModelMixin:
         "macs_before": plan.before.macs,
         "macs_after": plan.after.macs,
     }
-    small.__class__ = pruned_class(stock_class(small))
-    cast(Any, small).pruning_provenance = [*history, entry]
-    return small
+
+
+def _materialise(model: ModelMixin) -> None:
+    """Give parameters of the meta device memory; buffers, which hold tables, stay as they are."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "meta":
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device="cpu")))
 
 
 def reset_weights(model: ModelMixin, seed: int) -> None:

@@ -93,9 +93,8 @@ def test_the_last_pattern_that_matches_a_layer_sets_its_ratio() -> None:
     assert two_groups(LOW, HIGH, ratio=["0.5", "down.1.*=0"]) == ((2, 3), (0, 1, 2, 3))
 
 
-def test_ignored_layers_and_other_kinds_lose_nothing() -> None:
+def test_ignored_layers_lose_nothing() -> None:
     assert two_groups(LOW, HIGH, ratio=0.5, ignore=("down.0.conv",)) == ((0, 1, 2, 3), (2, 3))
-    assert two_groups(LOW, HIGH, ratio=0.5, kinds=("heads",)) == ((0, 1, 2, 3), (0, 1, 2, 3))
 
 
 def test_patterns_that_match_nothing_and_kinds_that_are_not_there_are_told_together() -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from diffprune.criteria.absolute import absolute
+from diffprune.criteria.bypass import bypass
+from diffprune.criteria.cosine import cosine
 from diffprune.criteria.diff_pruning import diff_pruning
 from diffprune.criteria.first_order import first_order
 from diffprune.criteria.fisher import fisher
@@ -28,4 +30,10 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "fisher": fisher,
 }
 
-__all__ = ["CRITERIA", "Scores"]
+BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions], Scores]] = {
+    "bypass": bypass,
+    "cosine": cosine,
+}
+"""Criteria for whole blocks; `random` serves them too."""
+
+__all__ = ["BLOCK_CRITERIA", "CRITERIA", "Scores"]

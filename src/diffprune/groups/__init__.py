@@ -1,6 +1,19 @@
 """Which units of a denoiser can only be removed together."""
 
+from diffprune.groups.blocks import find_blocks, fixed_blocks, kept_blocks
 from diffprune.groups.group import Group, Slice, kept_indices
+from diffprune.groups.removal import smaller
+from diffprune.groups.selection import select_groups
 from diffprune.groups.unet import find_groups
 
-__all__ = ["Group", "Slice", "find_groups", "kept_indices"]
+__all__ = [
+    "Group",
+    "Slice",
+    "find_blocks",
+    "find_groups",
+    "fixed_blocks",
+    "kept_blocks",
+    "kept_indices",
+    "select_groups",
+    "smaller",
+]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffprune.models.families import Dim
 from diffprune.models.resize import Kept, width
 
-Kind = Literal["channels", "heads"]
+Kind = Literal["channels", "heads", "blocks"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from diffprune.options.base import Options
 
-Kind = Literal["channels", "heads", "neurons"]
+Kind = Literal["channels", "heads", "neurons", "blocks"]
 Ranking = Literal["local", "global", "isomorphic"]
 
 DEFAULT_RATIO = 0.3
@@ -36,7 +36,9 @@ class BudgetOptions(Options):
         "0.3 'down_blocks.0.*=0.1' (the last pattern that matches counts)",
     )
     kinds: tuple[Kind, ...] | None = Field(
-        default=None, min_length=1, description="kinds of units that may go (default: all that the model has)"
+        default=None,
+        min_length=1,
+        description="kinds of units that may go (default: all that the model has but whole blocks)",
     )
     ignore: tuple[str, ...] = Field(
         default=(), description="patterns of layers that lose nothing, such as 'conv_in' or 'mid_block.*'"

@@ -54,6 +54,13 @@ class PlanOptions(BudgetOptions, ImageOptions, ComputeOptions):
     num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
     norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")
+    block_criterion: Literal["bypass", "cosine"] = Field(
+        default="bypass",
+        description="kinds with blocks: error of the output without the block, or what it turns its input by",
+    )
+    block_timesteps: int = Field(
+        default=10, ge=1, description="kinds with blocks: evenly spaced timesteps that blocks are scored at"
+    )
     batch_size: int = Field(
         default=128, ge=1, description="images per backward pass (memory only; the scores stay the same)"
     )

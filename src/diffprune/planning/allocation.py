@@ -30,7 +30,7 @@ def allocate(
 
     progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
-    ratios = {g.name: _ratio(g, options) * progress for g in groups}
+    ratios = {g.name: options.ratio_of(producers(g)) * progress for g in groups}
     values = {g.name: scores.values[g.name].view(g.balance, -1) for g in groups}
     removed = {g.name: min(_share_of(g, ratios[g.name]), _limit(g, options)) for g in groups}
     if options.ranking != "local":
@@ -42,10 +42,10 @@ def allocate(
 def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
     """Raise OptionError for patterns that match no layer and kinds that the model does not have."""
     layers = {layer for g in groups for layer in producers(g)}
-    idle = [pattern for pattern in options.patterns() if not matches(pattern, sorted(layers))]
-    found = sorted({g.kind for g in groups})
-    lines = [f"  {p!r} matches no prunable layer; they are named such as {min(layers)}" for p in idle]
-    lines += [f"  kinds: the model has no {k}, only {', '.join(found)}" for k in options.kinds or () if k not in found]
+    idle = [p for p in options.patterns() if not matches(p, sorted(layers))]
+    lacking = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
+    lines = [f"  kinds: the model has no {kind} that can go" for kind in lacking]
+    lines += [f"  {p!r} matches no prunable layer; they are named such as {min(layers, default='none')}" for p in idle]
     if lines:
         raise OptionError("the plan cannot be made:\n" + "\n".join(lines))
 
@@ -53,12 +53,6 @@ def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
 def producers(group: Group) -> list[str]:
     """The layers whose rows the units of a group are."""
     return [part.module for part in group.slices if part.dim == "out"] or [group.name]
-
-
-def _ratio(group: Group, options: BudgetOptions) -> float:
-    if options.kinds is not None and group.kind not in options.kinds:
-        return 0.0
-    return options.ratio_of(producers(group))
 
 
 def _share_of(group: Group, ratio: float) -> int:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
 from diffprune.errors import PlanError
-from diffprune.groups import Group
+from diffprune.groups import Group, fixed_blocks
 from diffprune.models.cost import Cost
 from diffprune.records import write_whole
 
@@ -22,7 +22,7 @@ class KeptUnits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["channels", "heads"]
+    kind: Literal["channels", "heads", "blocks"]
     num_units: int
     kept: tuple[int, ...]
 
@@ -69,6 +69,11 @@ class Plan(BaseModel):
             "attention_macs_after": self.after.attention_macs,
         }
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The kinds of units that it chooses among."""
+        return frozenset(units.kind for units in self.groups.values())
+
     def check_fits(self, denoiser: nn.Module, groups: Sequence[Group]) -> None:
         """Raise PlanError unless the plan was made for this architecture and names its groups and units."""
         if self.fingerprint != fingerprint(denoiser):
@@ -79,7 +84,7 @@ class Plan(BaseModel):
             )
         known = {g.name: g for g in groups}
         mistakes = [f"{name}: no such group" for name in self.groups if name not in known]
-        mistakes += [f"{name}: not in the plan" for name in known if name not in self.groups]
+        mistakes += [f"{g.name}: not in the plan" for g in groups if g.kind in self.kinds and g.name not in self.groups]
         for name, units in self.groups.items():
             group = known.get(name)
             if group is None:
@@ -94,6 +99,8 @@ class Plan(BaseModel):
                 mistakes.append(f"{name}: kept units must lie in 0..{group.num_units - 1}")
             elif group.balance > 1 and len({len(p) for p in _parts(units.kept, group)}) > 1:
                 mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
+            elif fixed := fixed_blocks(denoiser).get(name, set()) - {*units.kept}:
+                mistakes.append(f"{name}: block {min(fixed)} has to stay")
         if mistakes:
             raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
 

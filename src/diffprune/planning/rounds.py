@@ -1,7 +1,7 @@
 """Scores and allocation, in one step or in several with the scores recomputed on what is left."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -9,10 +9,11 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from diffprune.criteria import CRITERIA, Scores
+from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
+from diffprune.criteria.blocks import with_fixed
 from diffprune.data.calibration import Calibration
-from diffprune.groups import Group, find_groups, kept_indices
-from diffprune.models.resize import shrink
+from diffprune.groups import Group, kept_blocks, select_groups, smaller
+from diffprune.models.depth import moves, path_after
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
 from diffprune.planning.allocation import allocate
@@ -20,49 +21,68 @@ from diffprune.planning.allocation import allocate
 GONE = float("-inf")
 """Score of a unit that an earlier round has removed."""
 
+Kept = dict[str, tuple[int, ...]]
+"""Group name -> units that stay."""
+
 
 @dataclass(frozen=True)
 class Choice:
-    """Group name -> units that stay; details: facts of the criterion, of the last round."""
+    """What stays, by which criteria, and facts about their last round."""
 
-    kept: dict[str, tuple[int, ...]]
+    kept: Kept
+    criterion: str
     details: dict[str, Any]
 
 
 def choose_units(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
 ) -> Choice:
-    """Score the units of a denoiser by `options.criterion` and choose which stay.
+    """Score the units of a denoiser by `options.criterion`, its blocks by `options.block_criterion`; choose what stays.
 
     With several rounds, round r of R reaches r / R of the ratio, on the scores of the model that the round before has
     left; a unit that is gone stays gone.
     """
-    kept = {g.name: tuple(range(g.num_units)) for g in groups}
-    details: dict[str, Any] = {}
+    kept: Kept = {g.name: tuple(range(g.num_units)) for g in groups}
+    scores = Scores("", {})
     for number in range(1, options.rounds + 1):
-        left = denoiser if number == 1 else shrink(denoiser, kept_indices(groups, kept, denoiser))
-        scores = _score(left, groups if number == 1 else find_groups(left), calibration, options)
-        details = dict(scores.details)
-        kept = allocate(groups, _of_all(groups, kept, scores), options, progress=number / options.rounds)
-    return Choice(kept, details)
+        left, there = denoiser, groups
+        if number > 1:
+            left = smaller(denoiser, groups, kept)
+            there = select_groups(left, {g.kind for g in groups})
+        scores = _score(left, there, calibration, options)
+        kept = allocate(groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
+    return Choice(kept, scores.criterion, dict(scores.details))
 
 
 def _score(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
 ) -> Scores:
+    """Scores of the units within layers, and of the blocks, by the criterion of each."""
     assert options.criterion is not None
-    criterion = CRITERIA[options.criterion]
-    if calibration is None:
-        return criterion(denoiser, groups, None, options)
+    units, blocks = [g for g in groups if g.kind != "blocks"], [g for g in groups if g.kind == "blocks"]
+    parts = []
     whole = denoiser if denoiser.dtype == torch.float32 else cast(Any, nn.Module).float(copy.deepcopy(denoiser))
-    with borrowed(whole, calibration.clean.device, gradients=True):
-        return criterion(whole, groups, calibration, options)
+    if calibration is None:
+        parts = [CRITERIA[options.criterion](denoiser, g, None, options) for g in (units, blocks) if g]
+    else:
+        if units:
+            with borrowed(whole, calibration.clean.device, gradients=True):
+                parts.append(CRITERIA[options.criterion](whole, units, calibration, options))
+        if blocks:
+            with borrowed(whole, calibration.clean.device):
+                parts.append(BLOCK_CRITERIA[options.block_criterion](whole, blocks, calibration, options))
+    values = {name: value for part in parts for name, value in part.values.items()}
+    values |= with_fixed(denoiser, {g.name: values[g.name] for g in blocks})
+    details = {name: fact for part in parts for name, fact in part.details.items()}
+    return Scores(" and ".join(dict.fromkeys(part.criterion for part in parts)), values, details)
 
 
-def _of_all(groups: Sequence[Group], kept: dict[str, tuple[int, ...]], scores: Scores) -> Scores:
-    """Scores of the units that are left, at their places among all units."""
+def _of_all(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], scores: Scores) -> Scores:
+    """Scores of the units that are left, at their places among all units of the original groups."""
+    moved = moves(denoiser, kept_blocks(groups, kept))
     values = {}
     for group in groups:
         values[group.name] = torch.full((group.num_units,), GONE, dtype=torch.float64)
-        values[group.name][torch.tensor(kept[group.name])] = scores.values[group.name]
+        name = path_after(group.name, moved)
+        values[group.name][torch.tensor(kept[group.name])] = 0.0 if name is None else scores.values[name]
     return Scores(scores.criterion, values, scores.details)

@@ -1,6 +1,6 @@
 """Stage `plan`: score the units of a model and choose which stay."""
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ from torch import nn
 
 from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
 from diffprune.errors import FolderError, ModelError, OptionError
-from diffprune.groups import Group, find_groups, kept_indices
+from diffprune.groups import Group, kept_blocks, select_groups, smaller
 from diffprune.models.cost import cost_of
+from diffprune.models.depth import moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
 from diffprune.models.process import process_of
-from diffprune.models.resize import on_meta, shrink
+from diffprune.models.resize import on_meta
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
@@ -44,27 +45,29 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
             f"criterion {criterion!r} needs weights, this is an architecture alone; "
             "leave the criterion out for a forecast of the sizes, or give a pretrained model"
         )
-    if criterion not in UNCALIBRATED_CRITERIA and options.data is None:
+    calibrated = criterion not in UNCALIBRATED_CRITERIA or ("blocks" in (options.kinds or ()) and criterion != "random")
+    if calibrated and options.data is None:
         raise OptionError(
-            f"criterion {criterion!r} needs calibration images: give data (a folder, a parquet file, a dataset id "
+            f"{'criterion ' + repr(criterion) if criterion not in UNCALIBRATED_CRITERIA else 'the score of blocks'} "
+            "needs calibration images: give data (a folder, a parquet file, a dataset id "
             "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
     options = options.model_copy(update={"criterion": criterion})
-    groups = find_groups(denoiser)
+    groups = select_groups(denoiser, options.kinds)
     check_patterns(groups, options)
-    calibration = _calibration(model, denoiser, options) if criterion not in UNCALIBRATED_CRITERIA else None
+    calibration = _calibration(model, denoiser, options) if calibrated else None
     chosen = choose_units(denoiser, groups, calibration, options)
     kept = chosen.kept
-    small = shrink(on_meta(denoiser), kept_indices(groups, kept, denoiser))
+    small = smaller(on_meta(denoiser), groups, kept)
     return Plan(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
-        criterion=criterion,
+        criterion=chosen.criterion,
         options=options.resolved(),
         details=chosen.details,
         before=cost_of(denoiser),
         after=cost_of(small),
-        layers={path: sizes for path, sizes in _layer_sizes(denoiser, small) if sizes[0]},
+        layers=_layer_sizes(denoiser, small, moves(denoiser, kept_blocks(groups, kept))),
         groups={g.name: _units(g, kept[g.name]) for g in groups},
     )
 
@@ -124,9 +127,13 @@ def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Ca
     return calibrate(images, process, options, device)
 
 
-def _layer_sizes(before: ModelMixin, after: ModelMixin) -> Iterator[tuple[str, tuple[int, int]]]:
-    for (path, old), new in zip(before.named_modules(), after.modules(), strict=True):
-        yield path, (_own_params(old), _own_params(new))
+def _layer_sizes(
+    before: ModelMixin, after: ModelMixin, moved: Mapping[str, Mapping[int, int]]
+) -> dict[str, tuple[int, int]]:
+    """Parameters of each layer before and after; 0 after where its block is gone."""
+    sizes = {path: _own_params(module) for path, module in before.named_modules()}
+    left = {path: _own_params(module) for path, module in after.named_modules()}
+    return {path: (size, left.get(path_after(path, moved) or "", 0)) for path, size in sizes.items() if size}
 
 
 def _own_params(module: nn.Module) -> int:

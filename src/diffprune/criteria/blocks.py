@@ -1,0 +1,31 @@
+"""What block criteria share: the batches they look at, and blocks that have to stay."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.criteria.gradients import scored_timesteps
+from diffprune.data.calibration import Calibration, NoisyBatch
+from diffprune.groups import fixed_blocks
+from diffprune.options import PlanOptions
+
+STAYS = float("inf")
+"""Score of a block that has to stay."""
+
+
+def block_batches(calibration: Calibration, options: PlanOptions) -> list[NoisyBatch]:
+    """The calibration images at `options.block_timesteps` timesteps, evenly spaced among those to be scored."""
+    known = scored_timesteps(calibration.num_timesteps, options)
+    num = min(options.block_timesteps, len(known))
+    timesteps = [known[int((i + 0.5) * len(known) / num)] for i in range(num)]
+    return [batch for t in timesteps for batch in calibration.batches(t, options.batch_size)]
+
+
+def with_fixed(denoiser: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Scores with those of the blocks that have to stay above all others."""
+    fixed = fixed_blocks(denoiser)
+    return {
+        name: torch.tensor([STAYS if i in fixed[name] else float(v) for i, v in enumerate(scores)], dtype=torch.float64)
+        for name, scores in values.items()
+    }

@@ -1,0 +1,66 @@
+"""Block scores by direction: how much a block turns what passes through it."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from diffprune.criteria.blocks import block_batches, with_fixed
+from diffprune.criteria.scores import Scores
+from diffprune.data.calibration import Calibration
+from diffprune.groups import Group
+from diffprune.models.depth import block_lists
+from diffprune.models.families import predict
+from diffprune.options import PlanOptions
+from diffprune.progress import progress
+
+
+@torch.no_grad()
+def cosine(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions) -> Scores:
+    """1 - cosine similarity of each token before and after the block, the mean over tokens, images and timesteps.
+
+    Blocks of several streams (image and text) count the mean of their streams. Source: the block influence of
+    ShortGPT (Men et al. 2024).
+    """
+    total = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
+    handles = []
+    for found in block_lists(denoiser):
+        for path in found.paths:
+            for block, module in enumerate(denoiser.get_submodule(path).children()):
+
+                def add(
+                    module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = found.name, block: int = block
+                ) -> None:
+                    total[name][block] += _turned([*args, *kwargs.values()], output)
+
+                handles.append(module.register_forward_hook(add, with_kwargs=True))
+    batches = block_batches(calibration, options)
+    try:
+        with progress("blocks", len(batches), "batches") as advance:
+            for batch in batches:
+                predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+                advance(1, "")
+    finally:
+        for handle in handles:
+            handle.remove()
+    num_images = sum(len(batch.noisy) for batch in batches)
+    return Scores("cosine", with_fixed(denoiser, {name: sums / num_images for name, sums in total.items()}))
+
+
+def _turned(inputs: Sequence[Any], output: Any) -> float:
+    """1 - cosine, summed over images: of each output stream and the input of its shape that is nearest to it."""
+    streams = [x for x in (output if isinstance(output, tuple) else (output,)) if isinstance(x, Tensor)]
+    known = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+    turned = []
+    for stream in streams:
+        near = [
+            1 - functional.cosine_similarity(x.float(), stream.float(), dim=-1)
+            for x in known
+            if x.shape == stream.shape
+        ]
+        if near:
+            turned.append(min(float(d.flatten(1).mean(1).double().sum()) for d in near))
+    assert turned, "a block gives nothing of the shape of what it takes"
+    return sum(turned) / len(turned)
