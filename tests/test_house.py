@@ -85,7 +85,7 @@ def test_criteria_do_not_know_each_other() -> None:
 
 def test_only_groups_and_costs_know_torch_pruning() -> None:
     users = {str(p.relative_to(SOURCE)) for p in modules() if any(n.startswith("torch_pruning") for n in imports_of(p))}
-    assert users == {"groups/unet.py", "models/cost.py"}
+    assert users == {"groups/graph.py", "models/cost.py"}
 
 
 def test_no_module_makes_one_scroll() -> None:

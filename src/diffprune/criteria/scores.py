@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.groups import Group
-from diffprune.models.resize import AXES, layer_type
+from diffprune.models.resize import AXES, is_weighted, layer_type
+
+__all__ = ["Scores", "is_weighted", "sum_by_unit"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,6 @@ class Scores:
     criterion: str
     values: Mapping[str, Tensor]
     details: Mapping[str, Any] = field(default_factory=dict)
-
-
-def is_weighted(layer: nn.Module) -> bool:
-    """True for the layers whose weights enter scores: convolutions and linears."""
-    return isinstance(layer, nn.Conv2d | nn.Linear)
 
 
 def sum_by_unit(group: Group, model: nn.Module, terms: Mapping[str, Tensor]) -> Tensor:

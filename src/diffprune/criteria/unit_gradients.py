@@ -12,6 +12,7 @@ from diffprune.criteria.gradients import Losses, check_loss, scored_timesteps
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.models.families import Dim, predict
+from diffprune.models.resize import CHANNELS_FIRST
 from diffprune.options import PlanOptions
 from diffprune.progress import progress
 
@@ -96,7 +97,7 @@ def _recording(denoiser: nn.Module, places: Sequence[Place]) -> Iterator[dict[Pl
 def _by_channel(layer: nn.Module, tensor: Tensor, gradient: Tensor) -> Tensor:
     """Sum of tensor * gradient over positions: (images, channels), float64."""
     product = tensor.double() * gradient.double()
-    axis = 1 if isinstance(layer, nn.Conv2d | nn.GroupNorm) else product.ndim - 1
+    axis = 1 if isinstance(layer, CHANNELS_FIRST) else product.ndim - 1
     others = [d for d in range(1, product.ndim) if d != axis]
     return product.sum(others).cpu() if others else product.cpu()
 

@@ -1,12 +1,13 @@
 """Which units of a denoiser can only be removed together."""
 
 from diffprune.groups.blocks import find_blocks, fixed_blocks, kept_blocks
-from diffprune.groups.group import Group, Slice, kept_indices
+from diffprune.groups.finding import find_groups
+from diffprune.groups.group import Count, Group, Slice, kept_indices
 from diffprune.groups.removal import smaller
 from diffprune.groups.selection import select_groups
-from diffprune.groups.unet import find_groups
 
 __all__ = [
+    "Count",
     "Group",
     "Slice",
     "find_blocks",

@@ -2,15 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffprune.models.families import Dim
-from diffprune.models.resize import Kept, width
-
-Kind = Literal["channels", "heads", "blocks"]
+from diffprune.models.resize import Kept, Place, number, width
+from diffprune.options import Kind
 
 
 @dataclass(frozen=True)
@@ -27,6 +25,15 @@ class Slice:
 
 
 @dataclass(frozen=True)
+class Count:
+    """A whole number that a module holds and that falls by `per_unit` with every unit removed."""
+
+    module: str
+    attribute: str
+    per_unit: int
+
+
+@dataclass(frozen=True)
 class Group:
     """Units that are removed from all their slices at once.
 
@@ -39,14 +46,16 @@ class Group:
     num_units: int
     slices: tuple[Slice, ...]
     balance: int = 1
+    counts: tuple[Count, ...] = ()
 
 
 def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> Kept:
-    """Rows and columns that remain in every layer when each group keeps the named units only.
+    """What remains of the model when each group keeps the named units only.
 
     kept_units: group name -> units to keep; groups that are not named keep all.
     """
-    masks: dict[tuple[str, Dim], Tensor] = {}
+    masks: dict[Place, Tensor] = {}
+    numbers: dict[tuple[str, str], int] = {}
     for group in groups:
         if group.name not in kept_units:
             continue
@@ -57,4 +66,8 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
             mask = masks.setdefault((part.module, part.dim), torch.ones(size, dtype=torch.bool))
             rows = removed.repeat_interleave(part.width)
             mask[part.start : part.start + len(rows)] &= ~rows
-    return {place: mask.nonzero().flatten() for place, mask in masks.items()}
+        for count in group.counts:
+            now = numbers.get((count.module, count.attribute))
+            before = number(model.get_submodule(count.module), count.attribute) if now is None else now
+            numbers[count.module, count.attribute] = (before or 0) - int(removed.sum()) * count.per_unit
+    return Kept({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers)

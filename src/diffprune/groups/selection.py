@@ -5,8 +5,8 @@ from collections.abc import Collection
 from torch import nn
 
 from diffprune.groups.blocks import find_blocks
+from diffprune.groups.finding import find_groups
 from diffprune.groups.group import Group
-from diffprune.groups.unet import find_groups
 
 
 def select_groups(denoiser: nn.Module, kinds: Collection[str] | None) -> tuple[Group, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 import torch
 import torch_pruning
 from torch import nn
+from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -55,7 +56,7 @@ def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: floa
     """Median time of one forward pass in milliseconds, on the model's device and in its dtype."""
     parameter = next(denoiser.parameters())
     inputs = family_of(denoiser).example_inputs(denoiser, batch_size, parameter.device)
-    inputs = {k: v.to(parameter.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    inputs = tree_map(lambda v: v.to(parameter.dtype) if v.is_floating_point() else v, inputs)
     was_training = denoiser.training
     denoiser.eval()
     with torch.no_grad():

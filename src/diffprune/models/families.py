@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from diffprune.errors import ModelError
+from diffprune.models.inputs import Inputs, unet2d_condition_inputs, unet2d_inputs
 
-Inputs = dict[str, Any]
 Dim = Literal["out", "in"]
 
 
@@ -26,22 +26,9 @@ class Family:
     example_inputs: Callable[[nn.Module, int, torch.device], Inputs]
 
 
-def _unet2d_inputs(model: nn.Module, batch_size: int, device: torch.device) -> Inputs:
-    config: Any = model.config
-    size = config.sample_size or 32
-    height, width = (size, size) if isinstance(size, int) else size
-    inputs: Inputs = {
-        "sample": torch.zeros(batch_size, config.in_channels, height, width, device=device),
-        "timestep": torch.zeros(batch_size, dtype=torch.long, device=device),
-    }
-    if config.num_class_embeds is not None or config.class_embed_type is not None:
-        dtype = torch.float32 if config.class_embed_type == "identity" else torch.long
-        inputs["class_labels"] = torch.zeros(batch_size, dtype=dtype, device=device)
-    return inputs
-
-
 FAMILIES: Mapping[str, Family] = {
-    "UNet2DModel": Family("UNet2DModel", fixed_outputs=("conv_out",), example_inputs=_unet2d_inputs),
+    "UNet2DModel": Family("UNet2DModel", fixed_outputs=("conv_out",), example_inputs=unet2d_inputs),
+    "UNet2DConditionModel": Family("UNet2DConditionModel", ("conv_out",), unet2d_condition_inputs),
 }
 """By the name of the diffusers class."""
 
@@ -63,6 +50,12 @@ MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
         "inner_kv_dim": ("to_k", "out"),
         "out_dim": ("to_out.0", "out"),
     },
+    "Transformer2DModel": {
+        "in_channels": ("norm", "out"),
+        "inner_dim": ("proj_in", "out"),
+        "out_channels": ("proj_out", "out"),
+    },
+    "BasicTransformerBlock": {"dim": ("norm1", "out"), "cross_attention_dim": ("attn2.to_k", "in")},
 }
 """Attributes of diffusers modules, or of modules below, that repeat a width: attribute -> (layer below, dimension)."""
 

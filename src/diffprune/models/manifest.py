@@ -11,7 +11,17 @@ from torch import nn
 
 from diffprune.errors import ManifestError
 from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS
-from diffprune.models.resize import AXES, WIDTH_ATTRIBUTES, WIDTHS, layer_type, width
+from diffprune.models.resize import (
+    AXES,
+    CONVOLUTIONS,
+    WIDTH_ATTRIBUTES,
+    WIDTHS,
+    fit_processors,
+    layer_type,
+    number,
+    set_number,
+    width,
+)
 from diffprune.options import explain
 from diffprune.records import read_json
 
@@ -58,9 +68,9 @@ def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, A
     modules: dict[str, dict[str, int]] = {}
     for (path, ours), theirs in zip(model.named_modules(), stock.modules(), strict=True):
         changed = {
-            name: getattr(ours, name)
+            name: value
             for name in sorted(WIDTH_ATTRIBUTES & vars(ours).keys())
-            if _is_int(getattr(ours, name)) and getattr(ours, name) != getattr(theirs, name)
+            if (value := number(ours, name)) is not None and value != number(theirs, name)
         }
         if changed:
             modules[path] = changed
@@ -82,10 +92,11 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
     for path, changes in manifest.modules.items():
         module = model.get_submodule(path)
         for name, value in changes.items():
-            setattr(module, name, value)
+            set_number(module, name, value)
         kind = layer_type(module)
         if kind is not None:
             _allocate(module, kind)
+    fit_processors(model)
 
 
 def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> list[str]:
@@ -97,10 +108,10 @@ def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> lis
             continue
         module = known[path]
         for name, value in changes.items():
-            stock = vars(module).get(name)
-            if name not in WIDTH_ATTRIBUTES or not _is_int(stock):
+            stock = number(module, name)
+            if name not in WIDTH_ATTRIBUTES or stock is None:
                 found.append(f"{path}.{name}: not a width of a {type(module).__name__}")
-            elif not 1 <= value <= int(stock or 0):
+            elif not 1 <= value <= stock:
                 found.append(f"{path}.{name}: got {value}, expected 1 to {stock} (the stock width)")
         channels = changes.get("num_channels", getattr(module, "num_channels", None))
         groups = changes.get("num_groups", getattr(module, "num_groups", None))
@@ -117,7 +128,7 @@ def _disagreements(
     for attribute, (below, dim) in MIRRORS.get(type(module).__name__, {}).items():
         layer = known.get(f"{path}.{below}")
         kind = None if layer is None else layer_type(layer)
-        if layer is None or kind is None or getattr(module, attribute, None) != width(layer, dim):
+        if layer is None or kind is None or number(module, attribute) != width(layer, dim):
             continue
         told = modules.get(path, {}).get(attribute, width(layer, dim))
         there = modules.get(f"{path}.{below}", {}).get(WIDTHS[kind][dim], width(layer, dim))
@@ -139,8 +150,8 @@ def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:
             continue
         shape = list(parameter.shape)
         for dim, axis in axes.items():
-            shape[axis] = getattr(module, WIDTHS[kind][dim])
-            if dim == "in" and isinstance(module, nn.Conv2d):
+            shape[axis] = width(module, dim)
+            if dim == "in" and isinstance(module, CONVOLUTIONS):
                 shape[axis] //= module.groups
         smaller = torch.empty(shape, dtype=parameter.dtype, device=parameter.device)
         setattr(module, name, nn.Parameter(smaller, requires_grad=parameter.requires_grad))

@@ -2,31 +2,55 @@
 
 import copy
 from collections.abc import Mapping
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
+from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAddedKVProcessor2_0
+from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
 from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS, Dim
 
-Kept = Mapping[tuple[str, Dim], Tensor]
-"""(module path, dimension) -> indices to keep, int64, ascending."""
+Place = tuple[str, Dim]
+"""A layer's path, and which of its dimensions is meant."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What remains of a model.
+
+    rows: place -> indices to keep, int64, ascending. numbers: (module path, attribute) -> its new value.
+    """
+
+    rows: Mapping[Place, Tensor]
+    numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+
+_WEIGHTED: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}}
+_NORM: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0}, "bias": {"out": 0}}
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+CHANNELS_FIRST = (*CONVOLUTIONS, nn.GroupNorm)
+"""Layers whose channels are the second dimension of what they give; those of all others are the last."""
 
 AXES: Mapping[type[nn.Module], Mapping[str, Mapping[Dim, int]]] = {
-    nn.Conv2d: {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}},
-    nn.Linear: {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}},
-    nn.GroupNorm: {"weight": {"out": 0}, "bias": {"out": 0}},
+    **dict.fromkeys((*CONVOLUTIONS, nn.Linear), _WEIGHTED),
+    **dict.fromkeys((nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm), _NORM),
     nn.Embedding: {"weight": {"out": 1}},
 }
 """Which axis of which parameter a layer's `out` and `in` dimensions are."""
 
 WIDTHS: Mapping[type[nn.Module], Mapping[Dim, str]] = {
-    nn.Conv2d: {"out": "out_channels", "in": "in_channels"},
+    **{kind: {"out": "out_channels", "in": "in_channels"} for kind in CONVOLUTIONS},
     nn.Linear: {"out": "out_features", "in": "in_features"},
     nn.GroupNorm: {"out": "num_channels"},
+    nn.LayerNorm: {"out": "normalized_shape"},
+    nn.RMSNorm: {"out": "normalized_shape"},
+    RMSNorm: {"out": "dim"},
     nn.Embedding: {"out": "embedding_dim"},
 }
-"""Which attribute of a layer holds the size of its `out` and `in` dimensions."""
+"""Which attribute of a layer holds the size of its `out` and `in` dimensions; norms hold a tuple of one."""
 
 WIDTH_ATTRIBUTES = frozenset(
     {name for widths in WIDTHS.values() for name in widths.values()}
@@ -43,12 +67,30 @@ def layer_type(module: nn.Module) -> type[nn.Module] | None:
     return next((kind for kind in AXES if isinstance(module, kind)), None)
 
 
+def is_weighted(module: nn.Module) -> bool:
+    """True for layers that produce units of their own, and whose weights enter scores: convolutions and linears."""
+    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+
+
 def width(module: nn.Module, dim: Dim) -> int:
     """Size of a resizable layer's dimension."""
     kind = layer_type(module)
     if kind is None:
         raise TypeError(f"{type(module).__name__} is not a resizable layer")
-    return int(getattr(module, WIDTHS[kind][dim]))
+    return number(module, WIDTHS[kind][dim]) or 0
+
+
+def number(module: nn.Module, attribute: str) -> int | None:
+    """A whole number that a module holds, bare or as a tuple of one; None for anything else."""
+    value = vars(module).get(attribute)
+    if isinstance(value, tuple) and len(value) == 1:
+        value = value[0]
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def set_number(module: nn.Module, attribute: str, value: int) -> None:
+    """Change a number found by `number`; a tuple stays one."""
+    setattr(module, attribute, (value,) if isinstance(vars(module)[attribute], tuple) else value)
 
 
 def shrink(model: M, kept: Kept) -> M:
@@ -58,7 +100,7 @@ def shrink(model: M, kept: Kept) -> M:
     Only the smaller parameters are allocated.
     """
     replaced: dict[int, nn.Parameter] = {}
-    for (path, dim), indices in kept.items():
+    for (path, dim), indices in kept.rows.items():
         layer = model.get_submodule(path)
         kind = layer_type(layer)
         if kind is None:
@@ -71,12 +113,15 @@ def shrink(model: M, kept: Kept) -> M:
             smaller = current.detach().index_select(axes[dim], indices.to(current.device))
             replaced[id(parameter)] = nn.Parameter(smaller, requires_grad=parameter.requires_grad)
     small = copy.deepcopy(model, dict(replaced))
-    for (path, dim), indices in kept.items():
+    for (path, dim), indices in kept.rows.items():
         layer = small.get_submodule(path)
         kind = layer_type(layer)
         assert kind is not None
-        setattr(layer, WIDTHS[kind][dim], len(indices))
+        set_number(layer, WIDTHS[kind][dim], len(indices))
+    for (path, attribute), value in kept.numbers.items():
+        set_number(small.get_submodule(path), attribute, value)
     follow_widths(model, small)
+    fit_processors(small)
     return small
 
 
@@ -92,18 +137,30 @@ def follow_widths(before: nn.Module, after: nn.Module, *, heads: int | None = No
             owner, old_layer = _below(old, place), _below(old, below)
             if owner is None or old_layer is None or layer_type(old_layer) is None:
                 continue
-            if getattr(owner, name, None) != width(old_layer, dim):
-                continue
-            setattr(new.get_submodule(place), name, width(new.get_submodule(below), dim))
+            if number(owner, name) == width(old_layer, dim):
+                set_number(new.get_submodule(place), name, width(new.get_submodule(below), dim))
         if type(old).__name__ == "Attention" and getattr(old, "heads", 1) > 1:
             rows = width(new.get_submodule("to_q"), "out")
             head_dim = width(old.get_submodule("to_q"), "out") // int(old.heads)
-            number, rest = divmod(rows, head_dim if heads is None else heads)
-            if rest or not number:
+            count, rest = divmod(rows, head_dim if heads is None else heads)
+            if rest or not count:
                 kind = f"heads of {head_dim}" if heads is None else f"rows for each of {heads} heads"
                 raise ValueError(f"{path}: its {rows} rows are no whole number of {kind}")
             for attribute in HEAD_ATTRIBUTES:
-                setattr(new, attribute, number if heads is None else heads)
+                setattr(new, attribute, count if heads is None else heads)
+
+
+def fit_processors(model: nn.Module) -> None:
+    """Exchange attention processors that hold only where the heads are together as wide as the residual.
+
+    diffusers' `AttnAddedKVProcessor2_0` reshapes to the residual's width; `AttnAddedKVProcessor` does not.
+    """
+    for module in model.modules():
+        if not isinstance(getattr(module, "processor", None), AttnAddedKVProcessor2_0):
+            continue
+        attention: Any = module
+        if attention.to_q.out_features != attention.to_q.in_features:
+            attention.set_processor(AttnAddedKVProcessor())
 
 
 def on_meta(model: M) -> M:
@@ -117,3 +174,9 @@ def _below(module: nn.Module, path: str) -> nn.Module | None:
         return module.get_submodule(path)
     except AttributeError:
         return None
+
+
+def linear_below(module: nn.Module, path: str) -> nn.Linear | None:
+    """The linear layer at a path below a module; None where there is none."""
+    found = _below(module, path)
+    return found if isinstance(found, nn.Linear) else None

@@ -9,6 +9,7 @@ from diffprune.options.base import Options as Options
 from diffprune.options.base import explain as explain
 from diffprune.options.base import parse_options as parse_options
 from diffprune.options.budget import BudgetOptions as BudgetOptions
+from diffprune.options.budget import Kind as Kind
 from diffprune.options.conversion import ConvertOptions as ConvertOptions
 from diffprune.options.data import DataOptions as DataOptions
 from diffprune.options.evaluation import LONE_METRICS as LONE_METRICS

@@ -12,6 +12,7 @@ from torch import nn
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
 from diffprune.models.cost import Cost
+from diffprune.options import Kind
 from diffprune.records import write_whole
 
 _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
@@ -22,7 +23,7 @@ class KeptUnits(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["channels", "heads", "blocks"]
+    kind: Kind
     num_units: int
     kept: tuple[int, ...]
 

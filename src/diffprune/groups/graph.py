@@ -1,9 +1,9 @@
-"""Groups of convolutional UNets, read from torch-pruning's dependency graph."""
+"""Channels of convolutional UNets as groups, read from torch-pruning's dependency graph."""
 
 import contextlib
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,30 +12,29 @@ from torch import nn
 
 from diffprune.errors import ModelError
 from diffprune.groups.group import Group, Slice
-from diffprune.models.families import Dim, family_of
-from diffprune.models.resize import layer_type, on_meta
+from diffprune.models.families import Dim, Family
+from diffprune.models.resize import CONVOLUTIONS, is_weighted, layer_type, on_meta
 
 
-def find_groups(denoiser: nn.Module) -> tuple[Group, ...]:
-    """All groups of a denoiser, in the order of its layers.
+def channels(denoiser: nn.Module, family: Family, *, without: Sequence[Group]) -> list[Group]:
+    """The groups of channels of a denoiser.
 
     Traced on a copy on the meta device: no weights are needed. Channels that pass one or more GroupNorms are
-    balanced over their norm groups; rows of an attention with several heads are grouped into whole heads.
-    Channels that do not divide evenly over their norm groups cannot be balanced: that group is left out.
-    Raises ModelError for a class that is not served. Source: DepGraph (Fang et al. 2023), by torch-pruning.
+    balanced over their norm groups. Channels that do not divide evenly over them cannot be: that group is left out.
+    without: groups that are known already; what their layers give is not looked at.
+    Source: DepGraph (Fang et al. 2023), by torch-pruning.
     """
-    family = family_of(denoiser)
     shadow = on_meta(denoiser)
     shadow.requires_grad_(True)
     inputs = family.example_inputs(shadow, 1, torch.device("meta"))
     with contextlib.redirect_stdout(io.StringIO()):
         graph = torch_pruning.DependencyGraph().build_dependency(shadow, inputs)
     names = {module: name for name, module in shadow.named_modules()}
-    order = {name: position for position, name in enumerate(names.values())}
-    fixed = [shadow.get_submodule(path) for path in family.fixed_outputs]
-    roots = graph.get_all_groups(ignored_layers=fixed, root_module_types=[nn.Conv2d, nn.Linear])
+    known = {part.module for group in without for part in group.slices if part.dim == "out"}
+    fixed = [shadow.get_submodule(path) for path in (*family.fixed_outputs, *sorted(known))]
+    roots = graph.get_all_groups(ignored_layers=fixed, root_module_types=[*CONVOLUTIONS, nn.Linear])
     groups = [_group(graph, _narrowest(graph, root), names, shadow) for root in roots]
-    return tuple(sorted((g for g in groups if g.num_units % g.balance == 0), key=lambda g: order[g.name]))
+    return [group for group in groups if group.num_units % group.balance == 0]
 
 
 def _narrowest(graph: Any, group: Any) -> Any:
@@ -63,19 +62,15 @@ def _group(graph: Any, traced: Any, names: dict[nn.Module, str], model: nn.Modul
             slices.append(Slice(names[module], dim, start, size))
         if isinstance(module, nn.GroupNorm):
             balance = math.lcm(balance, module.num_groups)
-    producers = [
-        s.module for s in slices if s.dim == "out" and layer_type(model.get_submodule(s.module)) is not nn.GroupNorm
-    ]
+    producers = [s.module for s in slices if s.dim == "out" and is_weighted(model.get_submodule(s.module))]
     order = {name: position for position, name in enumerate(names.values())}
-    group = Group(
+    return Group(
         name=min(producers, key=order.__getitem__),
         kind="channels",
         num_units=num_units,
         slices=tuple(sorted(set(slices), key=lambda s: (order[s.module], s.dim, s.start))),
         balance=balance,
     )
-    heads = _num_heads(group, model)
-    return _whole_heads(group, heads) if heads > 1 else group
 
 
 def _runs(pairs: list[tuple[int, int]], num_units: int, name: str) -> Iterable[tuple[int, int]]:
@@ -91,22 +86,6 @@ def _runs(pairs: list[tuple[int, int]], num_units: int, name: str) -> Iterable[t
     return [(start, size) for start in starts]
 
 
-def _num_heads(group: Group, model: nn.Module) -> int:
-    for part in group.slices:
-        parent, _, last = part.module.rpartition(".")
-        if part.dim == "out" and last in ("to_q", "to_k", "to_v"):
-            return int(getattr(model.get_submodule(parent), "heads", 1))
-    return 1
-
-
-def _whole_heads(group: Group, heads: int) -> Group:
-    head_dim, rest = divmod(group.num_units, heads)
-    if rest:
-        raise ModelError(f"{group.name}: {group.num_units} rows are not {heads} equal heads")
-    slices = tuple(Slice(s.module, s.dim, s.start, s.width * head_dim) for s in group.slices)
-    return Group(group.name, "heads", heads, slices)
-
-
 def _is_output(graph: Any, item: Any) -> bool:
     module = item.dep.target.module
-    return isinstance(module, nn.Conv2d | nn.Linear) and graph.is_out_channel_pruning_fn(item.dep.handler)
+    return is_weighted(module) and graph.is_out_channel_pruning_fn(item.dep.handler)
