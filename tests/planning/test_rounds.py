@@ -33,6 +33,24 @@ def test_the_ratio_of_some_layers_is_given_by_pattern(capsys: pytest.CaptureFixt
     assert params("0.5") < params("0.5", "up_blocks.*=0.1") < params("0.1", "up_blocks.*=0.1") == params("0.1")
 
 
+@pytest.mark.parametrize("budget", ["params", "macs"])
+@pytest.mark.parametrize("ranking", ["local", "global"])
+def test_a_budget_is_met_from_below(budget: str, ranking: str, unet: UNet2DModel) -> None:
+    plan = diffprune.plan(unet, criterion="magnitude", ranking=ranking, **{budget: 0.6})
+    share = getattr(plan.after, budget) / getattr(plan.before, budget)
+    assert 0.55 < share <= 0.6
+
+
+def test_rounds_reach_a_budget_too(unet: UNet2DModel) -> None:
+    plan = diffprune.plan(unet, criterion="magnitude", params=0.6, rounds=2, ranking="global")
+    assert 0.5 < plan.after.params / plan.before.params <= 0.6
+
+
+def test_a_budget_that_cannot_be_met_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ddpm-digits", "--macs", "0.1", "--ignore", "up_blocks.*"]) == 2
+    assert "the budget cannot be met" in capsys.readouterr().err
+
+
 def test_a_pattern_that_matches_nothing_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ddpm-digits", "--ratio", "0.5", "upblocks.*=0.1", "--kinds", "neurons"]) == 2
     message = capsys.readouterr().err

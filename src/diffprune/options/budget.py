@@ -35,6 +35,15 @@ class BudgetOptions(Options):
         description="share of units to remove, between 0 and 1; for some layers another one by pattern, such as "
         "0.3 'down_blocks.0.*=0.1' (the last pattern that matches counts)",
     )
+    params: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="budget: share of the parameters that stays at most; ratios then only say how layers compare",
+    )
+    macs: float | None = Field(
+        default=None, gt=0, lt=1, description="budget: share of the MACs that stays at most, as params"
+    )
     kinds: tuple[Kind, ...] | None = Field(
         default=None,
         min_length=1,

@@ -16,13 +16,10 @@ from diffprune.groups import Group, kept_blocks, select_groups, smaller
 from diffprune.models.depth import moves, path_after
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
-from diffprune.planning.allocation import allocate
+from diffprune.planning.fitting import Kept, fit
 
 GONE = float("-inf")
 """Score of a unit that an earlier round has removed."""
-
-Kept = dict[str, tuple[int, ...]]
-"""Group name -> units that stay."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def choose_units(
 ) -> Choice:
     """Score the units of a denoiser by `options.criterion`, its blocks by `options.block_criterion`; choose what stays.
 
-    With several rounds, round r of R reaches r / R of the ratio, on the scores of the model that the round before has
+    With several rounds, round r of R goes r / R of the way, on the scores of the model that the round before has
     left; a unit that is gone stays gone.
     """
     kept: Kept = {g.name: tuple(range(g.num_units)) for g in groups}
@@ -50,7 +47,7 @@ def choose_units(
             left = smaller(denoiser, groups, kept)
             there = select_groups(left, {g.kind for g in groups})
         scores = _score(left, there, calibration, options)
-        kept = allocate(groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
+        kept = fit(denoiser, groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
     return Choice(kept, scores.criterion, dict(scores.details))
 
 
