@@ -53,7 +53,7 @@ def _check_no_resolution(resolution: int | None, source: Path) -> None:
 
 @contextmanager
 def _files(folder: Path) -> Iterator[Archive]:
-    files = sorted(path for path in folder.rglob("*") if is_image(path.name))
+    files = sorted(path for path in folder.rglob("*") if is_image(path.relative_to(folder)))
     names = _unique([path.name for path in files], folder)
     yield Archive(
         len(files), (Item(n, functools.partial(_read, p.read_bytes, p)) for n, p in zip(names, files, strict=True))
@@ -63,7 +63,7 @@ def _files(folder: Path) -> Iterator[Archive]:
 @contextmanager
 def _zipped(source: Path) -> Iterator[Archive]:
     with zipfile.ZipFile(source) as archive:
-        members = sorted(name for name in archive.namelist() if is_image(PurePosixPath(name).name))
+        members = sorted(name for name in archive.namelist() if is_image(PurePosixPath(name)))
         names = _unique([PurePosixPath(member).name for member in members], source)
 
         def item(name: str, member: str) -> Item:

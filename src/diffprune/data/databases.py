@@ -74,7 +74,7 @@ def _suffix(reading: Any, prefix: bytes, folder: Path) -> str:
         try:
             with Image.open(io.BytesIO(reading.get(key))) as image:
                 return _SUFFIXES[image.format or ""]
-        except (OSError, KeyError):
+        except (OSError, KeyError, Image.DecompressionBombError):
             continue
     decode(io.BytesIO(reading.get(next(_keys(reading, prefix)))), f"the first value of {folder}")
     raise DataError(f"{folder} holds images of a kind other than {', '.join(_SUFFIXES)}")

@@ -162,12 +162,12 @@ def _attempts(
 def image_files(folder: Path) -> list[Path]:
     """All image files below a folder, sorted by path; raises DataError when it is missing or holds none.
 
-    Of a folder that `sample` has made, those at its top.
+    Hidden files and folders are left out. Of a folder that `sample` has made, those at its top.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
     found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
-    files = sorted(path for path in found if is_image(path.name))
+    files = sorted(path for path in found if is_image(path.relative_to(folder)))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files

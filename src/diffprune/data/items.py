@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import PurePath
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -22,6 +23,7 @@ class Archive:
     items: Iterator[Item]
 
 
-def is_image(name: str) -> bool:
-    """Whether a file of this name (without folders) counts as an image."""
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+def is_image(path: PurePath) -> bool:
+    """Whether a file at this path inside a folder or archive counts as an image; hidden ones and macOS's do not."""
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+    return path.name.lower().endswith(SUFFIXES) and not hidden

@@ -7,13 +7,15 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffprune.data.images import load_image
+
 GRID_COLUMNS, GRID_ROWS = 12, 5
 BEFORE, AFTER = "#c9d3de", "#2f6f9f"
 
 
 def image_grid(paths: Sequence[Path]) -> bytes:
     """The first images of a folder side by side, 12 to a row, 5 rows at most."""
-    images = [Image.open(path).convert("RGB") for path in paths[: GRID_COLUMNS * GRID_ROWS]]
+    images = [load_image(path).convert("RGB") for path in paths[: GRID_COLUMNS * GRID_ROWS]]
     width, height = max(i.width for i in images), max(i.height for i in images)
     rows = -(-len(images) // GRID_COLUMNS)
     sheet = Image.new("RGB", (GRID_COLUMNS * (width + 2) - 2, rows * (height + 2) - 2), "white")

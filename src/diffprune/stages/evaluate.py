@@ -155,6 +155,5 @@ def _batches(images: ImageSet, num: int, size: int) -> list[Tensor]:
 
 
 def _pixels(path: Path) -> Tensor:
-    image = load_image(path)
-    pixels: Tensor = pil_to_tensor(image.convert("L" if image.mode in ("1", "L", "LA") else "RGB"))
+    pixels: Tensor = pil_to_tensor(load_image(path))
     return pixels.float() / 255
