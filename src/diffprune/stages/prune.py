@@ -9,6 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import Model, denoiser_component, denoiser_of, load_model
+from diffprune.models.precision import in_stored_dtype
 from diffprune.options import PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
 from diffprune.records import Existing, run_record
@@ -64,7 +65,7 @@ def prune_stage(
             model = load_model(source)
             whole = model.pipeline or model.denoiser
             plan = read_plan(plan_file) if plan_file is not None else make_plan(whole, plan_options)
-            carry_out(whole, plan, options).save_pretrained(run.folder)
+            in_stored_dtype(carry_out(whole, plan, options), source).save_pretrained(run.folder)
             plan.save(run.folder / "plan.json")
             carry_card(source, run.folder, _paragraph(model, plan, options))
             run.result = plan.summary()

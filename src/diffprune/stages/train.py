@@ -16,6 +16,7 @@ from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model
+from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
@@ -70,7 +71,7 @@ def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refus
     ) as run:
         if not run.finished_before:
             pipeline = untrained(options)
-            run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options, None)
+            run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options)
         return run.result
 
 
@@ -90,21 +91,29 @@ def finetune_stage(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            run.result = _train_into(run.folder, model.pipeline, images, options, original)
+            run.result = _train_into(run.folder, model.pipeline, images, options, teacher=original, source=source)
             if process_state(options.device).is_main_process:
                 carry_card(source, run.folder, _paragraph(options, teacher))
         return run.result
 
 
 def _train_into(
-    folder: Path, pipeline: Any, images: ImageSet, options: TrainingOptions, teacher: nn.Module | None
+    folder: Path,
+    pipeline: Any,
+    images: ImageSet,
+    options: TrainingOptions,
+    *,
+    teacher: nn.Module | None = None,
+    source: str | None = None,
 ) -> dict[str, Any]:
+    """Train into a folder. source: MODEL whose dtypes the result is saved in, None for float32."""
     trained, history = train_denoiser(
         denoiser_of(pipeline), process_of(pipeline), images, options,
         folder=folder, teacher=teacher, preview=_preview(pipeline, options),
     )  # fmt: skip
     if process_state(options.device).is_main_process:
-        _publish(with_denoiser(pipeline, trained), folder)
+        whole = with_denoiser(pipeline, trained)
+        _publish(whole if source is None else in_stored_dtype(whole, source), folder)
     return {
         "num_images": len(images),
         "num_corrupt": images.num_corrupt,

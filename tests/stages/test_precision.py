@@ -1,0 +1,72 @@
+"""Folders in half precision: scored and trained in float32, left in the dtype they came in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diffprune
+from diffprune.cli import main
+from diffprune.models.precision import stored_dtypes
+from diffprune.options import PlanOptions
+from diffprune.stages.plan import make_plan
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+TINY = ["--num-calibration-images", "2", "--timestep-stride", "500", "--device", "cpu"]
+
+
+def saved(folder: Path, dtype: torch.dtype) -> Path:
+    """The digits pipeline, saved in a dtype by diffusers alone."""
+    diffprune.load_pipeline("digits", dtype=dtype).save_pretrained(folder)
+    return folder
+
+
+def dtypes(folder: Path) -> set[torch.dtype]:
+    return {value.dtype for value in load_file(folder / WEIGHTS).values()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_prune_and_finetune_leave_the_dtype_that_they_were_given(dtype: torch.dtype, tmp_path: Path) -> None:
+    whole, pruned, recovered = saved(tmp_path / "whole", dtype), tmp_path / "pruned", tmp_path / "recovered"
+    words = ["prune", str(whole), "--data", "digits", *TINY, "--out", str(pruned)]
+    assert main(words) == 0
+    assert dtypes(pruned) == {dtype}
+    words = ["finetune", str(pruned), "--data", "digits", "--steps", "1", "--batch-size", "2", "--tracker", "none"]
+    assert main([*words, "--device", "cpu", "--preview-every", "0", "--out", str(recovered)]) == 0
+    assert dtypes(recovered) == {dtype}
+    again = diffprune.load_pipeline(recovered, dtype=dtype)
+    assert again.unet.dtype == dtype
+    assert diffprune.load_pipeline(recovered).unet.dtype == torch.float32  # as in diffusers
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_of_half_precision_are_those_of_its_float32_copy(dtype: torch.dtype, tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole", dtype)
+    assert main(["prune", str(whole), "--data", "digits", *TINY, "--out", str(tmp_path / "pruned")]) == 0
+    options = PlanOptions(data="digits", num_calibration_images=2, timestep_stride=500, device="cpu")
+    of_copy = make_plan(diffprune.load_pipeline(whole, dtype=torch.float32), options)
+    found = diffprune.read_plan(tmp_path / "pruned" / "plan.json")
+    assert (found.groups, found.details["losses"]) == (of_copy.groups, of_copy.details["losses"])
+    kept = load_file(tmp_path / "pruned" / WEIGHTS)
+    original = load_file(whole / WEIGHTS)
+    assert torch.isin(kept["conv_in.weight"], original["conv_in.weight"]).all()
+
+
+def test_float32_and_mixed_dtypes_stay_as_they_are(tmp_path: Path) -> None:
+    words = ["prune", "digits", "--criterion", "magnitude", "--out", str(tmp_path / "pruned")]
+    assert main(words) == 0
+    assert dtypes(tmp_path / "pruned") == {torch.float32}
+    mixed = diffprune.load_pipeline("digits")
+    mixed.unet.conv_in.half()
+    mixed.save_pretrained(tmp_path / "mixed")
+    assert main(["prune", str(tmp_path / "mixed"), *words[2:-1], str(tmp_path / "again")]) == 0
+    found = stored_dtypes(tmp_path / "again" / "unet")
+    assert {name for name, dtype in found.items() if dtype == torch.float16} == {"conv_in.weight", "conv_in.bias"}
+
+
+def test_a_bare_denoiser_keeps_its_dtype_and_variants_do_not_count(tmp_path: Path) -> None:
+    unet = saved(tmp_path / "whole", torch.bfloat16) / "unet"
+    diffprune.load_pipeline(tmp_path / "whole", dtype=torch.float16).unet.save_pretrained(unet, variant="fp16")
+    assert main(["prune", str(unet), "--criterion", "magnitude", "--out", str(tmp_path / "pruned")]) == 0
+    assert set(stored_dtypes(tmp_path / "pruned").values()) == {torch.bfloat16}
