@@ -16,6 +16,7 @@ from diffprune.data.decoding import decode
 from diffprune.data.images import image_files, open_images
 from diffprune.errors import DataError
 from diffprune.evaluation.inputs import InceptionInputs
+from diffprune.evaluation.preparation import Preparation
 
 from archives import noise, write_zip
 
@@ -88,7 +89,7 @@ def test_every_reader_turns_images(tmp_path: Path) -> None:
             image.save(tmp_path / name / f"{index}.png", **({"exif": exif} if turned else {}))
     first, second = (open_images(tmp_path / name, (24, 16), 3) for name in ("stored", "seen"))
     assert torch.equal(first[1], second[1])
-    inputs = [InceptionInputs(some.rows, 1, "", ["legacy"])[0] for some in (first, second)]
+    inputs = [InceptionInputs(some.rows, "", Preparation(), ["legacy"])[0][1] for some in (first, second)]
     assert torch.equal(*(value["legacy"] for value in inputs if isinstance(value, dict)))
     assert diffprune.evaluate(tmp_path / "stored", tmp_path / "seen", metrics=("mse",))["mse"] == 0
 

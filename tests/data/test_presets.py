@@ -10,8 +10,7 @@ from torchvision.transforms import v2
 from diffprune.data.presets import PRESETS, Box, Preprocessing, preprocessing_of
 from diffprune.errors import DataError, OptionError
 from diffprune.options import ImageOptions
-from diffprune.options.data import SizedPreset
-from diffprune.options.images import Preset
+from diffprune.options.images import Preset, SizedPreset
 
 from archives import noise
 
@@ -70,14 +69,14 @@ def test_imagenet_is_halved_by_area_and_then_resized(height: int, width: int) ->
 
 
 def test_explicit_options_change_a_preset() -> None:
-    options = ImageOptions(preset="celeba64", resize=32, crop="square", filter="lanczos", fit="exact")
+    options = ImageOptions(preset="celeba64", size=32, crop="square", filter="lanczos", fit="exact")
     assert preprocessing_of(options) == Preprocessing((32, 32), "square", "exact", "lanczos")
     assert preprocessing_of(ImageOptions(preset="celeba64", crop="whole")).crop is None
     assert preprocessing_of(ImageOptions(crop="1:3,2:8"), (16, 16)).crop == Box(1, 3, 2, 8)
 
 
 def test_an_explicit_box_is_cut_from_any_image_that_holds_it() -> None:
-    box = preprocessing_of(ImageOptions(crop="8:24,0:16", resize=16))
+    box = preprocessing_of(ImageOptions(crop="8:24,0:16", size=16))
     image = picture(32, 40)
     assert same(box(image), image.crop((0, 8, 16, 24)))
     with pytest.raises(DataError, match="cut from larger images"):
@@ -93,9 +92,9 @@ def test_the_square_at_the_centre_leaves_the_sides_out() -> None:
 def test_the_size_of_a_preset_must_be_the_size_of_the_model() -> None:
     with pytest.raises(OptionError, match="preset: celeba64 makes images of 64x64 pixels, the model takes 32x32"):
         preprocessing_of(ImageOptions(preset="celeba64"), (32, 32))
-    with pytest.raises(OptionError, match="resize: 8 makes images of 8x8"):
-        preprocessing_of(ImageOptions(resize=8), (16, 16))
-    with pytest.raises(OptionError, match="resize: missing"):
+    with pytest.raises(OptionError, match="size: 8 makes images of 8x8"):
+        preprocessing_of(ImageOptions(size=8), (16, 16))
+    with pytest.raises(OptionError, match="size: missing"):
         preprocessing_of(ImageOptions())
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 import diffprune
 from diffprune.evaluation.inception import Inception, embed, load_inception
 from diffprune.evaluation.inputs import RESIZES
+from diffprune.evaluation.preparation import Preparation
 from diffprune.evaluation.sets import gather, open_set
 from diffprune.evaluation.statistics import ImageStatistics, Moments
 from diffprune.evaluation.verdicts import compare_statistics
@@ -211,7 +212,7 @@ def test_moments_do_not_depend_on_batches_and_equal_the_whole(batch: int) -> Non
 @pytest.mark.usefixtures("quick_network")
 def test_only_the_metrics_that_need_them_keep_features(photo_sets: Sets) -> None:
     inception = Inception(torch.nn.ParameterList([torch.zeros(1)]), "weights")
-    images = open_set(str(photo_sets[0]), 2)
+    images = open_set(str(photo_sets[0]), 2, Preparation())
     options = EvaluateOptions(device="cpu")
     assert not gather(images, ("fid",), inception, options).kept
     found = gather(images, ("kid",), inception, options)

@@ -1,14 +1,16 @@
 """Preprocessing: what happens between an image file and the pixels of a model, by name. Imports no torch."""
 
 import json
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, cast
 
 from PIL import Image
 
 from diffprune.errors import DataError, OptionError
-from diffprune.options.images import SQUARE, WHOLE, Filter, Fit, ImageOptions, crop_box
+from diffprune.options import ImageOptions, InceptionOptions
+from diffprune.options.images import SQUARE, WHOLE, Filter, Fit, crop_box
 
 _FILTERS: Mapping[Filter, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -42,7 +44,7 @@ class Preprocessing:
     crop: None for the whole image. fit: `shorter` resizes the shorter side and crops at the centre, as torchvision's
     Resize and CenterCrop; `exact` stretches; `halving` first halves by area while the image is at least twice too
     large, as the preprocessing of Dhariwal and Nichol 2021. filter: of the resize, antialiased as PIL's are.
-    An image that has the size already is not resampled.
+    An image that has the size already is not resampled; nor is it cropped where the crop does not fit into it.
     """
 
     size: tuple[int, int]
@@ -62,6 +64,10 @@ class Preprocessing:
         said: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return said
 
+    def __str__(self) -> str:
+        """What it says, as `read_preprocessing` reads it: 64x64, crop 57:185,25:153 of 218x178, shorter, bilinear."""
+        return f"{_shown(self.size)}, crop {_crop_text(self.crop)}, {self.fit}, {self.filter}"
+
 
 PRESETS: Mapping[str, Preprocessing] = {
     "cifar10": Preprocessing((32, 32)),
@@ -72,21 +78,35 @@ PRESETS: Mapping[str, Preprocessing] = {
 """Preprocessing of the published models: Song et al. 2021 (DDIM) and, for ImageNet, Dhariwal and Nichol 2021 (ADM)."""
 
 
-def preprocessing_of(options: ImageOptions, size: tuple[int, int] | None = None) -> Preprocessing:
+_TEXT = re.compile(r"(\d+)x(\d+), crop (\S+?)(?: of (\d+)x(\d+))?, (shorter|exact|halving), (\w+)")
+
+
+def read_preprocessing(text: str) -> Preprocessing:
+    """What `str` of a preprocessing said; raises ValueError for anything else."""
+    match = _TEXT.fullmatch(text)
+    if match is None or match[7] not in _FILTERS:
+        raise ValueError(f"{text!r} is no preprocessing that this version knows")
+    crop = _crop(match[3])
+    if isinstance(crop, Box) and match[4]:
+        crop = replace(crop, image_size=(int(match[4]), int(match[5])))
+    return Preprocessing((int(match[1]), int(match[2])), crop, cast(Fit, match[6]), cast(Filter, match[7]))
+
+
+def preprocessing_of(options: ImageOptions | InceptionOptions, size: tuple[int, int] | None = None) -> Preprocessing:
     """The preset with what the options change.
 
     size: (height, width) that a model takes; None where no model says it. Raises OptionError when the result has
     another size, or none.
     """
-    preset = PRESETS.get(options.preset)
-    chosen = (options.resize, options.resize) if options.resize else preset.size if preset else size
+    preset = None if options.preset is None else PRESETS.get(options.preset)
+    chosen = (options.size, options.size) if options.size else preset.size if preset else size
     if chosen is None:
-        raise OptionError(f"resize: missing; preset {options.preset!r} takes the size of a model, and there is none")
+        raise OptionError(f"size: missing; preset {options.preset!r} takes the size of a model, and there is none")
     if size is not None and chosen != size:
-        name = "resize" if options.resize else "preset"
+        name = "size" if options.size else "preset"
         raise OptionError(
-            f"{name}: {options.resize or options.preset} makes images of {_shown(chosen)} pixels, the model takes "
-            f"{_shown(size)}; give the preset or the resize of this model"
+            f"{name}: {options.size or options.preset} makes images of {_shown(chosen)} pixels, the model takes "
+            f"{_shown(size)}; give the preset or the size of this model"
         )
     base = preset or Preprocessing(chosen)
     crop = base.crop if options.crop is None else _crop(options.crop)
@@ -99,15 +119,23 @@ def _crop(text: str) -> Crop:
     return "square" if text == SQUARE else Box(*crop_box(text))
 
 
+def _crop_text(crop: Crop) -> str:
+    if not isinstance(crop, Box):
+        return crop or WHOLE
+    of = f" of {_shown(crop.image_size)}" if crop.image_size else ""
+    return f"{crop.top}:{crop.bottom},{crop.left}:{crop.right}{of}"
+
+
 def _cropped(image: Image.Image, by: Preprocessing, what: str) -> Image.Image:
     crop, here = by.crop, (image.height, image.width)
     if crop is None:
         return image
     if crop == "square":
         return _centre(image, (min(here), min(here)))
-    if crop.image_size is not None and here == by.size:
+    fits = here == (crop.image_size or here) and crop.bottom <= image.height and crop.right <= image.width
+    if not fits and here == by.size:
         return image
-    if here != (crop.image_size or here) or crop.bottom > image.height or crop.right > image.width:
+    if not fits:
         expected = f"images of {_shown(crop.image_size)}" if crop.image_size else "larger images"
         raise DataError(
             f"{what} has {_shown(here)} pixels; rows {crop.top}:{crop.bottom} and columns {crop.left}:{crop.right} "

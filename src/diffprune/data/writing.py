@@ -15,7 +15,8 @@ from diffprune.data.decoding import decode, map_in_order
 from diffprune.data.items import Archive, Item
 from diffprune.data.presets import PRESETS
 from diffprune.errors import DataError
-from diffprune.options.data import DataOptions, SizedPreset
+from diffprune.options.data import DataOptions
+from diffprune.options.images import SizedPreset
 from diffprune.progress import progress
 from diffprune.records import read_json, whole_file, write_json, write_whole
 

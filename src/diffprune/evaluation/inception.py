@@ -40,9 +40,9 @@ class Inception:
     network: nn.Module
     weights: str
 
-    def protocol(self, resize: str) -> Protocol:
-        """How this network makes features of images that reach it by `resize`."""
-        return Protocol(network=NAME, weights=self.weights, resize=resize)
+    def protocol(self, resize: str, images: str) -> Protocol:
+        """How this network makes features of images that were prepared as `images` says and reach it by `resize`."""
+        return Protocol(network=NAME, weights=self.weights, resize=resize, images=images)
 
 
 def load_inception(path: Path | None, device: torch.device) -> Inception:

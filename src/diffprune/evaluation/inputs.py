@@ -5,6 +5,7 @@ so each belongs to the protocol of a number.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,9 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-from diffprune.data.images import load_image
+from diffprune.data.images import load_image, row_name
 from diffprune.errors import DataError
+from diffprune.evaluation.preparation import Preparation
 
 SIZE = 299
 Pixels = NDArray[np.uint8]
@@ -52,37 +54,63 @@ def tensorflow(pixels: Pixels) -> Tensor:
 RESIZES: Mapping[str, Callable[[Pixels], Tensor]] = {"legacy": legacy, "clean": clean, "tensorflow": tensorflow}
 
 
-class InceptionInputs(Dataset[dict[str, Tensor] | str]):
-    """The first rows of an image set, each decoded once and resized in every way asked for: {resize: (3, 299, 299)}.
+@dataclass(frozen=True)
+class Unusable:
+    """What is wrong with an image. corrupt: it cannot be read, so that it may be left out.
 
-    An image that cannot be read is a text that says so: an exception would come out of a worker process with its
-    traceback.
+    A value, since an exception would come out of a worker process with its traceback.
     """
 
-    def __init__(self, rows: Sequence[Any], num: int, source: str, resizes: Sequence[str]) -> None:
+    text: str
+    corrupt: bool
+
+
+@dataclass(frozen=True)
+class InputBatch:
+    """inputs: {resize: (B, 3, 299, 299)} of the images that can be used; indices: theirs; unusable: the others."""
+
+    inputs: Mapping[str, Tensor]
+    indices: Sequence[int]
+    unusable: Sequence[Unusable]
+
+
+Input = tuple[int, dict[str, Tensor] | Unusable]
+
+
+class InceptionInputs(Dataset[Input]):
+    """Rows of an image set, each decoded and prepared once and resized in every way asked for: {resize: (3, 299, 299)}.
+
+    Items come with their index, for `batch_of`.
+    """
+
+    def __init__(self, rows: Sequence[Any], source: str, prepare: Preparation, resizes: Sequence[str]) -> None:
         self.rows = rows
-        self.num = num
         self.source = source
+        self.prepare = prepare
         self.resizes = tuple(resizes)
 
-    def __len__(self) -> int:
-        return self.num
-
-    def __getitem__(self, index: int) -> dict[str, Tensor] | str:
+    def __getitem__(self, index: int) -> Input:
+        name = row_name(self.rows[index], f"image {index} of {self.source}")
         try:
-            image = load_image(self.rows[index], f"image {index} of {self.source}").convert("RGB")
+            image = load_image(self.rows[index], name)
         except DataError as error:
-            return str(error)
-        pixels = np.asarray(image)
-        return {name: RESIZES[name](pixels) for name in self.resizes}
+            return index, Unusable(str(error), corrupt=True)
+        try:
+            pixels = np.asarray(self.prepare(image, name))
+        except DataError as error:
+            return index, Unusable(str(error), corrupt=False)
+        return index, {name: RESIZES[name](pixels) for name in self.resizes}
 
 
-def batch_of(items: Sequence[dict[str, Tensor] | str]) -> dict[str, Tensor] | str:
-    """Items stacked, or the first text among them."""
-    images = [item for item in items if not isinstance(item, str)]
-    if len(images) < len(items):
-        return next(item for item in items if isinstance(item, str))
-    return {name: torch.stack([image[name] for image in images]) for name in images[0]}
+def batch_of(items: Sequence[Input]) -> InputBatch:
+    """Items of `InceptionInputs` as one batch."""
+    found = [(index, item) for index, item in items if not isinstance(item, Unusable)]
+    names = found[0][1] if found else ()
+    return InputBatch(
+        {name: torch.stack([image[name] for _, image in found]) for name in names},
+        [index for index, _ in found],
+        [item for _, item in items if isinstance(item, Unusable)],
+    )
 
 
 def _channels_first(pixels: Pixels) -> Tensor:

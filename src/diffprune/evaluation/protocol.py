@@ -9,19 +9,22 @@ from typing import Any
 UNKNOWN = "protocol unknown"
 """What stands beside numbers that rest on a statistics file of someone else."""
 
+NATIVE = "native size, RGB"
+"""What a protocol says of images that nothing is done to before the network's own resize."""
+
 
 @dataclass(frozen=True)
 class Protocol:
     """How images became features.
 
     network: architecture and its year. weights: hash of their values (`weights.hash_of`). resize: `legacy`, `clean`
-    or `tensorflow` (`inputs`). images: what was done to the images before.
+    or `tensorflow` (`inputs`). images: what was done to the images before (`preparation`).
     """
 
     network: str
     weights: str
     resize: str
-    images: str = "native size, RGB"
+    images: str = NATIVE
 
     @property
     def hash(self) -> str:

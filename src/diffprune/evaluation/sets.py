@@ -1,6 +1,7 @@
 """One pass over an image set: everything that the metrics of sets need of it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,13 +9,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffprune.data.images import open_rows
+from diffprune.data.images import load_image, open_rows, row_name
 from diffprune.errors import DataError
 from diffprune.evaluation.inception import LAYERS, Inception, embed
-from diffprune.evaluation.inputs import InceptionInputs, batch_of
+from diffprune.evaluation.inputs import InceptionInputs, InputBatch, batch_of
+from diffprune.evaluation.preparation import Preparation
 from diffprune.evaluation.statistics import ARRAYS, ImageStatistics, Moments
 from diffprune.options import InceptionOptions
+from diffprune.processes import agreed, my_share, summed
 from diffprune.progress import progress
+
+_log = logging.getLogger(__name__)
 
 TENSORFLOW = "tensorflow"
 """The way into the network of the metrics that torch-fidelity defines."""
@@ -25,74 +30,108 @@ KEPT = {"kid": "pool", "precision": "pool", "recall": "pool", "inception_score":
 
 @dataclass(frozen=True)
 class Images:
-    """The first `num` rows of an image set."""
+    """The first `num` rows of an image set, and how each is prepared."""
 
     rows: Sequence[Any]
     num: int
     source: str
+    prepare: Preparation
 
 
 @dataclass(frozen=True)
 class Features:
     """What one pass over an image set left.
 
-    statistics: of `fid` and `sfid`, in the protocol of the chosen resize; None where neither was asked for.
-    kept: layer -> float32 features (N, D) in the `tensorflow` protocol.
+    num_images: those that could be read; num_corrupt: the others. statistics: of `fid` and `sfid`, in the protocol of
+    the chosen resize; None where neither was asked for. kept: layer -> float32 features (N, D) in the `tensorflow`
+    protocol.
     """
 
     num_images: int
+    num_corrupt: int
     statistics: ImageStatistics | None
     kept: Mapping[str, Tensor]
 
 
-def open_set(source: str, num: int | None) -> Images:
-    """The first `num` images of DATA (None: all), unread; raises DataError when there are fewer."""
+def open_set(source: str, num: int | None, prepare: Preparation) -> Images:
+    """The first `num` images of DATA (None: all), of which the first is looked at.
+
+    Raises DataError when there are fewer, or when the first does not suit the preparation.
+    """
     rows = open_rows(source)
     if num is not None and num > len(rows):
         raise DataError(f"{source} holds {len(rows)} images, num asks for {num}")
-    return Images(rows, num or len(rows), source)
+    name = row_name(rows[0], f"image 0 of {source}")
+    try:
+        first = load_image(rows[0], name)
+    except DataError:  # the pass over all of them says so, or leaves it out
+        return Images(rows, num or len(rows), source, prepare)
+    prepare(first, name)
+    return Images(rows, num or len(rows), source, prepare)
 
 
 def gather(images: Images, metrics: Iterable[str], inception: Inception, options: InceptionOptions) -> Features:
     """Run the network over the images once per way into it, and keep what the metrics need.
 
+    Several processes share the batches, which are cut by index alone, and all of them return the same.
     Memory: means and covariances do not grow with the number of images; `KEPT` metrics hold float32 features,
-    8 kB an image (4 kB for logits). Raises DataError that names an image that cannot be read.
+    8 kB an image (4 kB for logits). Raises DataError that names an image that cannot be read, unless those are to be
+    left out, and when fewer than two can be.
     """
     wanted = set(metrics)
     moments = {metric: Moments(LAYERS[layer]) for metric, (layer, *_) in ARRAYS.items() if metric in wanted}
     layers = sorted({layer for metric, layer in KEPT.items() if metric in wanted})
-    kept = {layer: torch.empty(images.num, LAYERS[layer]) for layer in layers}
+    kept = {layer: torch.zeros(images.num, LAYERS[layer]) for layer in layers}
+    readable = torch.zeros(images.num, dtype=torch.int32)
     resizes = dict.fromkeys([options.resize] * bool(moments) + [TENSORFLOW] * bool(kept))
     device = next(inception.network.parameters()).device
-    start = 0
-    with progress(f"features of {images.source}", images.num, "images") as advance:
+
+    def look() -> None:
         for batch in _batches(images, list(resizes), options):
-            features = {resize: embed(inception, inputs.to(device)) for resize, inputs in batch.items()}
+            features = {resize: embed(inception, inputs.to(device)) for resize, inputs in batch.inputs.items()}
             for metric, found in moments.items():
                 found.add(features[options.resize][ARRAYS[metric][0]].cpu())
-            size = len(next(iter(batch.values())))
             for layer in layers:
-                kept[layer][start : start + size] = features[TENSORFLOW][layer].cpu()
-            start += size
-            advance(size, "")
+                kept[layer][batch.indices] = features[TENSORFLOW][layer].cpu()
+            readable[batch.indices] = 1
+
+    agreed(look, options.device)
+    readable = summed(readable, options.device)
+    num_images = int(readable.sum())
+    if num_images < min(2, images.num):
+        raise DataError(f"{images.source}: {num_images} of {images.num} images can be read")
     statistics = ImageStatistics(
-        {metric: found.statistics() for metric, found in moments.items()},
-        images.num,
-        inception.protocol(options.resize),
+        {metric: found.of_all_processes(options.device).statistics() for metric, found in moments.items()},
+        num_images,
+        inception.protocol(options.resize, images.prepare.fact),
+        {"num_corrupt": images.num - num_images},
     )
-    return Features(images.num, statistics if moments else None, kept)
+    features = {layer: summed(some, options.device) for layer, some in kept.items()}
+    if num_images < images.num:
+        features = {layer: some[readable.bool()] for layer, some in features.items()}
+    return Features(num_images, images.num - num_images, statistics if moments else None, features)
 
 
-def _batches(images: Images, resizes: Sequence[str], options: InceptionOptions) -> Iterable[dict[str, Tensor]]:
+def _batches(images: Images, resizes: Sequence[str], options: InceptionOptions) -> Iterator[InputBatch]:
+    """This process's batches that hold any image to look at; corrupt ones are named."""
+    batches = [
+        list(range(start, min(start + options.batch_size, images.num)))
+        for start in range(0, images.num, options.batch_size)
+    ]
+    mine = my_share(batches, options.device)
     loader = DataLoader(
-        InceptionInputs(images.rows, images.num, images.source, resizes),
-        batch_size=options.batch_size,
+        InceptionInputs(images.rows, images.source, images.prepare, resizes),
+        batch_sampler=mine,
         num_workers=options.num_workers,
         collate_fn=batch_of,
         generator=torch.Generator(),  # it would draw from the global one even where nothing is shuffled
     )
-    for batch in loader:
-        if isinstance(batch, str):
-            raise DataError(batch)
-        yield batch
+    with progress(f"features of {images.source}", sum(map(len, mine)), "images") as advance:
+        for batch in loader:
+            for wrong in batch.unusable:
+                if not wrong.corrupt or options.on_corrupt == "fail":
+                    raise DataError(wrong.text)
+                _log.warning("left out: %s", wrong.text)
+            if batch.indices:
+                yield batch
+            advance(len(batch.indices) + len(batch.unusable), "")

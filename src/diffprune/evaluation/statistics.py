@@ -19,6 +19,7 @@ from torch import Tensor
 from diffprune.errors import DataError
 from diffprune.evaluation.inception import LAYERS
 from diffprune.evaluation.protocol import Protocol, read_protocol
+from diffprune.processes import process_state, summed
 from diffprune.records import write_whole
 
 ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
@@ -55,6 +56,21 @@ class Moments:
         self._scatter.addr_(gap, gap, alpha=self.num * len(batch) / total)
         self._mean += gap * (len(batch) / total)
         self.num = total
+
+    def of_all_processes(self, device: str) -> "Moments":
+        """What all processes took in together; in float64 as everything here.
+
+        The sum of the deviations from the common mean, by the parallel axis theorem.
+        """
+        if process_state(device).num_processes == 1:
+            return self
+        both = Moments(len(self._mean))
+        weighted = summed(torch.cat([self._mean * self.num, torch.tensor([float(self.num)])]), device)
+        both.num = int(weighted[-1])
+        both._mean = weighted[:-1] / weighted[-1]
+        gap = self._mean - both._mean
+        both._scatter = summed(self._scatter.addr(gap, gap, alpha=self.num), device)
+        return both
 
     def statistics(self) -> Statistics:
         """What was taken in; raises ValueError below two images."""

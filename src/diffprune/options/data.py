@@ -5,9 +5,7 @@ from typing import Literal
 from pydantic import Field
 
 from diffprune.options.base import Options
-from diffprune.options.images import OnCorrupt
-
-SizedPreset = Literal["cifar10", "celeba64", "lsun256", "imagenet256"]
+from diffprune.options.images import OnCorrupt, SizedPreset
 
 
 class DataOptions(Options):

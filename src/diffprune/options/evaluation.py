@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from diffprune.options.base import Options
+from diffprune.options.images import PreparationOptions, SizedPreset
 
 Metric = Literal[
     "ssim", "mse", "psnr", "lpips", "frechet_distance", "fid", "sfid", "kid", "inception_score", "precision", "recall",
@@ -20,11 +20,17 @@ LONE_METRICS = ("inception_score", "clip_score")
 """Look at IMAGES alone."""
 
 
-class InceptionOptions(Options):
+class InceptionOptions(PreparationOptions):
     """What every stage takes that turns images into Inception features."""
 
     neutral = frozenset({"device", "batch_size", "num_workers"})
 
+    preset: SizedPreset | None = Field(
+        default=None,
+        validate_default=True,
+        description="how images are prepared before Inception, on both sides (default: not at all; against statistics "
+        "of prepared images, as those, which images of that size are already)",
+    )
     num: int | None = Field(default=None, ge=1, description="use the first N of IMAGES; left out: all")
     resize: Resize = Field(
         default="legacy",
@@ -37,6 +43,14 @@ class InceptionOptions(Options):
     batch_size: int = Field(default=64, ge=1, description="images per batch")
     num_workers: int = Field(default=0, ge=0, description="processes that decode and resize images")
     device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")
+
+    @field_validator("preset")
+    @classmethod
+    def _has_a_size(cls, value: SizedPreset | None, info: ValidationInfo) -> SizedPreset | None:
+        changed = [name for name in ("crop", "fit", "filter") if info.data.get(name) is not None]
+        if value is None and changed and info.data.get("size") is None:
+            raise ValueError(f"missing; {', '.join(changed)} change how images come to a size: give preset or size")
+        return value
 
 
 class StatsOptions(InceptionOptions):

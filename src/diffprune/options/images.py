@@ -7,7 +7,8 @@ from pydantic import Field, field_validator
 
 from diffprune.options.base import Options
 
-Preset = Literal["model", "cifar10", "celeba64", "lsun256", "imagenet256"]
+SizedPreset = Literal["cifar10", "celeba64", "lsun256", "imagenet256"]
+Preset = Literal["model", SizedPreset]
 Fit = Literal["shorter", "exact", "halving"]
 Filter = Literal["bilinear", "bicubic", "lanczos", "box"]
 OnCorrupt = Literal["fail", "skip"]
@@ -18,18 +19,15 @@ WHOLE, SQUARE = "whole", "square"
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
 
-class ImageOptions(Options):
-    """How images are prepared for a model; a preset, and what differs from it."""
+class PreparationOptions(Options):
+    """What differs from a preset, and what happens to a corrupt image."""
 
-    preset: Preset = Field(
-        default="model", description="how images are prepared; `model`: to the model's size, shorter side, centre crop"
-    )
     crop: str | None = Field(
         default=None,
         description="part taken before the resize: whole, square (at the centre) or rows and columns in pixels such "
         "as 57:185,25:153 (default: the preset's)",
     )
-    resize: int | None = Field(
+    size: int | None = Field(
         default=None, ge=1, description="height and width of the result in pixels (default: the preset's)"
     )
     fit: Fit | None = Field(
@@ -48,6 +46,14 @@ class ImageOptions(Options):
             if top >= bottom or left >= right:
                 raise ValueError(f"got {value!r}, which is empty; expected the first row and column before the last")
         return value
+
+
+class ImageOptions(PreparationOptions):
+    """How images are prepared for a model; a preset, and what differs from it."""
+
+    preset: Preset = Field(
+        default="model", description="how images are prepared; `model`: to the model's size, shorter side, centre crop"
+    )
 
 
 def crop_box(text: str) -> tuple[int, int, int, int]:

@@ -8,6 +8,9 @@ from typing import Any
 from diffprune.errors import FolderError
 from diffprune.records import RECORD_NAME, identity, read_json
 
+NO_FIGURES = ("protocol", "num_corrupt")
+"""What stands beside the numbers of an evaluation."""
+
 COSTS = ("params", "macs", "latency_ms", "images_per_s")
 
 
@@ -89,7 +92,7 @@ def _finished(path: Path) -> dict[str, Any] | None:
 def _model(record: Record, records: list[Record]) -> SampledModel:
     figures = {name: record.content["result"][name] for name in COSTS if name in record.content["result"]}
     for other in _evaluations(record, records):
-        figures |= {name: value for name, value in other.content["result"].items() if name != "protocol"}
+        figures |= {name: value for name, value in other.content["result"].items() if name not in NO_FIGURES}
     return SampledModel(record.folder.name, record.folder, figures)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -19,10 +19,13 @@ from diffprune.evaluation.prompts import load_clip, read_prompts, with_prompts
 from diffprune.evaluation.verdicts import Numbers, Protocols, check_number
 from diffprune.models.loading import pick_device
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
+from diffprune.processes import agreed, my_share, process_state, shared_run, summed
 from diffprune.progress import progress
-from diffprune.records import Existing, run_record
+from diffprune.records import Existing
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.compare import OF_INCEPTION, Work, comparison
+from diffprune.stages.compare import NUM_CORRUPT, OF_INCEPTION, Work, comparison
+
+T = TypeVar("T")
 
 PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": mse, "psnr": psnr}
 
@@ -43,6 +46,7 @@ def evaluate(images: str | Path, reference: str | Path | None, options: Evaluate
 def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
     """`evaluate` with its options as one value; everything that can be wrong with its inputs is found first."""
     chosen = options.metrics
+    process_state(options.device)  # joins the others, so that each has a device of its own
     needing = [metric for metric in chosen if metric not in LONE_METRICS]
     if needing and reference is None:
         raise OptionError(f"{', '.join(needing)} compare with a reference; give REFERENCE")
@@ -60,6 +64,7 @@ def measure(images: str, reference: str | None, options: EvaluateOptions) -> dic
         numbers |= found
         protocols |= made
     order = {name: number for metric in chosen for name, number in numbers.items() if _belongs(name, metric)}
+    order |= {name: number for name, number in numbers.items() if name == NUM_CORRUPT}
     return {**order, "protocol": {m: protocols[m] for m in chosen if m in protocols}} if protocols else {**order}
 
 
@@ -71,7 +76,10 @@ def evaluate_stage(
         return measure(images, reference, options)
     files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}
     inputs = {"images": images, "reference": reference, **{k: str(v) for k, v in files.items() if v is not None}}
-    with run_record(out, "evaluate", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
+    with shared_run(
+        out, "evaluate", options.resolved(), inputs, device=options.device, existing=existing,
+        neutral=options.neutral, resumable=False,
+    ) as run:  # fmt: skip
         if not run.finished_before:
             run.result = measure(images, reference, options)
         return run.result
@@ -92,12 +100,16 @@ def _pairs(images: str, reference: str, metrics: Sequence[str], options: Evaluat
         protocols["lpips"] = perceptual.protocol(len(matched))
 
     def work() -> tuple[Numbers, Protocols]:
-        sums = dict.fromkeys(functions, 0.0)
-        for start in range(0, len(matched), options.batch_size):
-            ours, theirs = (side.to(device) for side in _stacked(matched[start : start + options.batch_size]))
-            for name, function in functions.items():
-                sums[name] += float(function(ours, theirs).double().sum())
-        return {name: total / len(matched) for name, total in sums.items()}, protocols
+        def look() -> Tensor:
+            sums = torch.zeros(len(functions), dtype=torch.float64)
+            for batch in my_share(_cut(matched, options.batch_size), options.device):
+                ours, theirs = (side.to(device) for side in _stacked(batch))
+                for index, function in enumerate(functions.values()):
+                    sums[index] += float(function(ours, theirs).double().sum())
+            return sums
+
+        totals = summed(agreed(look, options.device), options.device)
+        return {name: float(total) / len(matched) for name, total in zip(functions, totals, strict=True)}, protocols
 
     return work
 
@@ -124,13 +136,18 @@ def _prompts(images: str, reference: str, metrics: Sequence[str], options: Evalu
     clip = load_clip(options.clip_model, pick_device(options.device))
 
     def work() -> tuple[Numbers, Protocols]:
-        total = 0.0
-        with progress("images and prompts", len(matched), "images") as advance:
-            for start in range(0, len(matched), options.batch_size):
-                batch = matched[start : start + options.batch_size]
-                scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
-                total += float(scores.double().sum())
-                advance(len(batch), "")
+        mine = my_share(_cut(matched, options.batch_size), options.device)
+
+        def look() -> Tensor:
+            total = torch.zeros(1, dtype=torch.float64)
+            with progress("images and prompts", sum(map(len, mine)), "images") as advance:
+                for batch in mine:
+                    scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
+                    total += float(scores.double().sum())
+                    advance(len(batch), "")
+            return total
+
+        total = float(summed(agreed(look, options.device), options.device))
         return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
 
     return work
@@ -142,6 +159,10 @@ def _stacked(batch: Sequence[tuple[Path, Path]]) -> tuple[Tensor, Tensor]:
         if left.shape != right.shape:
             raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
     return torch.stack(first), torch.stack(second)
+
+
+def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _first(images: ImageSet, num: int | None) -> int:

@@ -1,14 +1,17 @@
 """Stage `stats`: statistics of an image set, to compare others with."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
 from diffprune.errors import DataError, FolderError
 from diffprune.evaluation.inception import load_inception
+from diffprune.evaluation.preparation import preparation_of
 from diffprune.evaluation.sets import gather, open_set
 from diffprune.evaluation.statistics import ImageStatistics, read_statistics
 from diffprune.models.loading import pick_device
 from diffprune.options import StatsOptions
+from diffprune.processes import by_main, process_state
 from diffprune.records import Existing, environment, identity
 from diffprune.stages.calls import with_options
 
@@ -25,7 +28,8 @@ def stats(images: str | Path, options: StatsOptions) -> ImageStatistics:
 
 def make_statistics(source: str, options: StatsOptions) -> ImageStatistics:
     """`stats` with its options as one value."""
-    images = open_set(source, options.num)
+    process_state(options.device)  # joins the others, so that each has a device of its own
+    images = open_set(source, options.num, preparation_of(options))
     if images.num < 2:
         raise DataError(f"{source} holds 1 image; statistics need at least 2 (use thousands)")
     inception = load_inception(options.inception_weights, pick_device(options.device))
@@ -54,12 +58,14 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
         raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
     if found is None or not same or existing == "redo":
         made = make_statistics(source, options)
-        found = ImageStatistics(made.by_metric, made.num_images, made.protocol, {**given, **environment()})
-        found.save(out)
+        details = {**given, **environment(), **made.details}
+        found = ImageStatistics(made.by_metric, made.num_images, made.protocol, details)
+        by_main(functools.partial(found.save, out), options.device)
     assert found.protocol is not None
     return {
         "stats": str(out),
         "num_images": found.num_images,
+        "num_corrupt": found.details["num_corrupt"],
         "protocol": {metric: found.protocol.as_dict() for metric in found.by_metric},
     }
 
