@@ -15,6 +15,8 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from PIL import Image
 from torchvision.models import inception_v3
 
+from diffprune.evaluation.inception import LAYERS, Inception
+
 
 def tiny_unet(**changes: object) -> UNet2DModel:
     """A UNet2DModel of about 50k parameters for grey 16x16 images, in eval mode, seeded."""
@@ -110,25 +112,24 @@ def photo_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return photos(folder / "images", 1), photos(folder / "reference", 2)
 
 
+def quick_inception(path: Path | None, device: torch.device) -> Inception:
+    """In place of `load_inception`."""
+    return Inception(torch.nn.ParameterList([torch.zeros(1)]), "0123456789abcdef" if path is None else path.stem)
+
+
+def quick_embed(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Features that are projections of the input, in place of a network that takes half a second an image."""
+    coarse = torch.nn.functional.adaptive_avg_pool2d(inputs, 8).flatten(1)
+    generator = torch.Generator().manual_seed(0)
+    return {layer: coarse @ torch.randn(coarse.shape[1], size, generator=generator) for layer, size in LAYERS.items()}
+
+
 @pytest.fixture
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Features that are projections of the input, in place of a network that takes half a second an image."""
-
-    from diffprune.evaluation.inception import LAYERS, Inception
-
-    def load(path: Path | None, device: torch.device) -> Inception:
-        return Inception(torch.nn.ParameterList([torch.zeros(1)]), "0123456789abcdef" if path is None else path.stem)
-
-    def project(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        coarse = torch.nn.functional.adaptive_avg_pool2d(inputs, 8).flatten(1)
-        generator = torch.Generator().manual_seed(0)
-        return {
-            layer: coarse @ torch.randn(coarse.shape[1], size, generator=generator) for layer, size in LAYERS.items()
-        }
-
-    monkeypatch.setattr("diffprune.stages.stats.load_inception", load)
-    monkeypatch.setattr("diffprune.stages.compare.load_inception", load)
-    monkeypatch.setattr("diffprune.evaluation.sets.embed", project)
+    """`quick_embed` everywhere."""
+    monkeypatch.setattr("diffprune.stages.stats.load_inception", quick_inception)
+    monkeypatch.setattr("diffprune.stages.compare.load_inception", quick_inception)
+    monkeypatch.setattr("diffprune.evaluation.sets.embed", quick_embed)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Several processes (torchrun, `accelerate launch`, SLURM) on one stage: who does what, and one `run.json`."""
+"""Several processes (torchrun, `accelerate launch`, SLURM) on one stage: shares, sums, one `run.json`."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
