@@ -7,7 +7,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from diffprune.errors import ModelError
-from diffprune.groups import select_groups, smaller
+from diffprune.groups import find_groups, smaller
 from diffprune.models.manifest import manifest_of
 from diffprune.models.pruned import PrunedMixin, pruned_class, stock_class, stock_model
 from diffprune.planning import Plan
@@ -20,7 +20,7 @@ def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, se
     A denoiser without weights can only be pruned with reinit.
     Raises PlanError when the plan is for another model, ModelError when there are no weights to keep.
     """
-    groups = select_groups(denoiser, plan.kinds)
+    groups = find_groups(denoiser, kinds=plan.kinds)
     plan.check_fits(denoiser, groups)
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
         raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")

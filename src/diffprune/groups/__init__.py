@@ -4,7 +4,6 @@ from diffprune.groups.blocks import find_blocks, fixed_blocks, kept_blocks
 from diffprune.groups.finding import find_groups
 from diffprune.groups.group import Count, Group, Slice, kept_indices
 from diffprune.groups.removal import smaller
-from diffprune.groups.selection import select_groups
 
 __all__ = [
     "Count",
@@ -15,6 +14,5 @@ __all__ = [
     "fixed_blocks",
     "kept_blocks",
     "kept_indices",
-    "select_groups",
     "smaller",
 ]

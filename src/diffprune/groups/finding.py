@@ -1,40 +1,83 @@
 """All groups of a denoiser: by rule within its repeated blocks, by dependency graph where it is convolutional."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from torch import nn
 
+from diffprune.errors import ModelError
+from diffprune.groups.blocks import find_blocks
+from diffprune.groups.fused import of_parallel_attention, of_shared_output
 from diffprune.groups.graph import channels
 from diffprune.groups.group import Group
 from diffprune.groups.heads import heads_of
 from diffprune.groups.neurons import neurons_of
-from diffprune.models.families import family_of
+from diffprune.models.families import Family, family_of
+from diffprune.models.layouts import ATTENTIONS, FEED_FORWARDS
+from diffprune.options import Kind
 
 
-def find_groups(denoiser: nn.Module) -> tuple[Group, ...]:
-    """All groups of a denoiser, in the order of its layers.
+def find_groups(denoiser: nn.Module, *, kinds: Collection[Kind] | None = None) -> tuple[Group, ...]:
+    """Groups of the given kinds of units, in the order of the layers; None stands for all kinds but whole blocks.
 
     Attention heads and feed-forward neurons are found by rule, only inside lists of blocks: embedders have look-alikes.
     Channels are found by dependency graph on the meta device; no weights are needed.
-    Raises ModelError for a class that is not served.
+    Raises ModelError, which names what was not understood, for a denoiser without any group.
     """
+    blocks = find_blocks(denoiser) if kinds is not None and "blocks" in kinds else ()
+    if kinds is not None and {*kinds} <= {"blocks"}:
+        return blocks
     family = family_of(denoiser)
-    groups = list(by_rule(denoiser))
-    groups += channels(denoiser, family, without=groups)
+    groups = list(by_rule(denoiser, family))
+    if family.convolutional:
+        groups += channels(denoiser, family, without=groups)
+    if not groups:
+        raise ModelError(_not_understood(denoiser))
     order = {name: position for position, (name, _) in enumerate(denoiser.named_modules())}
-    return tuple(sorted(groups, key=lambda group: order[group.name]))
+    chosen = (group for group in groups if kinds is None or group.kind in kinds)
+    return (*sorted(chosen, key=lambda group: order[group.name]), *blocks)
 
 
-def by_rule(denoiser: nn.Module) -> Iterator[Group]:
+def by_rule(denoiser: nn.Module, family: Family) -> Iterator[Group]:
     """Heads and neurons of all modules that lie in a list of blocks."""
-    listed: set[str] = set()
+    attentions, feed_forwards = (*family.attentions, *ATTENTIONS), (*family.feed_forwards, *FEED_FORWARDS)
+    for path, module in listed_modules(denoiser):
+        found = [
+            heads_of(path, module, attentions),
+            neurons_of(path, module, feed_forwards),
+            *of_shared_output(path, module, attentions),
+            *of_parallel_attention(path, module),
+        ]
+        yield from (group for group in found if group is not None)
+
+
+def listed_modules(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """All modules that lie in a list of modules, by path."""
+    inside: set[str] = set()
     for path, module in denoiser.named_modules():
         parent = path.rpartition(".")[0]
-        if parent in listed or isinstance(module, nn.ModuleList):
-            listed.add(path)
-        if parent not in listed:
-            continue
-        for rule in (heads_of, neurons_of):
-            group = rule(path, module)
-            if group is not None:
-                yield group
+        if parent in inside:
+            yield path, module
+        if parent in inside or isinstance(module, nn.ModuleList):
+            inside.add(path)
+
+
+def block_lists(denoiser: nn.Module) -> dict[str, nn.ModuleList]:
+    """The outermost lists of modules with weights, by path."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, module in denoiser.named_modules():
+        if isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in found):
+            found[path] = module
+    return {path: blocks for path, blocks in found.items() if any(True for _ in blocks.parameters())}
+
+
+def _not_understood(denoiser: nn.Module) -> str:
+    lists = [
+        f"  {path}: {len(blocks)} blocks, with {', '.join(sorted({type(m).__name__ for m in blocks[0].children()}))}"
+        for path, blocks in block_lists(denoiser).items()
+    ]
+    shown = "\n".join(lists) or "  none: its layers lie in no nn.ModuleList"
+    return (
+        f"no prunable units were found in denoiser class {type(denoiser).__name__}. Its lists of blocks, and what the "
+        f"first block of each is made of:\n{shown}\nName its layers with diffprune.register_family(...): "
+        "docs/how-to/add-a-family.md"
+    )

@@ -1,80 +1,97 @@
 """Attention heads as groups: rows of the query, key and value projections, columns of the output projection."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 
 from torch import nn
 
 from diffprune.groups.group import Count, Group, Slice
-from diffprune.models.resize import layer_type, linear_below, number, width
+from diffprune.models.layouts import HEADS, KEY_VALUE_HEADS, WIDTHS, AttentionLayout
+from diffprune.models.resize import layer_below, linear_below, number, width
 
-QUERIES = ("to_q", "add_q_proj")
-KEYS = ("to_k", "add_k_proj")
-VALUES = ("to_v", "add_v_proj")
-OUTPUTS = ("to_out.0", "to_out", "to_add_out")
-NORMS: Mapping[str, tuple[str, ...]] = {
-    "query": ("norm_q", "norm_added_q"),
-    "key": ("norm_k", "norm_added_k"),
-}
-"""Layers of an attention by name. Norms that span all heads lose the units too, norms of one head stay."""
-
-HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "sliceable_head_dim")
-KEY_VALUE_HEADS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
-QUERY_WIDTHS = ("inner_dim",)
-KEY_WIDTHS = ("inner_kv_dim", "kv_inner_dim")
-"""Attributes that count heads, or repeat their width, where an attention has them with that value."""
+Output = tuple[str, int]
+"""Path of a layer that takes the heads, and its first column that does."""
 
 
-def heads_of(path: str, attention: nn.Module) -> Group | None:
+def heads_of(
+    path: str, attention: nn.Module, layouts: Sequence[AttentionLayout], *, taken_by: Output | None = None
+) -> Group | None:
     """The heads of one attention; None where the module is no attention of several heads.
 
     A unit is a key-value head with all query heads that share it. Widths of values may differ from those of keys.
+    taken_by: where the heads go when the attention has no output projection of its own.
     """
-    heads = next((n for name in HEADS if (n := number(attention, name)) is not None), None)
-    layers = {name: layer for name in (*QUERIES, *KEYS, *VALUES, *OUTPUTS) if (layer := linear_below(attention, name))}
-    if heads is None or heads < 2 or not {"to_q", "to_k", "to_v"} <= layers.keys():
+    heads = next((n for name in HEADS if (n := number(attention, name)) is not None), 0)
+    if heads < 2:
         return None
-    query_width, key_width = layers["to_q"].out_features, layers["to_k"].out_features
-    head_dim = query_width // heads
-    units = key_width // head_dim if head_dim else 0
-    if units < 2 or heads * head_dim != query_width or units * head_dim != key_width or heads % units:
-        return None
-    value_dim, rest = divmod(layers["to_v"].out_features, units)
-    if rest:
-        return None
-    shared = heads // units
-    widths = {"query": query_width, "key": key_width, "value": layers["to_v"].out_features}
-    outgoing = value_dim * units * shared
-    slices = [Slice(f"{path}.{n}", "out", 0, query_width // units) for n in QUERIES if _gives(layers, n, query_width)]
-    slices += [Slice(f"{path}.{n}", "out", 0, head_dim) for n in KEYS if _gives(layers, n, key_width)]
-    slices += [Slice(f"{path}.{n}", "out", 0, value_dim) for n in VALUES if _gives(layers, n, widths["value"])]
-    taking = [n for n in OUTPUTS if n in layers and layers[n].in_features == outgoing]
-    if not taking:
-        return None
-    slices += [Slice(f"{path}.{n}", "in", 0, value_dim * shared) for n in taking]
-    slices += _norms(path, attention, widths, units, head_dim)
-    return Group(f"{path}.to_q", "heads", units, tuple(slices), counts=tuple(_counts(path, attention, heads, units)))
+    for layout in layouts:
+        needed = [names[0] for names in (layout.queries, layout.keys, layout.values, layout.packed) if names]
+        if not all(linear_below(attention, name) is not None for name in needed):
+            continue
+        outputs = _outputs(path, attention, layout) if taken_by is None else [taken_by]
+        if outputs:
+            split = _packed_heads if layout.packed else _separate_heads
+            return split(path, attention, layout, heads, outputs)
+    return None
 
 
-def _gives(layers: Mapping[str, nn.Linear], name: str, size: int) -> bool:
-    return name in layers and layers[name].out_features == size
+def _outputs(path: str, attention: nn.Module, layout: AttentionLayout) -> list[Output]:
+    return [(f"{path}.{name}", 0) for name in layout.outputs if linear_below(attention, name) is not None]
 
 
-def _norms(path: str, attention: nn.Module, widths: Mapping[str, int], units: int, head_dim: int) -> Iterator[Slice]:
-    for role, names in NORMS.items():
+def _separate_heads(
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+) -> Group | None:
+    rows = [_rows(attention, names[0]) for names in (layout.queries, layout.keys, layout.values)]
+    head_dim = rows[0] // heads
+    units = rows[1] // head_dim if head_dim else 0
+    if units < 2 or heads * head_dim != rows[0] or units * head_dim != rows[1] or heads % units or rows[2] % units:
+        return None
+    slices = []
+    for names, norms, size in (
+        (layout.queries, layout.query_norms, rows[0]),
+        (layout.keys, layout.key_norms, rows[1]),
+        (layout.values, (), rows[2]),
+    ):
+        slices += [Slice(f"{path}.{n}", "out", 0, size // units) for n in names if _rows(attention, n) == size]
+        slices += [Slice(f"{path}.{n}", "out", 0, size // units) for n in norms if _spans(attention, n, size, head_dim)]
+    slices += [Slice(f"{path}.{n}", "out", 0, heads // units) for n in layout.gates if _rows(attention, n) == heads]
+    slices += [Slice(name, "in", start, rows[2] // units * (heads // units)) for name, start in outputs]
+    counts = _counts(path, attention, heads, units, (rows[0], rows[1]))
+    return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts))
+
+
+def _packed_heads(
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+) -> Group | None:
+    taking = linear_below(attention, outputs[0][0].removeprefix(f"{path}."))
+    size = 0 if taking is None else taking.in_features
+    present = [name for name in layout.packed if _rows(attention, name)]
+    if not size or size % heads or any(_rows(attention, name) % size for name in present):
+        return None
+    slices = [
+        Slice(f"{path}.{name}", "out", start, size // heads)
+        for name in present
+        for start in range(0, _rows(attention, name), size)
+    ]
+    slices += [Slice(name, "in", start, size // heads) for name, start in outputs]
+    counts = _counts(path, attention, heads, heads, (size,))
+    return Group(f"{path}.{layout.packed[0]}", "heads", heads, tuple(slices), counts=tuple(counts))
+
+
+def _rows(attention: nn.Module, name: str) -> int:
+    layer = linear_below(attention, name)
+    return 0 if layer is None else layer.out_features
+
+
+def _spans(attention: nn.Module, name: str, size: int, head_dim: int) -> bool:
+    """Whether a norm spans all heads."""
+    norm = layer_below(attention, name)
+    return norm is not None and width(norm, "out") == size != head_dim
+
+
+def _counts(path: str, attention: nn.Module, heads: int, units: int, widths: tuple[int, ...]) -> Iterator[Count]:
+    for names, values in ((HEADS, (heads,)), (KEY_VALUE_HEADS, (units,)), (WIDTHS, widths)):
         for name in names:
-            norm = getattr(attention, name, None)
-            if norm is None or layer_type(norm) is None:
-                continue
-            if width(norm, "out") == widths[role] != head_dim:
-                yield Slice(f"{path}.{name}", "out", 0, widths[role] // units)
-
-
-def _counts(path: str, attention: nn.Module, heads: int, units: int) -> Iterator[Count]:
-    query_width = attention.get_submodule("to_q").out_features
-    key_width = attention.get_submodule("to_k").out_features
-    for names, value in (
-        (HEADS, heads), (KEY_VALUE_HEADS, units), (QUERY_WIDTHS, query_width), (KEY_WIDTHS, key_width),
-    ):  # fmt: skip
-        for name in names:
-            if number(attention, name) == value:
-                yield Count(path, name, int(value) // units)
+            value = number(attention, name)
+            if value is not None and value in values:
+                yield Count(path, name, value // units)

@@ -5,29 +5,45 @@ from collections.abc import Sequence
 from torch import nn
 
 from diffprune.groups.group import Group, Slice
-from diffprune.models.resize import linear_below
+from diffprune.models.layouts import FeedForwardLayout
+from diffprune.models.resize import is_weighted, layer_below, width
 
-FEED_FORWARDS: Sequence[tuple[tuple[str, ...], str]] = ((("net.0.proj",), "net.2"),)
-"""First projections and last projection, by their names below a feed-forward.
-
-A first projection gives one value per neuron, or two where it is gated: value rows, then as many gate rows.
-"""
+ELEMENTWISE = (nn.GELU, nn.SiLU, nn.ReLU, nn.Mish, nn.Tanh, nn.Dropout, nn.Identity)
+"""What may lie between the linear layers of a sequence: modules that keep neurons apart."""
 
 
-def neurons_of(path: str, module: nn.Module) -> Group | None:
+def neurons_of(path: str, module: nn.Module, layouts: Sequence[FeedForwardLayout]) -> Group | None:
     """The neurons of one feed-forward; None where the module is none."""
-    for firsts, last in FEED_FORWARDS:
-        first_layers = [layer for name in firsts if (layer := linear_below(module, name)) is not None]
-        last_layer = linear_below(module, last)
-        if last_layer is None or len(first_layers) < len(firsts):
+    if isinstance(module, nn.Sequential):
+        return _of_sequence(path, module)
+    for layout in layouts:
+        if layout.only_in not in (None, type(module).__name__):
             continue
-        neurons = last_layer.in_features
-        if any(layer.out_features not in (neurons, 2 * neurons) for layer in first_layers):
-            continue
-        slices = [
-            Slice(f"{path}.{name}", "out", start, 1)
-            for name, layer in zip(firsts, first_layers, strict=True)
-            for start in range(0, layer.out_features, neurons)
-        ]
-        return Group(f"{path}.{firsts[0]}", "neurons", neurons, (*slices, Slice(f"{path}.{last}", "in", 0, 1)))
+        layers = {name: layer_below(module, name) for name in (*layout.firsts, *layout.between, layout.last)}
+        found = {name: layer for name, layer in layers.items() if layer is not None and is_weighted(layer)}
+        if len(found) == len(layers):
+            return _group(path, found, layout)
     return None
+
+
+def _group(path: str, layers: dict[str, nn.Module], layout: FeedForwardLayout) -> Group | None:
+    neurons = width(layers[layout.last], "in")
+    giving = {name: width(layers[name], "out") for name in (*layout.firsts, *layout.between)}
+    if any(size not in (neurons, 2 * neurons) for size in giving.values()):
+        return None
+    slices = [
+        Slice(f"{path}.{name}", "out", start, 1) for name, size in giving.items() for start in range(0, size, neurons)
+    ]
+    last = Slice(f"{path}.{layout.last}", "in", 0, 1)
+    return Group(f"{path}.{layout.firsts[0]}", "neurons", neurons, (*slices, last))
+
+
+def _of_sequence(path: str, sequence: nn.Sequential) -> Group | None:
+    first, last = (sequence[0], sequence[-1]) if len(sequence) > 1 else (None, None)
+    between = list(sequence)[1:-1]
+    if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear) or first.out_features != last.in_features:
+        return None
+    if not all(isinstance(module, ELEMENTWISE) for module in between):
+        return None
+    taking = Slice(f"{path}.{len(sequence) - 1}", "in", 0, 1)
+    return Group(f"{path}.0", "neurons", last.in_features, (Slice(f"{path}.0", "out", 0, 1), taking))

@@ -1,36 +1,55 @@
 """Facts per denoiser class: how to call it, which layers keep their width, which attributes mirror a width."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from diffprune.errors import ModelError
-from diffprune.models.inputs import Inputs, unet2d_condition_inputs, unet2d_inputs
+from diffprune.models import inputs
+from diffprune.models.inputs import Inputs, derived_inputs
+from diffprune.models.layouts import AttentionLayout, FeedForwardLayout
 
 Dim = Literal["out", "in"]
 
 
 @dataclass(frozen=True)
 class Family:
-    """What the stages must know about one denoiser class.
+    """What the stages must know about one denoiser class, where it is not what the rules take for granted.
 
-    fixed_outputs: layers whose output width is part of the interface and is never pruned.
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass.
+    convolutional: whether its channels are found by dependency graph.
+    fixed_outputs: layers whose output width is part of the interface and is never pruned.
+    attentions, feed_forwards: layouts of its blocks beside the known ones; tried first.
     """
 
-    class_name: str
-    fixed_outputs: tuple[str, ...]
-    example_inputs: Callable[[nn.Module, int, torch.device], Inputs]
+    example_inputs: Callable[[nn.Module, int, torch.device], Inputs] = field(default_factory=derived_inputs)
+    convolutional: bool = False
+    fixed_outputs: tuple[str, ...] = ()
+    attentions: tuple[AttentionLayout, ...] = ()
+    feed_forwards: tuple[FeedForwardLayout, ...] = ()
 
 
-FAMILIES: Mapping[str, Family] = {
-    "UNet2DModel": Family("UNet2DModel", fixed_outputs=("conv_out",), example_inputs=unet2d_inputs),
-    "UNet2DConditionModel": Family("UNet2DConditionModel", ("conv_out",), unet2d_condition_inputs),
-}
-"""By the name of the diffusers class."""
+def _unet(special: inputs.Special, fixed: tuple[str, ...] = ("conv_out",)) -> Family:
+    return Family(derived_inputs(special), convolutional=True, fixed_outputs=fixed)
+
+
+FAMILIES: dict[str, Family] = {
+    "UNet2DModel": _unet(inputs.unet2d_inputs),
+    "UNet2DConditionModel": _unet(inputs.unet2d_condition_inputs),
+    "DiTTransformer2DModel": Family(derived_inputs(inputs.labels)),
+    "PixArtTransformer2DModel": Family(derived_inputs(inputs.pixart)),
+    **dict.fromkeys(
+        ("FluxTransformer2DModel", "Flux2Transformer2DModel", "ChromaTransformer2DModel", "OvisImageTransformer2DModel",
+         "LongCatImageTransformer2DModel", "BriaTransformer2DModel"), Family(derived_inputs(inputs.packed)),
+    ),
+    **dict.fromkeys(
+        ("WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel"),
+        Family(derived_inputs(inputs.moving)),
+    ),
+}  # fmt: skip
+"""By the name of the class; any other follows the rules alone."""
 
 MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
     "ResnetBlock2D": {
@@ -71,8 +90,5 @@ def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Ma
 
 
 def family_of(model: nn.Module) -> Family:
-    """The facts about a denoiser; raises ModelError for a class that is not served yet."""
-    for kind in type(model).__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__]
-    raise ModelError(f"denoiser class {type(model).__name__} is not served yet; served: {', '.join(FAMILIES)}")
+    """The facts about a denoiser, by the names of its classes; those of the rules alone where none is known."""
+    return next((FAMILIES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FAMILIES), Family())

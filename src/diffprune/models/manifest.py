@@ -145,7 +145,7 @@ def _disagreements(
 
 def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:
     for name, axes in AXES[kind].items():
-        parameter = getattr(module, name)
+        parameter = getattr(module, name, None)
         if parameter is None:
             continue
         shape = list(parameter.shape)

@@ -10,7 +10,9 @@ from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAdded
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
+from diffprune.models import layouts
 from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS, Dim
+from diffprune.models.layouts import HEADS, HIDDEN_WIDTHS, KEY_VALUE_HEADS
 
 Place = tuple[str, Dim]
 """A layer's path, and which of its dimensions is meant."""
@@ -55,7 +57,7 @@ WIDTHS: Mapping[type[nn.Module], Mapping[Dim, str]] = {
 WIDTH_ATTRIBUTES = frozenset(
     {name for widths in WIDTHS.values() for name in widths.values()}
     | {name.rpartition(".")[2] for mirrors in MIRRORS.values() for name in mirrors}
-    | {"num_groups", *HEAD_ATTRIBUTES}
+    | {"num_groups", "groups", *HEADS, *KEY_VALUE_HEADS, *layouts.WIDTHS, *HIDDEN_WIDTHS}
 )
 """All attributes that pruning may change; a manifest can hold no others."""
 
@@ -78,6 +80,15 @@ def width(module: nn.Module, dim: Dim) -> int:
     if kind is None:
         raise TypeError(f"{type(module).__name__} is not a resizable layer")
     return number(module, WIDTHS[kind][dim]) or 0
+
+
+def width_attributes(layer: nn.Module, dim: Dim) -> tuple[str, ...]:
+    """The attributes that hold the size of a layer's dimension: several in a depthwise convolution."""
+    kind = layer_type(layer)
+    assert kind is not None
+    if isinstance(layer, CONVOLUTIONS) and layer.groups == layer.in_channels == layer.out_channels > 1:
+        return ("in_channels", "out_channels", "groups")
+    return (WIDTHS[kind][dim],)
 
 
 def number(module: nn.Module, attribute: str) -> int | None:
@@ -106,7 +117,7 @@ def shrink(model: M, kept: Kept) -> M:
         if kind is None:
             raise TypeError(f"{path}: {type(layer).__name__} is not a resizable layer")
         for name, axes in AXES[kind].items():
-            parameter = getattr(layer, name)
+            parameter = getattr(layer, name, None)
             if parameter is None or dim not in axes:
                 continue
             current = replaced.get(id(parameter), parameter)
@@ -115,9 +126,8 @@ def shrink(model: M, kept: Kept) -> M:
     small = copy.deepcopy(model, dict(replaced))
     for (path, dim), indices in kept.rows.items():
         layer = small.get_submodule(path)
-        kind = layer_type(layer)
-        assert kind is not None
-        set_number(layer, WIDTHS[kind][dim], len(indices))
+        for attribute in width_attributes(layer, dim):
+            set_number(layer, attribute, len(indices))
     for (path, attribute), value in kept.numbers.items():
         set_number(small.get_submodule(path), attribute, value)
     follow_widths(model, small)
@@ -170,10 +180,16 @@ def on_meta(model: M) -> M:
 
 
 def _below(module: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return module.get_submodule(path)
-    except AttributeError:
-        return None
+    here: nn.Module | None = module
+    for name in path.split(".") if path else ():
+        here = here._modules.get(name) if here is not None else None
+    return here
+
+
+def layer_below(module: nn.Module, path: str) -> nn.Module | None:
+    """The resizable layer at a path below a module; None where there is none."""
+    found = _below(module, path)
+    return None if found is None or layer_type(found) is None else found
 
 
 def linear_below(module: nn.Module, path: str) -> nn.Linear | None:

@@ -71,7 +71,7 @@ class Plan(BaseModel):
         }
 
     @property
-    def kinds(self) -> frozenset[str]:
+    def kinds(self) -> frozenset[Kind]:
         """The kinds of units that it chooses among."""
         return frozenset(units.kind for units in self.groups.values())
 

@@ -12,7 +12,7 @@ from torch import nn
 from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
 from diffprune.criteria.blocks import with_fixed
 from diffprune.data.calibration import Calibration
-from diffprune.groups import Group, kept_blocks, select_groups, smaller
+from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.depth import moves, path_after
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
@@ -45,7 +45,7 @@ def choose_units(
         left, there = denoiser, groups
         if number > 1:
             left = smaller(denoiser, groups, kept)
-            there = select_groups(left, {g.kind for g in groups})
+            there = find_groups(left, kinds={g.kind for g in groups})
         scores = _score(left, there, calibration, options)
         kept = fit(denoiser, groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
     return Choice(kept, scores.criterion, dict(scores.details))

@@ -10,7 +10,7 @@ from torch import nn
 
 from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
 from diffprune.errors import FolderError, ModelError, OptionError
-from diffprune.groups import Group, kept_blocks, select_groups, smaller
+from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.cost import cost_of
 from diffprune.models.depth import moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
@@ -53,7 +53,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
             "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
     options = options.model_copy(update={"criterion": criterion})
-    groups = select_groups(denoiser, options.kinds)
+    groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
     calibration = _calibration(model, denoiser, options) if calibrated else None
     chosen = choose_units(denoiser, groups, calibration, options)

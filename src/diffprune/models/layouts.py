@@ -1,0 +1,90 @@
+"""Names under which attentions and feed-forwards keep their layers: the facts that the rules of `groups` read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AttentionLayout:
+    """Layers of an attention, by path below it; the first of each kind must be there, the others may.
+
+    queries, keys, values: give a row per head and head dimension. packed: give several of the three, one chunk after
+    the other. outputs: take the heads. gates: give one row per head. norms: of queries and of keys; those that span
+    all heads lose the units too, those of one head stay.
+    """
+
+    queries: tuple[str, ...] = ()
+    keys: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
+    packed: tuple[str, ...] = ()
+    outputs: tuple[str, ...] = ()
+    gates: tuple[str, ...] = ()
+    query_norms: tuple[str, ...] = ()
+    key_norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class FeedForwardLayout:
+    """Layers of a feed-forward, by path below it.
+
+    firsts: each gives one row per neuron, or two where it is gated: all of one kind, then all of the other.
+    between: depthwise layers over what the firsts give. last: takes the neurons.
+    only_in: the one class that is meant, where other modules use the names for something else.
+    """
+
+    firsts: tuple[str, ...]
+    last: str
+    between: tuple[str, ...] = ()
+    only_in: str | None = None
+
+
+ATTENTIONS: Sequence[AttentionLayout] = (
+    AttentionLayout(
+        queries=("to_q", "add_q_proj", "to_q_t", "to_gate", "to_g"),
+        keys=("to_k", "add_k_proj", "to_k_t"),
+        values=("to_v", "add_v_proj", "to_v_t"),
+        outputs=("to_out.0", "to_out", "to_add_out", "to_out_t"),
+        gates=("to_gate_logits", "to_bias"),
+        query_norms=("norm_q", "norm_added_q", "q_rms_norm", "q_rms_norm_t", "q_norm"),
+        key_norms=("norm_k", "norm_added_k", "k_rms_norm", "k_rms_norm_t", "k_norm"),
+    ),
+    AttentionLayout(queries=("to_query",), keys=("to_key",), values=("to_value",), outputs=("out_layer",)),
+    AttentionLayout(packed=("to_qkv",), outputs=("to_out", "to_out.0")),
+    AttentionLayout(packed=("to_kv", "to_q"), outputs=("to_out", "to_out.0")),
+    AttentionLayout(packed=("kv_linear", "q_linear"), outputs=("proj",)),
+    AttentionLayout(packed=("img_attn_qkv", "txt_attn_qkv"), outputs=("img_attn_proj", "txt_attn_proj")),
+    AttentionLayout(packed=("img_qkv_proj", "txt_kv_proj"), outputs=("to_out.0",)),
+)
+"""Tried in this order; an attention follows the first one that it has."""
+
+FEED_FORWARDS: Sequence[FeedForwardLayout] = (
+    FeedForwardLayout(("net.0.proj",), "net.2"),
+    FeedForwardLayout(("gate_proj", "up_proj"), "down_proj"),
+    FeedForwardLayout(("gate_proj", "up_proj"), "linear_fc2"),
+    FeedForwardLayout(("gate_up_proj",), "down_proj"),
+    FeedForwardLayout(("up_proj",), "down_proj"),
+    FeedForwardLayout(("gate", "up"), "down"),
+    FeedForwardLayout(("w1", "w3"), "w2"),
+    FeedForwardLayout(("linear_1", "linear_3"), "linear_2"),
+    FeedForwardLayout(("linear_1", "linear_2"), "out_projection"),
+    FeedForwardLayout(("linear_in",), "linear_out"),
+    FeedForwardLayout(("in_layer",), "out_layer"),
+    FeedForwardLayout(("proj", "gate_layer"), "out"),
+    FeedForwardLayout(("ff_in",), "ff_out"),
+    FeedForwardLayout(("fc1",), "fc2"),
+    FeedForwardLayout(("wi_0", "wi_1"), "wo"),
+    FeedForwardLayout(("swish_linear.0",), "linear_out"),
+    FeedForwardLayout(("conv_inverted",), "conv_point", between=("conv_depth",)),
+    FeedForwardLayout(("inverted_conv.conv",), "point_conv.conv", between=("depth_conv.conv",)),
+    FeedForwardLayout(("proj_in",), "proj_out", only_in="StableAudio3FeedForward"),
+    FeedForwardLayout(("linear_1",), "linear_2", only_in="RFD4ProteinaPairTransition"),
+)
+"""Tried in this order; a feed-forward follows the first one that it has."""
+
+HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "sliceable_head_dim")
+KEY_VALUE_HEADS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
+WIDTHS = ("inner_dim", "inner_kv_dim", "kv_inner_dim")
+"""Attributes that count heads, or repeat their width, where an attention has them with that value."""
+
+HIDDEN_WIDTHS = ("mlp_hidden_dim",)
+"""Attributes that repeat the number of neurons."""

@@ -1,0 +1,96 @@
+"""What the tests of the zoo share: tiny models, random inputs, ragged choices, masked models."""
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from diffprune.groups import Group, find_groups
+from diffprune.models.families import family_of
+
+from tiny_configs import CONFIGS
+
+
+def tiny_model(name: str) -> ModelMixin:
+    """A seeded model of a class, in eval mode; parameters that start as constants are made to matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(diffusers, name)(**CONFIGS[name]).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.numel() == 1 or parameter.std() < 1e-6:
+                    parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+def random_inputs(model: nn.Module) -> dict[str, Any]:
+    """The example inputs of a class with random values; masks and whole numbers stay as they are."""
+    generator = torch.Generator().manual_seed(1)
+
+    def drawn(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: drawn(part) for name, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(drawn(part) for part in value)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        return torch.randn(value.shape, generator=generator)
+
+    inputs: dict[str, Any] = drawn(family_of(model).example_inputs(model, 2, torch.device("cpu")))
+    return inputs
+
+
+def outputs_of(model: nn.Module) -> list[Tensor]:
+    """Everything that a forward pass gives."""
+
+    def flat(value: Any) -> Iterable[Tensor]:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            for part in value:
+                yield from flat(part)
+
+    with torch.no_grad():
+        given = model(**random_inputs(model))
+    return list(flat(given if isinstance(given, Tensor | list | tuple) else given.to_tuple()))
+
+
+def largest_difference(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """The largest absolute difference of two lists of outputs."""
+    return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def ragged(groups: Iterable[Group]) -> dict[str, list[int]]:
+    """A random choice: between a quarter and a half of every balanced part goes, at least one unit."""
+    generator = torch.Generator().manual_seed(0)
+    kept = {}
+    for group in groups:
+        size = group.num_units // group.balance
+        share = torch.rand((), generator=generator).item() / 4 + 0.25
+        rows: list[int] = []
+        for part in range(group.balance):
+            order = torch.randperm(size, generator=generator)[min(max(1, int(size * share)), size - 1) :]
+            rows += sorted((order + part * size).tolist())
+        kept[group.name] = rows
+    return kept
+
+
+def masked(model: nn.Module, groups: Iterable[Group], kept: dict[str, list[int]]) -> nn.Module:
+    """The dense model in which nothing that takes the removed units listens to them."""
+    dense = copy.deepcopy(model)
+    with torch.no_grad():
+        for group in groups:
+            for part in (s for s in group.slices if s.dim == "in"):
+                weight: Any = dense.get_submodule(part.module).weight
+                for unit in set(range(group.num_units)) - set(kept[group.name]):
+                    weight[:, part.start + unit * part.width : part.start + (unit + 1) * part.width] = 0
+    return dense
+
+
+def by_rule(model: nn.Module) -> tuple[Group, ...]:
+    """The heads and neurons of a model."""
+    return find_groups(model, kinds=("heads", "neurons"))
