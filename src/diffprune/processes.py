@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -13,12 +14,15 @@ from torch import Tensor
 from diffprune.errors import DiffpruneError
 from diffprune.records import Existing, Run, run_record
 
+PATIENCE = timedelta(days=7)
+"""How long processes wait for the first one, which scores and saves alone; a launcher ends them when it fails."""
+
 T = TypeVar("T")
 
 
 def process_state(device: str) -> PartialState:
-    """The state of this process; joins the others when started by a launcher."""
-    return PartialState(cpu=device == "cpu")
+    """The state of this process; joins the others when started by a launcher, on CPUs where there is nothing else."""
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
 def my_share(batches: Sequence[T], device: str) -> Sequence[T]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import yaml
 from pydantic import Field, ValidationInfo, field_validator, model_validator
@@ -10,6 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from diffprune.errors import OptionError
 from diffprune.options import (
     LONE_METRICS,
+    MOMENT_METRICS,
     OWN_OF_DIFF_PRUNING,
     PAIRED_METRICS,
     ClassifierOptions,
@@ -28,6 +29,9 @@ DEMO = Path(__file__).parent / "assets" / "demo.yaml"
 
 
 Variant = Literal["scratch", Criterion]
+MetricKind = Literal["pairs", "statistics", "sets", "alone"]
+METRIC_KINDS: tuple[MetricKind, ...] = get_args(MetricKind)
+"""What images are compared with: the original's by index, statistics of the reference, the reference, nothing."""
 
 
 class RecoverOptions(FinetuneOptions):
@@ -124,6 +128,18 @@ class Recipe(Options):
         criterion = "random" if name == "scratch" else name
         reinit = self.prune.reinit or name == "scratch"
         return PlanOptions(**{**mine, "criterion": criterion}), self.prune.model_copy(update={"reinit": reinit})
+
+    @property
+    def judged_by(self) -> str | None:
+        """What sets of images are compared with."""
+        return self.reference or self.data
+
+    def metrics(self, kind: MetricKind) -> tuple[Any, ...]:
+        """The metrics of one kind, in the recipe's order."""
+        listed = {"pairs": PAIRED_METRICS, "statistics": MOMENT_METRICS, "alone": LONE_METRICS}
+        kinds = {metric: name for name, metrics in listed.items() for metric in metrics}
+        chosen = self.evaluate.metrics if self.evaluate is not None else ()
+        return tuple(metric for metric in chosen if kinds.get(metric, "sets") == kind)
 
     def section(self, name: str) -> Any:
         """A stage's options, with the recipe's data where the stage names none."""

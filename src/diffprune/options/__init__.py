@@ -13,6 +13,7 @@ from diffprune.options.budget import Kind as Kind
 from diffprune.options.conversion import ConvertOptions as ConvertOptions
 from diffprune.options.data import DataOptions as DataOptions
 from diffprune.options.evaluation import LONE_METRICS as LONE_METRICS
+from diffprune.options.evaluation import MOMENT_METRICS as MOMENT_METRICS
 from diffprune.options.evaluation import PAIRED_METRICS as PAIRED_METRICS
 from diffprune.options.evaluation import EvaluateOptions as EvaluateOptions
 from diffprune.options.evaluation import InceptionOptions as InceptionOptions

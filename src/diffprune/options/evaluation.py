@@ -16,6 +16,9 @@ Resize = Literal["legacy", "clean", "tensorflow"]
 PAIRED_METRICS = ("ssim", "mse", "psnr", "lpips")
 """Compare image i of one folder with image i of the other."""
 
+MOMENT_METRICS = ("fid", "sfid")
+"""Compare means and covariances: of these sets, statistics can stand in for the images."""
+
 LONE_METRICS = ("inception_score", "clip_score")
 """Look at IMAGES alone."""
 

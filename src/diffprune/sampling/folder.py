@@ -48,7 +48,7 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
     """
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
-    evaluations = _evaluations(process, options)
+    evaluations = num_evaluations(process, options)
     batches = [
         range(start, min(start + options.batch_size, options.num_images))
         for start in range(0, options.num_images, options.batch_size)
@@ -77,8 +77,8 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
     return Sampled(evaluations, rate)
 
 
-def _evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
-    """Forward passes per image; raises OptionError or ModelError for steps or a scheduler that cannot be."""
+def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
+    """Denoising steps of an image; raises OptionError or ModelError for steps, scheduler or classes that cannot be."""
     num_timesteps, scheduler = process.num_timesteps, process.scheduler
     conditions_of(process, [0], options, torch.device("cpu"))
     if options.scheduler is None:

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
+
 from diffprune.errors import DataError
 from diffprune.evaluation.inception import Inception, load_inception
 from diffprune.evaluation.preparation import preparation_of
@@ -76,6 +78,25 @@ def comparison(images: str, reference: str, metrics: Sequence[str], options: Eva
         return numbers, protocols
 
     return work
+
+
+def check_reference(reference: str, metrics: Sequence[str], options: EvaluateOptions, *, with_network: bool) -> None:
+    """What `comparison` would refuse of a reference, before there are images to compare with it.
+
+    with_network: hold statistics against the network, whose weights must be at hand.
+    """
+    file = _read(reference, metrics, None)
+    prepare = preparation_of(options, None if file is None else file.protocol)
+    if file is None:
+        check_number(reference, open_set(reference, None, prepare).num, metrics, options, reference=True)
+    elif with_network:
+        inception = load_inception(options.inception_weights, torch.device("cpu"))
+        _check_protocols({reference: file}, inception.protocol(options.resize, prepare.fact))
+
+
+def check_network(options: EvaluateOptions) -> None:
+    """Raise ModelError when the weights are not those of the network."""
+    load_inception(options.inception_weights, torch.device("cpu"))
 
 
 def _read(source: str, metrics: Sequence[str], num: int | None) -> ImageStatistics | None:

@@ -1,9 +1,8 @@
-"""`run --dry-run`: what a recipe would read, download, write, cost and take, with all mistakes at once."""
+"""`run --dry-run`: what a recipe would read, download, write, cost and take, once it has passed its checks."""
 
 import copy
-import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,18 +12,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.criteria.gradients import scored_timesteps
-from diffprune.data.calibration import GENERATED, draw_images_of, images_for
-from diffprune.errors import DiffpruneError, OptionError
 from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
-from diffprune.models.loading import denoiser_of, is_hub_id, load_model, pick_device
-from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.options import UNCALIBRATED_CRITERIA, BudgetOptions, ImageOptions, PlanOptions
-from diffprune.recipes import Recipe
+from diffprune.models.loading import pick_device
+from diffprune.options import UNCALIBRATED_CRITERIA, SampleOptions
+from diffprune.recipes import METRIC_KINDS, Recipe
 from diffprune.records import RECORD_NAME, read_json
-from diffprune.stages.plan import make_plan
-from diffprune.stages.train import untrained
-from diffprune.surgery import prune_denoiser
+from diffprune.sampling.folder import num_evaluations
+from diffprune.stages.checks import Checked, check_recipe, weights_of_metrics
+from diffprune.stages.run import REFERENCE, makes_statistics, metrics_folders
 
 TIMED_PASSES = 3
 DEFAULT_TIMESTEPS = 1000
@@ -42,60 +38,13 @@ def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Check everything a recipe needs and tell, stage by stage, what would happen; nothing is written.
 
     Times are estimated from a few timed passes on this machine; scores count as if no threshold ended them.
-    Raises OptionError that lists every mistake: a model or data that cannot be read, a plan that cannot be made.
+    Raises OptionError that lists every mistake, as `run` would.
     """
-    mistakes: list[str] = []
-    denoiser, process = _attempt(mistakes, "model", lambda: _model(recipe)) or (None, None)
-    small = None
-    if denoiser is not None and process is not None:
-        for name, source in _sources(recipe).items():
-            if not is_hub_id(source):
-                _attempt(mistakes, name, functools.partial(_one_image, process, source, recipe.section(name)))
-        if recipe.plan is not None:
-            small = _attempt(mistakes, "plan", lambda: _pruned(denoiser, recipe.section("plan")))
-    if mistakes:
-        raise OptionError("the recipe cannot be run:\n" + "\n".join(f"  {m}" for m in mistakes))
-    num_timesteps = DEFAULT_TIMESTEPS if process is None else process.num_timesteps
-    rows = _rows(recipe, out, denoiser, small, num_timesteps)
+    found = check_recipe(recipe, fetch=False)
+    rows = _rows(recipe, out, found)
     total = sum(row["estimated_s"] or 0 for row in rows)
-    downloads = [s for s in [recipe.model, *_sources(recipe).values()] if s is not None and is_hub_id(s)]
-    figures = {} if denoiser is None or small is None else _sizes(denoiser, small)
-    return {"steps": rows, **figures, "downloads": downloads, "estimated_total_s": round(total, 1)}
-
-
-def _attempt(mistakes: list[str], name: str, check: Callable[[], Any]) -> Any:
-    try:
-        return check()
-    except DiffpruneError as error:
-        mistakes.append(f"{name}: {error}")
-        return None
-
-
-def _one_image(process: DiffusionProcess, source: str, options: ImageOptions) -> Tensor:
-    return draw_images_of(images_for(process, source, options), 1, 0, on_corrupt=options.on_corrupt)
-
-
-def _sources(recipe: Recipe) -> dict[str, str]:
-    """Where images are read from: section -> DATA."""
-    named = {name: recipe.section(name).data for name in ("train", "plan", "finetune") if getattr(recipe, name)}
-    return {name: source for name, source in named.items() if source and source != GENERATED}
-
-
-def _model(recipe: Recipe) -> tuple[ModelMixin | None, DiffusionProcess | None]:
-    if recipe.train is not None:
-        pipeline = untrained(recipe.train)
-        return denoiser_of(pipeline), process_of(pipeline)
-    if recipe.model is None or is_hub_id(recipe.model):
-        return None, None
-    loaded = load_model(recipe.model)
-    return loaded.denoiser, None if loaded.pipeline is None else process_of(loaded.pipeline)
-
-
-def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
-    """A model of the size the plan would give, with fresh weights."""
-    budget = options.model_dump(include=set(BudgetOptions.model_fields))
-    plan = make_plan(denoiser, PlanOptions(**{**budget, "criterion": "random", "rounds": 1}))
-    return prune_denoiser(denoiser, plan, reinit=True, seed=0)
+    figures = {} if found.denoiser is None or found.small is None else _sizes(found.denoiser, found.small)
+    return {"steps": rows, **figures, "downloads": list(found.downloads), "estimated_total_s": round(total, 1)}
 
 
 def _sizes(before: ModelMixin, after: ModelMixin) -> dict[str, int]:
@@ -108,61 +57,78 @@ def _sizes(before: ModelMixin, after: ModelMixin) -> dict[str, int]:
     }
 
 
-def _rows(
-    recipe: Recipe, out: Path, denoiser: ModelMixin | None, small: ModelMixin | None, num_timesteps: int
-) -> list[dict[str, Any]]:
+def _rows(recipe: Recipe, out: Path, found: Checked) -> list[dict[str, Any]]:
     """One row per stage: what it reads, where it writes, what is there already, seconds."""
-    big_s = None if denoiser is None else _time(denoiser, recipe)
-    small_s = None if small is None else _time(small, recipe)
+    big_s = None if found.denoiser is None else _time(found.denoiser, recipe)
+    small_s = None if found.small is None else _time(found.small, recipe)
+    num_timesteps = DEFAULT_TIMESTEPS if found.process is None else found.process.num_timesteps
     rows: list[dict[str, Any]] = []
 
-    def add(stage: str, reads: str | None, place: Path, seconds: float | None) -> None:
+    def add(stage: str, reads: Sequence[str | None], place: Path, seconds: float | None, there: str = "") -> None:
         rows.append(
             {
                 "stage": stage,
-                "reads": reads,
+                "reads": ", ".join(source for source in reads if source) or None,
                 "writes": str(place),
-                "there": _status(place),
+                "there": there or _status(place),
                 "estimated_s": None if seconds is None else round(seconds, 3),
             }
         )
 
+    weights = [] if recipe.evaluate is None else list(weights_of_metrics(recipe.evaluate))
     if recipe.classifier is not None:
-        add("train-classifier", "digits", out / "classifier", None)
-    original = recipe.model
+        add("train-classifier", ["digits"], out / "classifier", None)
+    if makes_statistics(recipe):
+        there = "finished" if (out / REFERENCE).is_file() else "new"
+        add("stats", [recipe.judged_by, *weights[:1]], out / REFERENCE, None, there)
+    models = {"original": recipe.model or str(out / "trained")}
     if recipe.train is not None:
         images = recipe.train.steps * recipe.train.batch_size
         seconds = None if big_s is None else images * big_s.training_s
-        add("train", recipe.section("train").data, out / "trained", seconds)
-        original = str(out / "trained")
-    names = ["original"]
+        add("train", [recipe.section("train").data], out / "trained", seconds)
     for variant in (recipe.compare or (None,)) if recipe.plan is not None else ():
         place = out if variant is None else out / variant
+        prefix = "" if variant is None else f"{variant}-"
         plan = recipe.section("plan") if variant is None else recipe.variant(variant)[0]
         seconds = None
         if big_s is not None:
             calibrated = plan.criterion not in UNCALIBRATED_CRITERIA
             passes = len(scored_timesteps(num_timesteps, plan)) if calibrated else 0
             seconds = passes * plan.num_calibration_images * plan.num_noises * big_s.training_s
-        add("plan", plan.data, place / "plan", seconds)
-        add("prune", original, place / "pruned", None)
-        names.append("pruned" if variant is None else f"{variant}-pruned")
+        add("plan", [models["original"], plan.data], place / "plan", seconds)
+        add("prune", [models["original"], str(place / "plan")], place / "pruned", None)
+        models[f"{prefix}pruned"] = str(place / "pruned")
         if recipe.finetune is not None:
             tuning = recipe.section("finetune")
             seconds = None
             if big_s is not None and small_s is not None:
                 per_image = small_s.training_s + (big_s.forward_s if tuning.distill else 0)
                 seconds = tuning.steps * tuning.batch_size * per_image
-            add("finetune", tuning.data, place / "recovered", seconds)
-            names.append("recovered" if variant is None else f"{variant}-recovered")
-    for name in names if recipe.sample is not None else ():
+            teacher = models["original"] if tuning.distill else None
+            add("finetune", [str(place / "pruned"), teacher, tuning.data], place / "recovered", seconds)
+            models[f"{prefix}recovered"] = str(place / "recovered")
+    for name, model in models.items() if recipe.sample is not None else ():
         assert recipe.sample is not None
         timing = big_s if name == "original" else small_s
-        seconds = None if timing is None else recipe.sample.num * recipe.sample.steps * timing.forward_s
-        add("sample", None, out / "samples" / name, seconds)
+        seconds = None if timing is None else _passes(recipe.sample, found) * timing.forward_s
+        add("sample", [model], out / "samples" / name, seconds)
     if recipe.evaluate is not None:
-        add("evaluate", recipe.reference or recipe.data, out / "metrics", None)
+        of_sets = {
+            "statistics": str(out / REFERENCE) if makes_statistics(recipe) else recipe.judged_by,
+            "sets": recipe.judged_by,
+        }
+        references = [of_sets[kind] for kind in METRIC_KINDS if kind in of_sets and recipe.metrics(kind)]
+        known = {_status(folder) for folder in metrics_folders(recipe, list(models), out)}
+        there = known.pop() if len(known) == 1 else "running"
+        reads = dict.fromkeys([str(out / "samples"), *references, *weights])
+        add("evaluate", list(reads), out / "metrics", None, there)
     return rows
+
+
+def _passes(options: SampleOptions, found: Checked) -> int:
+    """Forward passes for all images, guidance counted twice."""
+    steps = options.steps if found.process is None else num_evaluations(found.process, options)
+    return options.num_images * steps * (1 + (options.guidance_scale != 1))
 
 
 def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
