@@ -8,10 +8,11 @@ no code and no key map with the package.
 import math
 
 import torch
+from torch import Tensor, nn
+
 from research_ddpm import Attention as PixelAttention
 from research_ddpm import Down as PixelDown
 from research_ddpm import Up, swish
-from torch import Tensor, nn
 
 
 def waves(t: Tensor, dim: int) -> Tensor:

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from research_ddpm import ResearchUNet
 from torch import Tensor, nn
 
 from diffprune.errors import ModelError
 from diffprune.models.builtin import ARCHITECTURES
 from diffprune.models.checkpoints.ddpm import find_architecture, from_ddpm
 from diffprune.models.checkpoints.weights import weights_in
+from research_ddpm import ResearchUNet
 
 
 def research(name: str, seed: int = 0) -> nn.Module:

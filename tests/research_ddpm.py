@@ -22,12 +22,12 @@ def swish(x: Tensor) -> Tensor:
 
 
 class Resnet(nn.Module):
-    def __init__(self, before: int, after: int, temb: int) -> None:
+    def __init__(self, before: int, after: int, temb: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(32, before, eps=1e-6)
+        self.norm1 = nn.GroupNorm(groups, before, eps=1e-6)
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.temb_proj = nn.Linear(temb, after)
-        self.norm2 = nn.GroupNorm(32, after, eps=1e-6)
+        self.norm2 = nn.GroupNorm(groups, after, eps=1e-6)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         if before != after:
             self.nin_shortcut = nn.Conv2d(before, after, 1)
@@ -40,9 +40,9 @@ class Resnet(nn.Module):
 
 
 class Attention(nn.Module):
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int = 32) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.q, self.k, self.v, self.proj_out = (nn.Conv2d(channels, channels, 1) for _ in range(4))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,9 +71,21 @@ class Up(nn.Module):
 
 
 class ResearchUNet(nn.Module):
-    """ch: base width; mult: width of each level over ch; resolutions: sides at which attention is computed."""
+    """ch: base width; mult: width of each level over ch; resolutions: sides at which attention is computed.
 
-    def __init__(self, *, ch: int, mult: tuple[int, ...], resolutions: tuple[int, ...], size: int, blocks: int = 2):
+    groups: of each norm, 32 in every published network.
+    """
+
+    def __init__(
+        self,
+        *,
+        ch: int,
+        mult: tuple[int, ...],
+        resolutions: tuple[int, ...],
+        size: int,
+        blocks: int = 2,
+        groups: int = 32,
+    ) -> None:
         super().__init__()
         self.ch, self.blocks = ch, blocks
         temb = 4 * ch
@@ -86,10 +98,10 @@ class ResearchUNet(nn.Module):
             stage = nn.Module()
             stage.block, stage.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(blocks):
-                stage.block.append(Resnet(here, ch * factor, temb))
+                stage.block.append(Resnet(here, ch * factor, temb, groups))
                 here = ch * factor
                 if size in resolutions:
-                    stage.attn.append(Attention(here))
+                    stage.attn.append(Attention(here, groups))
                 skips.append(here)
             if level < len(mult) - 1:
                 stage.downsample = Down(here)
@@ -98,25 +110,25 @@ class ResearchUNet(nn.Module):
             self.down.append(stage)
         self.mid = nn.Module()
         self.mid.block_1, self.mid.attn_1, self.mid.block_2 = (
-            Resnet(here, here, temb),
-            Attention(here),
-            Resnet(here, here, temb),
+            Resnet(here, here, temb, groups),
+            Attention(here, groups),
+            Resnet(here, here, temb, groups),
         )
         ups = []
         for level, factor in reversed(list(enumerate(mult))):
             stage = nn.Module()
             stage.block, stage.attn = nn.ModuleList(), nn.ModuleList()
             for _ in range(blocks + 1):
-                stage.block.append(Resnet(here + skips.pop(), ch * factor, temb))
+                stage.block.append(Resnet(here + skips.pop(), ch * factor, temb, groups))
                 here = ch * factor
                 if size in resolutions:
-                    stage.attn.append(Attention(here))
+                    stage.attn.append(Attention(here, groups))
             if level > 0:
                 stage.upsample = Up(here)
                 size *= 2
             ups.append(stage)
         self.up = nn.ModuleList(reversed(ups))
-        self.norm_out = nn.GroupNorm(32, here, eps=1e-6)
+        self.norm_out = nn.GroupNorm(groups, here, eps=1e-6)
         self.conv_out = nn.Conv2d(here, 3, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
