@@ -52,6 +52,16 @@ def cost_of(denoiser: nn.Module) -> Cost:
     return Cost(params=int(params), macs=int(macs), attention_macs=attention // 2)
 
 
+def macs_by_layer(denoiser: nn.Module) -> dict[str, int]:
+    """MACs of each layer that the count knows, by path; together they are `Cost.macs`."""
+    shadow = on_meta(denoiser).eval()
+    inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("meta"))
+    with contextlib.redirect_stdout(io.StringIO()):
+        _, _, by_module, _ = torch_pruning.utils.count_ops_and_params(shadow, inputs, layer_wise=True)
+    paths = {module: path for path, module in shadow.named_modules()}
+    return {paths[module]: int(macs) for module, macs in by_module.items() if macs and not any(module.children())}
+
+
 def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: float = 1.0) -> float:
     """Median time of one forward pass in milliseconds, on the model's device and in its dtype."""
     parameter = next(denoiser.parameters())

@@ -74,10 +74,13 @@ def removed_by_block(layers: Mapping[str, Sequence[int]]) -> bytes:
 
 
 def _block(path: str) -> str:
+    """The block that a layer belongs to: the entry of a list, or of a list below it in UNets."""
     parts = path.split(".")
     if parts[0] in ("down_blocks", "up_blocks"):
         return ".".join(parts[:4])
-    return ".".join(parts[:3]) if parts[0] == "mid_block" else parts[0]
+    if parts[0] == "mid_block":
+        return ".".join(parts[:3])
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
 
 
 def _rendered(figure: Figure) -> bytes:

@@ -9,10 +9,11 @@ from diffprune.models.loading import load_model, pick_device
 from diffprune.models.pruned import PrunedMixin, stock_model
 from diffprune.models.state import borrowed
 from diffprune.options import InspectOptions
+from diffprune.stages.outline import outline
 
 
 def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
-    """Facts about MODEL, flat; latency only where there are weights to run."""
+    """Facts about MODEL, with a row per block; latency only where there are weights to run."""
     model = load_model(source)
     denoiser = model.denoiser
     groups = find_groups(denoiser)
@@ -36,4 +37,4 @@ def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
     if options.latency and model.has_weights:
         with borrowed(denoiser, pick_device(options.device)):
             facts["latency_ms"] = round(latency_ms(denoiser), 3)
-    return facts
+    return {**facts, "blocks": outline(denoiser, groups)}
