@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import diffprune
 from diffprune.criteria import CRITERIA
 from diffprune.criteria.unit_gradients import unit_gradients
-from diffprune.data.calibration import Calibration, calibrate, noisy_batch
+from diffprune.data.calibration import Calibration, Drawn, calibrate, noisy_batch
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, Slice, find_groups
 from diffprune.models.process import process_of
@@ -39,7 +39,7 @@ class TwoLayers(nn.Module):
         self.first.weight.data, self.second.weight.data = A.clone(), B.clone()
         self.config = SimpleNamespace()
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def forward(self, noisy: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
         assert not return_dict
         return (self.second(self.first(noisy)),)
 
@@ -175,7 +175,7 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
 
 def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
     groups, images = find_groups(pipeline.unet), torch.zeros(2, 1, 16, 16)
-    batch = calibrate(images, process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
+    batch = calibrate(Drawn(images), process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
     assert batch.clean.shape == (4, 1, 16, 16)
     for name, criterion in CRITERIA.items():
         with borrowed(pipeline.unet, torch.device("cpu"), gradients=True):

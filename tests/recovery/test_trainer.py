@@ -178,9 +178,3 @@ def test_two_processes_train_what_one_trains(pruned_folder: Path, tmp_path: Path
     run(*finetuning(pruned_folder, tmp_path / "one", *steps))
     ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
-
-
-def test_class_conditional_models_are_refused_before_work() -> None:
-    pipeline = tiny_pipeline(num_class_embeds=3)
-    with pytest.raises(ModelError, match="class-conditional"):
-        diffprune.finetune(pipeline, None, data="digits", steps=1, batch_size=2)

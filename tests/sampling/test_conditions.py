@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
-from diffprune.errors import ModelError, OptionError
+from diffprune.errors import DataError, OptionError
 from diffprune.models.process import Classes, DiffusionProcess, process_of
 from diffprune.options import SampleOptions, class_list
 from diffprune.sampling.sampler import predictor
@@ -47,7 +47,7 @@ def test_guidance_is_a_weighted_difference() -> None:
             self.parameter = torch.nn.Parameter(torch.zeros(()))
 
         def forward(
-            self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor, return_dict: bool
+            self, x: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor, return_dict: bool
         ) -> list[torch.Tensor]:
             return [labels.float()[:, None, None, None].expand_as(x)]
 
@@ -64,7 +64,7 @@ def test_a_class_conditional_model_is_scored_on_its_own_images() -> None:
     plan = diffprune.plan(pipeline, data="generated", ratio=0.5, **options)
     small = diffprune.prune(pipeline, plan)
     assert small.unet.class_embedding.num_embeddings == 3
-    with pytest.raises(ModelError, match="calibrate with data `generated`"):
+    with pytest.raises(DataError, match="the model has 0 to 2"):
         diffprune.plan(pipeline, data="digits", **options)
 
 

@@ -84,8 +84,8 @@ class Recorder(nn.Module):
         self.config = SimpleNamespace(sample_size=2, in_channels=1)
         self.asked: list[int] = []
 
-    def forward(self, noisy: Tensor, timesteps: Tensor, return_dict: bool) -> tuple[Tensor]:
-        self.asked.append(int(timesteps[0]))
+    def forward(self, noisy: Tensor, timestep: Tensor, return_dict: bool) -> tuple[Tensor]:
+        self.asked.append(int(timestep[0]))
         return (torch.full_like(noisy, float(self.constant)),)
 
 

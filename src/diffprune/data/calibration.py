@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.data.images import ImageSet, open_images
+from diffprune.data.labels import labels_of
 from diffprune.data.presets import preprocessing_of
 from diffprune.errors import DataError, ModelError
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
@@ -83,14 +84,24 @@ def noisy_batch(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor,
 def images_for(process: DiffusionProcess, source: str, options: ImageOptions | None = None) -> ImageSet:
     """Open DATA at the size and with the channels that a model draws.
 
-    options: how images are prepared (None: by the preset `model`). Raises OptionError when they make another size.
+    options: how images are prepared (None: by the preset `model`). For a class-conditional model the classes come with
+    them. Raises OptionError when images come out in another size, DataError where the classes are not there.
     """
     channels, height, width = process.image_shape
-    return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels)
+    labels = None if process.classes is None else labels_of(source, process.classes.num_classes)
+    return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels, labels=labels)
 
 
-def draw_images_of(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorrupt = "fail") -> Tensor:
-    """Draw `num` different images by seed, (num, C, H, W); raises DataError when there are too few.
+@dataclass(frozen=True)
+class Drawn:
+    """Clean images (N, C, H, W) in [-1, 1] and their classes (N,), None where they bear none."""
+
+    images: Tensor
+    labels: Tensor | None = None
+
+
+def draw_images_of(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorrupt = "fail") -> Drawn:
+    """Draw `num` different images by seed; raises DataError when there are too few.
 
     on_corrupt: `skip` draws another image in place of one that cannot be read, and names that one in a warning.
     """
@@ -100,6 +111,7 @@ def draw_images_of(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorru
             f"give more images or set num_calibration_images to at most {len(images)}"
         )
     drawn: list[Tensor] = []
+    labels: list[int] = []
     for index in torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist():
         if len(drawn) == num:
             break
@@ -111,12 +123,14 @@ def draw_images_of(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorru
             _log.warning("left out: %s", error)
             continue
         drawn.append(images.prepare(image, name))
+        if images.labels is not None:
+            labels.append(images.labels[index])
     if len(drawn) < num:
         raise DataError(f"{images.source}: only {len(drawn)} of {len(images)} images can be read, expected {num}")
-    return torch.stack(drawn)
+    return Drawn(torch.stack(drawn), torch.tensor(labels) if images.labels is not None else None)
 
 
-def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Tensor:
+def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Drawn:
     """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps.
 
     A class-conditional model draws its classes in turn, with `generation_guidance`.
@@ -129,7 +143,7 @@ def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOpti
             indices = range(start, min(start + options.batch_size, num))
             drawn.append(draw_images(denoiser, process, indices, drawing, device))
             advance(len(indices), "")
-    return torch.cat(drawn).float() / 127.5 - 1
+    return Drawn(torch.cat(drawn).float() / 127.5 - 1)
 
 
 def own_drawing(options: PlanOptions) -> SampleOptions:
@@ -142,19 +156,17 @@ def own_drawing(options: PlanOptions) -> SampleOptions:
     )
 
 
-def calibrate(images: Tensor, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
-    """Calibration on clean images (N, C, H, W) in [-1, 1], each `num_noises` times with a noise of its own, by seed.
+def calibrate(drawn: Drawn, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
+    """Calibration on clean images, each `num_noises` times with a noise of its own, by seed.
 
-    Image i is of the class that the model draws as image i, so images other than its own serve unconditional models
-    only: raises ModelError for them.
+    An image without a class is one that the model drew itself: image i is of the class that the model draws as image i.
     """
+    images = drawn.images
     clean = torch.cat([process.encode(part.to(device)) for part in images.split(options.batch_size)])
     condition: Condition = UNCONDITIONAL
-    if process.classes is not None:
-        if options.data != GENERATED:
-            raise ModelError(
-                "the model is class-conditional and the images bear no classes: calibrate with data `generated`"
-            )
+    if process.classes is not None and drawn.labels is not None:
+        condition = process.classes.embed(drawn.labels.to(device))
+    elif process.classes is not None:
         condition, _ = conditions_of(process, range(len(images)), own_drawing(options), device)
     clean = clean.repeat_interleave(options.num_noises, 0)
     condition = {name: value.repeat_interleave(options.num_noises, 0) for name, value in condition.items()}

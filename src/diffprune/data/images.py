@@ -31,11 +31,19 @@ class ImageSet(Dataset[Tensor]):
     """Images of one size, prepared for a denoiser: float32 (C, H, W) in [-1, 1].
 
     Images are converted to RGB (3 channels) or grey (1), then prepared as `preprocessing` says. Item access raises
-    DataError that names an image it cannot read. num_corrupt: images that were left out because of that.
+    DataError that names an image it cannot read. num_corrupt: images that were left out because of that. labels: the
+    class of each image, None where no model asks for it.
     """
 
     def __init__(
-        self, rows: Sequence[Any], preprocessing: Preprocessing, channels: int, source: str, *, num_corrupt: int = 0
+        self,
+        rows: Sequence[Any],
+        preprocessing: Preprocessing,
+        channels: int,
+        source: str,
+        *,
+        num_corrupt: int = 0,
+        labels: Sequence[int] | None = None,
     ) -> None:
         if channels not in (1, 3):
             raise DataError(f"the model takes {channels} channels; image files serve 1 (grey) or 3 (RGB)")
@@ -44,6 +52,7 @@ class ImageSet(Dataset[Tensor]):
         self.preprocessing = preprocessing
         self.channels = channels
         self.num_corrupt = num_corrupt
+        self.labels = labels
         self._transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
 
     @property
@@ -69,14 +78,20 @@ class ImageSet(Dataset[Tensor]):
         return prepared
 
 
-def open_images(source: str | Path, preprocessing: Preprocessing | tuple[int, int], channels: int) -> ImageSet:
+def open_images(
+    source: str | Path,
+    preprocessing: Preprocessing | tuple[int, int],
+    channels: int,
+    *,
+    labels: Sequence[int] | None = None,
+) -> ImageSet:
     """Open DATA: a folder of images or of parquet files, a parquet file, a 🤗 dataset id or saved dataset, or `digits`.
 
     preprocessing: how images are prepared; a bare (height, width) in pixels stands for the preset `model` at that
     size. Raises DataError when nothing usable is there.
     """
     by = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing(preprocessing)
-    return ImageSet(open_rows(source), by, channels, str(source))
+    return ImageSet(open_rows(source), by, channels, str(source), labels=labels)
 
 
 def open_rows(source: str | Path) -> Sequence[Any]:
@@ -84,11 +99,18 @@ def open_rows(source: str | Path) -> Sequence[Any]:
     name, path = str(source), Path(source)
     if name == "digits":
         return digits()[0]
-    if path.is_dir() and not (path / "dataset_info.json").exists() and not any(path.glob("*.parquet")):
-        return image_files(path)
-    if path.exists() or is_hub_id(name):
-        rows: Sequence[Any] = _dataset(path, name)
-        return rows
+    return image_files(path) if is_plain_folder(path) else _image_column(open_table(name), name)
+
+
+def is_plain_folder(path: Path) -> bool:
+    """Whether a path is a folder of image files, and none of parquet files or a saved data set."""
+    return path.is_dir() and not (path / "dataset_info.json").exists() and not any(path.glob("*.parquet"))
+
+
+def open_table(name: str) -> Any:
+    """A parquet file, a folder of them, a saved data set or a 🤗 dataset id with all its columns; raises DataError."""
+    if Path(name).exists() or is_hub_id(name):
+        return _dataset(Path(name), name)
     raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
 
 
@@ -127,7 +149,8 @@ def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
         return images
     rows: Any = images.rows
     kept = rows.select(readable) if hasattr(rows, "select") else [rows[i] for i in readable]
-    return ImageSet(kept, images.preprocessing, images.channels, images.source, num_corrupt=num_corrupt)
+    labels = None if images.labels is None else [images.labels[i] for i in readable]
+    return ImageSet(kept, images.preprocessing, images.channels, images.source, num_corrupt=num_corrupt, labels=labels)
 
 
 class _Attempts(Dataset["Tensor | DataError | None"]):
@@ -193,7 +216,13 @@ def _dataset(path: Path, name: str) -> Any:
         raise
     except Exception as error:  # datasets raises a different class for each way a source can be broken
         raise DataError(f"cannot read images from {name}: {error}") from error
-    rows = rows["train"] if isinstance(rows, dict) else rows
+    return rows["train"] if isinstance(rows, dict) else rows
+
+
+def _image_column(rows: Any, name: str) -> Any:
+    """The rows with their images alone, not decoded; raises DataError where there are none."""
+    import datasets
+
     for column, feature in rows.features.items():
         if isinstance(feature, datasets.Image):
             return rows.cast_column(column, datasets.Image(decode=False)).select_columns([column])

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from diffprune.models import inputs
 from diffprune.models.inputs import Inputs, derived_inputs
@@ -82,10 +83,13 @@ HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
 """Attributes of an attention module that hold its number of heads."""
 
 
-def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Tensor]) -> Tensor:
-    """One forward pass: (N, C, H, W) noisy images, (N,) timesteps and a condition -> (N, C, H, W)."""
-    told = {k: v.to(noisy.dtype) if v.is_floating_point() else v for k, v in condition.items()}
-    output: Tensor = denoiser(noisy, timesteps, **told, return_dict=False)[0]
+def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Any]) -> Tensor:
+    """One forward pass: noisy images (N, ...), (N,) timesteps and a condition -> the prediction, as `noisy`.
+
+    The noisy input comes first in every denoiser, whatever its name; all else goes by name, in the dtype of `noisy`.
+    """
+    told = tree_map(lambda v: v.to(noisy.dtype) if torch.is_tensor(v) and v.is_floating_point() else v, dict(condition))
+    output: Tensor = denoiser(noisy, timestep=timesteps, **told, return_dict=False)[0]
     return output
 
 

@@ -14,7 +14,9 @@ class TrainingOptions(ImageOptions, ComputeOptions):
     neutral = frozenset({"device", "num_workers", "checkpoint_every", "preview_every", "preview_steps", "tracker"})
 
     data: str | None = Field(
-        default=None, description="training images: a folder, a parquet file, a dataset id or `digits`"
+        default=None,
+        description="training images: a folder, a parquet file, a dataset id or `digits`; for class-conditional models "
+        "with a column `label`, or a sub-folder per class",
     )
     steps: int = Field(default=1000, ge=1, description="optimizer steps")
     batch_size: int = Field(
@@ -37,6 +39,12 @@ class TrainingOptions(ImageOptions, ComputeOptions):
     )
     dropout: float | None = Field(
         default=None, ge=0, lt=1, description="dropout probability while training (default: as is)"
+    )
+    class_dropout: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="class-conditional models: share of images whose class is kept from the model, for guidance",
     )
     flip: bool = Field(default=True, description="mirror half of the images (switch off for digits or text)")
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(

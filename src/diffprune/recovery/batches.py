@@ -13,11 +13,15 @@ from diffprune.options import TrainingOptions
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of one global batch: noise (B, C, H, W), timesteps (B,), mirrored (B,) bool."""
+    """The random draws of one global batch: noise (B, C, H, W), timesteps (B,); mirrored, unlabelled (B,) bool.
+
+    unlabelled: images whose class is kept from the model, which is told its null class instead.
+    """
 
     noise: Tensor
     timesteps: Tensor
     mirrored: Tensor
+    unlabelled: Tensor
 
 
 def image_indices(num_images: int, batch_size: int, seed: int, step: int) -> list[int]:
@@ -34,7 +38,7 @@ def _order(num_images: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.
 
 
 def draw(shape: tuple[int, ...], num_timesteps: int, options: TrainingOptions, step: int) -> Draws:
-    """Noise, timesteps and mirroring of a step. shape: (C, H, W).
+    """Noise, timesteps, mirroring and label dropout of a step. shape: (C, H, W).
 
     Timesteps are drawn antithetically: half of them uniform, the other half T - 1 - t (Song et al. 2021).
     """
@@ -44,7 +48,8 @@ def draw(shape: tuple[int, ...], num_timesteps: int, options: TrainingOptions, s
     half = torch.randint(0, num_timesteps, (-(-options.batch_size // 2),), generator=generator)
     timesteps = torch.cat([half, num_timesteps - 1 - half])[: options.batch_size]
     mirrored = torch.rand(options.batch_size, generator=generator) < (0.5 if options.flip else 0.0)
-    return Draws(noise, timesteps, mirrored)
+    unlabelled = torch.rand(options.batch_size, generator=generator) < options.class_dropout
+    return Draws(noise, timesteps, mirrored, unlabelled)
 
 
 def shard_steps(num_images: int, options: TrainingOptions, first_step: int, shards: list[slice]) -> Iterator[list[int]]:

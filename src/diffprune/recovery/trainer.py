@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 
 from diffprune.data.calibration import NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet, load_batches
-from diffprune.errors import ModelError, OptionError
+from diffprune.errors import DataError, ModelError, OptionError
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
-from diffprune.models.process import UNCONDITIONAL, DiffusionProcess
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
-from diffprune.recovery.batches import draw, shard_steps
+from diffprune.recovery.batches import draw, image_indices, shard_steps
 from diffprune.recovery.checkpoints import CHECKPOINTS, Progress, load_newest, save_checkpoint
 from diffprune.recovery.losses import denoising_loss, distillation_loss
 
@@ -71,6 +71,14 @@ def train_denoiser(
         AcceleratorState._reset_state()
 
 
+def check_conditions(process: DiffusionProcess, images: ImageSet, options: TrainingOptions) -> None:
+    """Raise ModelError or DataError where images and options do not suit what the model is told."""
+    if process.classes is not None and images.labels is None:
+        raise DataError(f"the model is class-conditional and the images of {images.source} bear no classes")
+    if options.class_dropout and (process.classes is None or process.classes.null_class is None):
+        raise ModelError("class_dropout: the model has no class that stands for none; leave it out")
+
+
 class _Run:
     """One training run: the model, what trains it, and how far it is."""
 
@@ -85,8 +93,7 @@ class _Run:
         shards: list[slice],
         teacher: nn.Module | None,
     ) -> None:
-        if process.classes is not None:
-            raise ModelError("training class-conditional models is not served yet; plan, prune and sample serve them")
+        check_conditions(process, images, options)
         self.options, self.accelerator, self.device, self.shards = options, accelerator, device, shards
         self.process, self.images = process, images
         self.dtype = next(denoiser.parameters()).dtype
@@ -148,6 +155,7 @@ class _Run:
         options, accelerator = self.options, self.accelerator
         losses = []
         draws = draw(self.process.shape, self.process.num_timesteps, options, step)
+        indices = image_indices(len(self.images), options.batch_size, options.seed, step)
         for number, shard in enumerate(self.shards):
             clean = next(batches)
             mirrored = draws.mirrored[shard]
@@ -155,7 +163,8 @@ class _Run:
             noise, timesteps = draws.noise[shard].to(self.device), draws.timesteps[shard].to(self.device)
             (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
             torch.manual_seed(int(seed))
-            batch = noisy_batch(self.process.scheduler, self.process.encode(clean), noise, timesteps, UNCONDITIONAL)
+            condition = self._condition(indices[shard], draws.unlabelled[shard])
+            batch = noisy_batch(self.process.scheduler, self.process.encode(clean), noise, timesteps, condition)
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
                     output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
@@ -170,6 +179,17 @@ class _Run:
         self.rates.step()
         self.ema.step(self.bare.parameters())
         return torch.stack(losses).mean()
+
+    def _condition(self, indices: Sequence[int], unlabelled: Tensor) -> Condition:
+        """What the model is told of these images."""
+        classes, labels = self.process.classes, self.images.labels
+        if classes is None or labels is None:
+            return UNCONDITIONAL
+        told = torch.tensor([labels[i] for i in indices])
+        if classes.null_class is not None:
+            told[unlabelled] = classes.null_class
+        with torch.no_grad():
+            return classes.embed(told.to(self.device))
 
     def _loss(self, output: Tensor, batch: NoisyBatch) -> Tensor:
         if self.teacher is None:

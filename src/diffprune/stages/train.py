@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DDPMPipeline, DDPMScheduler
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import from_numpy, nn
+from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
@@ -18,12 +17,13 @@ from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model
 from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.options import FinetuneOptions, TrainingOptions, TrainOptions
+from diffprune.options import FinetuneOptions, SampleOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
 from diffprune.records import Existing, whole_folder
 from diffprune.recovery.checkpoints import CHECKPOINTS
-from diffprune.recovery.trainer import Preview, train_denoiser
-from diffprune.sampling.sampler import image_generator
+from diffprune.recovery.trainer import Preview, check_conditions, train_denoiser
+from diffprune.sampling.by_scheduler import OWN
+from diffprune.sampling.sampler import draw_images
 from diffprune.stages.calls import with_input_and_options, with_options
 from diffprune.stages.prune import with_denoiser
 from diffprune.surgery import reset_weights
@@ -153,21 +153,21 @@ def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
     images = images_for(process, options.data, options)
+    check_conditions(process, images, options)
     return without_corrupt(images, num_workers=options.num_workers) if options.on_corrupt == "skip" else images
 
 
 def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
+    """Draws a grid of images with the model's own scheduler; of a class-conditional model, its classes in turn."""
+    process = process_of(pipeline)
+    steps = min(options.preview_steps, process.num_timesteps)
+    drawing = SampleOptions(num=NUM_PREVIEWED, steps=steps, scheduler=OWN, seed=options.seed)
+
     def draw(denoiser: nn.Module, path: Path) -> None:
-        drawing = with_denoiser(pipeline, cast(ModelMixin, denoiser))
-        drawing.register_modules(scheduler=type(pipeline.scheduler).from_config(pipeline.scheduler.config))
-        drawing.set_progress_bar_config(disable=True)
-        generators = [image_generator(options.seed, i) for i in range(NUM_PREVIEWED)]
-        steps = min(options.preview_steps, drawing.scheduler.config.num_train_timesteps)
-        images = drawing(
-            batch_size=NUM_PREVIEWED, generator=generators, num_inference_steps=steps, output_type="np"
-        ).images
+        device = next(denoiser.parameters()).device
+        images = draw_images(denoiser, process, range(NUM_PREVIEWED), drawing, device)
         path.parent.mkdir(parents=True, exist_ok=True)
-        to_pil_image(make_grid(from_numpy(images).permute(0, 3, 1, 2), nrow=4)).save(path)
+        to_pil_image(make_grid(images, nrow=4)).save(path)
 
     return draw
 
