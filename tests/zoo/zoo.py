@@ -9,8 +9,9 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from diffprune.groups import Group, find_groups
+from diffprune.groups import Group, find_groups, kept_indices
 from diffprune.models.families import family_of
+from diffprune.models.resize import is_weighted
 
 from tiny_configs import CONFIGS
 
@@ -79,9 +80,26 @@ def ragged(groups: Iterable[Group]) -> dict[str, list[int]]:
     return kept
 
 
-def masked(model: nn.Module, groups: Iterable[Group], kept: dict[str, list[int]]) -> nn.Module:
-    """The dense model in which nothing that takes the removed units listens to them."""
+class KeptNorm(nn.Module):
+    """A dense norm over all heads that looks at the rows of the kept ones alone, as the norm of the smaller model."""
+
+    def __init__(self, small: nn.Module, rows: Tensor) -> None:
+        super().__init__()
+        self.small, self.rows = small, rows
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.zeros_like(values).index_copy(-1, self.rows, self.small(values[..., self.rows]))
+
+
+def masked(model: nn.Module, small: nn.Module, groups: tuple[Group, ...], kept: dict[str, list[int]]) -> nn.Module:
+    """The dense model in which nothing that takes the removed units listens to them, nor any norm over all heads."""
     dense = copy.deepcopy(model)
+    rows = kept_indices(groups, kept, model).rows
+    for group in groups:
+        for part in (s for s in group.slices if not is_weighted(model.get_submodule(s.module))):
+            parent, _, name = part.module.rpartition(".")
+            norm = KeptNorm(small.get_submodule(part.module), rows[part.module, "out"])
+            setattr(dense.get_submodule(parent), name, norm)
     with torch.no_grad():
         for group in groups:
             for part in (s for s in group.slices if s.dim == "in"):

@@ -13,6 +13,7 @@ from diffprune.groups.heads import heads_of
 from diffprune.groups.neurons import neurons_of
 from diffprune.models.families import Family, family_of
 from diffprune.models.layouts import ATTENTIONS, FEED_FORWARDS
+from diffprune.models.resize import is_weighted
 from diffprune.options import Kind
 
 
@@ -47,7 +48,14 @@ def by_rule(denoiser: nn.Module, family: Family) -> Iterator[Group]:
             *of_shared_output(path, module, attentions),
             *of_parallel_attention(path, module),
         ]
-        yield from (group for group in found if group is not None)
+        for group in found:
+            if group is not None and not (group.kind == "heads" and _keeps_heads(denoiser, group, family)):
+                yield group
+
+
+def _keeps_heads(denoiser: nn.Module, group: Group, family: Family) -> bool:
+    path = group.name.rpartition(".")[0]
+    return family.whole_attentions(path, denoiser.get_submodule(path))
 
 
 def listed_modules(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -62,12 +70,16 @@ def listed_modules(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def block_lists(denoiser: nn.Module) -> dict[str, nn.ModuleList]:
-    """The outermost lists of modules with weights, by path."""
+    """The outermost lists of modules that are made of several layers each, by path."""
     found: dict[str, nn.ModuleList] = {}
     for path, module in denoiser.named_modules():
         if isinstance(module, nn.ModuleList) and not any(path.startswith(f"{outer}.") for outer in found):
             found[path] = module
-    return {path: blocks for path, blocks in found.items() if any(True for _ in blocks.parameters())}
+    return {
+        path: blocks
+        for path, blocks in found.items()
+        if any(sum(is_weighted(layer) for layer in block.modules()) > 1 for block in blocks)
+    }
 
 
 def _not_understood(denoiser: nn.Module) -> str:

@@ -56,7 +56,7 @@ def _separate_heads(
         slices += [Slice(f"{path}.{n}", "out", 0, size // units) for n in norms if _spans(attention, n, size, head_dim)]
     slices += [Slice(f"{path}.{n}", "out", 0, heads // units) for n in layout.gates if _rows(attention, n) == heads]
     slices += [Slice(name, "in", start, rows[2] // units * (heads // units)) for name, start in outputs]
-    counts = _counts(path, attention, heads, units, (rows[0], rows[1]))
+    counts = _counts(path, attention, layout, (heads, units), (rows[0], rows[1]))
     return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts))
 
 
@@ -74,7 +74,7 @@ def _packed_heads(
         for start in range(0, _rows(attention, name), size)
     ]
     slices += [Slice(name, "in", start, size // heads) for name, start in outputs]
-    counts = _counts(path, attention, heads, heads, (size,))
+    counts = _counts(path, attention, layout, (heads, heads), (size,))
     return Group(f"{path}.{layout.packed[0]}", "heads", heads, tuple(slices), counts=tuple(counts))
 
 
@@ -89,8 +89,12 @@ def _spans(attention: nn.Module, name: str, size: int, head_dim: int) -> bool:
     return norm is not None and width(norm, "out") == size != head_dim
 
 
-def _counts(path: str, attention: nn.Module, heads: int, units: int, widths: tuple[int, ...]) -> Iterator[Count]:
-    for names, values in ((HEADS, (heads,)), (KEY_VALUE_HEADS, (units,)), (WIDTHS, widths)):
+def _counts(
+    path: str, attention: nn.Module, layout: AttentionLayout, numbers: tuple[int, int], widths: tuple[int, ...]
+) -> Iterator[Count]:
+    heads, units = numbers
+    followed = ((HEADS, (heads,)), (KEY_VALUE_HEADS, (units,)), ((*WIDTHS, *layout.widths), widths))
+    for names, values in followed:
         for name in names:
             value = number(attention, name)
             if value is not None and value in values:

@@ -1,21 +1,28 @@
 """What a denoiser costs: parameters, multiply-accumulates, and time on the clock."""
 
 import contextlib
+import copy
 import io
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 import torch_pruning
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.models.families import family_of
+from diffprune.models.inputs import Inputs
 from diffprune.models.resize import on_meta
 
 _ATTENTION_OPS = ("attention", "bmm")
 """Operators that multiply two activations; on the meta device attention runs as two batched products."""
+
+_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "convolution", "scaled_dot_product")
+"""Operators that cost the most, which counting can do without."""
 
 _WARM_UP = 5
 """Passes before the first timed one: libraries choose and cache kernels per shape."""
@@ -40,26 +47,58 @@ class Cost:
 
 def cost_of(denoiser: nn.Module) -> Cost:
     """Count on a copy on the meta device: no weights are needed and nothing is computed."""
-    shadow = on_meta(denoiser).eval()
-    inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("meta"))
-    with contextlib.redirect_stdout(io.StringIO()):
-        macs, params = torch_pruning.utils.count_ops_and_params(shadow, inputs)
-    counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        shadow(**inputs)
-    totals = counter.get_flop_counts()["Global"]
-    attention = sum(flops for op, flops in totals.items() if any(name in str(op) for name in _ATTENTION_OPS))
-    return Cost(params=int(params), macs=int(macs), attention_macs=attention // 2)
+    return _counted(denoiser)[0]
 
 
 def macs_by_layer(denoiser: nn.Module) -> dict[str, int]:
     """MACs of each layer that the count knows, by path; together they are `Cost.macs`."""
-    shadow = on_meta(denoiser).eval()
-    inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("meta"))
+    return _counted(denoiser)[1]
+
+
+def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
+    try:
+        shadow = on_meta(denoiser).eval()
+        return _count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
+    except (NotImplementedError, RuntimeError):  # the forward pass looks at values
+        shadow = _with_zeros(denoiser).eval()
+        inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
+        with WithoutProducts():
+            return _count(shadow, inputs)
+
+
+def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
     with contextlib.redirect_stdout(io.StringIO()):
-        _, _, by_module, _ = torch_pruning.utils.count_ops_and_params(shadow, inputs, layer_wise=True)
-    paths = {module: path for path, module in shadow.named_modules()}
-    return {paths[module]: int(macs) for module, macs in by_module.items() if macs and not any(module.children())}
+        macs, params, by_module, _ = torch_pruning.utils.count_ops_and_params(model, inputs, layer_wise=True)
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        model(**inputs)
+    flops = counter.get_flop_counts()["Global"]
+    attention = sum(n for op, n in flops.items() if any(name in str(op) for name in _ATTENTION_OPS))
+    paths = {module: path for path, module in model.named_modules()}
+    layers = {paths[module]: int(n) for module, n in by_module.items() if n and not any(module.children())}
+    return Cost(params=int(params), macs=int(macs), attention_macs=attention // 2), layers
+
+
+class WithoutProducts(TorchDispatchMode):
+    """Leaves out the products of matrices, convolutions and attention: zeros of the right shape stand for them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run everything else as it is."""
+        if not any(name in str(func) for name in _PRODUCTS):
+            return func(*args, **(kwargs or {}))
+        there = tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, kwargs or {}))
+        given = func(*there[0], **there[1])
+        return tree_map(lambda v: torch.zeros(v.shape, dtype=v.dtype) if isinstance(v, torch.Tensor) else v, given)
+
+
+def _with_zeros(model: nn.Module) -> nn.Module:
+    """A copy on the CPU in which every parameter is one zero, seen as often as its shape asks for; buffers are real."""
+    zero = torch.zeros(())
+    shadows = {id(p): nn.Parameter(zero.expand(p.shape), requires_grad=False) for p in model.parameters()}
+    return copy.deepcopy(model, dict(shadows))
 
 
 def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: float = 1.0) -> float:

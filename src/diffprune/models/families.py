@@ -1,7 +1,7 @@
 """Facts per denoiser class: how to call it, which layers keep their width, which attributes mirror a width."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from diffprune.models import inputs
+from diffprune.models.calls import CALLS
 from diffprune.models.inputs import Inputs, derived_inputs
-from diffprune.models.layouts import AttentionLayout, FeedForwardLayout
+from diffprune.models.layouts import ATTENTIONS, AttentionLayout, FeedForwardLayout
 
 Dim = Literal["out", "in"]
 
@@ -22,12 +23,14 @@ class Family:
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass.
     convolutional: whether its channels are found by dependency graph.
     fixed_outputs: layers whose output width is part of the interface and is never pruned.
+    whole_attentions: (path, attention) -> whether it keeps its heads, since something else takes them as they are.
     attentions, feed_forwards: layouts of its blocks beside the known ones; tried first.
     """
 
     example_inputs: Callable[[nn.Module, int, torch.device], Inputs] = field(default_factory=derived_inputs)
     convolutional: bool = False
     fixed_outputs: tuple[str, ...] = ()
+    whole_attentions: Callable[[str, nn.Module], bool] = lambda path, attention: False
     attentions: tuple[AttentionLayout, ...] = ()
     feed_forwards: tuple[FeedForwardLayout, ...] = ()
 
@@ -36,20 +39,29 @@ def _unet(special: inputs.Special, fixed: tuple[str, ...] = ("conv_out",)) -> Fa
     return Family(derived_inputs(special), convolutional=True, fixed_outputs=fixed)
 
 
+def _transformer(name: str, **facts: Any) -> Family:
+    return Family(derived_inputs(CALLS.get(name)), **facts)
+
+
 FAMILIES: dict[str, Family] = {
     "UNet2DModel": _unet(inputs.unet2d_inputs),
     "UNet2DConditionModel": _unet(inputs.unet2d_condition_inputs),
-    "DiTTransformer2DModel": Family(derived_inputs(inputs.labels)),
-    "PixArtTransformer2DModel": Family(derived_inputs(inputs.pixart)),
-    **dict.fromkeys(
-        ("FluxTransformer2DModel", "Flux2Transformer2DModel", "ChromaTransformer2DModel", "OvisImageTransformer2DModel",
-         "LongCatImageTransformer2DModel", "BriaTransformer2DModel"), Family(derived_inputs(inputs.packed)),
+    **{name: Family(derived_inputs(call)) for name, call in CALLS.items()},
+    # attn1 and attn2 share the output projection of attn2
+    "LuminaNextDiT2DModel": _transformer("LuminaNextDiT2DModel", whole_attentions=lambda path, attention: True),
+    # without projections of its own, the text's part of the heads goes to the residual as it is
+    "EasyAnimateTransformer3DModel": _transformer(
+        "EasyAnimateTransformer3DModel", whole_attentions=lambda path, attention: attention.to_add_out is None
     ),
-    **dict.fromkeys(
-        ("WanTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel"),
-        Family(derived_inputs(inputs.moving)),
+    # the cross-attention of a single block looks at the heads of its attention
+    "MotifVideoTransformer3DModel": _transformer(
+        "MotifVideoTransformer3DModel", whole_attentions=lambda path, attention: path.startswith("single_")
     ),
-}  # fmt: skip
+    # the attention reshapes its heads to `out_dim`
+    "OmniGenTransformer2DModel": _transformer(
+        "OmniGenTransformer2DModel", attentions=(replace(ATTENTIONS[0], widths=("out_dim",)),)
+    ),
+}
 """By the name of the class; any other follows the rules alone."""
 
 MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
@@ -68,7 +80,6 @@ MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
         "cross_attention_dim": ("to_k", "in"),
         "inner_dim": ("to_q", "out"),
         "inner_kv_dim": ("to_k", "out"),
-        "out_dim": ("to_out.0", "out"),
     },
     "Transformer2DModel": {
         "in_channels": ("norm", "out"),

@@ -68,7 +68,7 @@ def derived_inputs(special: Special | None = None) -> Callable[[nn.Module, int, 
         for name, parameter in inspect.signature(model.forward).parameters.items():
             if name in inputs:
                 continue
-            guess = GUESSES.get(name)
+            guess = None if name in MASKS and parameter.default is not parameter.empty else GUESSES.get(name)
             value = None if guess is None or config is None else guess(config, make)
             if value is not None:
                 inputs[name] = value
@@ -130,41 +130,21 @@ def _ids(length: Callable[[], int]) -> Callable[[Any, Maker], Tensor | None]:
     return made
 
 
+MASKS = ("encoder_attention_mask", "encoder_hidden_states_mask")
+"""Left out where they may be."""
+
 GUESSES: Mapping[str, Callable[[Any, Maker], Any]] = {
     "sample": image,
     "hidden_states": image,
     "timestep": lambda config, make: make(),
     "encoder_hidden_states": _text,
-    "encoder_attention_mask": lambda config, make: make.mask(TEXT_TOKENS),
-    "encoder_hidden_states_mask": lambda config, make: make.mask(TEXT_TOKENS),
+    **dict.fromkeys(MASKS, lambda config, make: make.mask(TEXT_TOKENS)),
     "pooled_projections": _of_width("pooled_projection_dim"),
     "guidance": _if_set("guidance_embeds"),
     "img_ids": _ids(lambda: SIDE * SIDE // 4),
     "txt_ids": _ids(lambda: TEXT_TOKENS),
 }
 """What a parameter of this name is; None where the config does not tell."""
-
-
-def labels(config: Any, make: Maker) -> Inputs:
-    """T and class labels."""
-    return {"timestep": make.whole(), "class_labels": make.whole()}
-
-
-def packed(config: Any, make: Maker) -> Inputs:
-    """x_t as tokens."""
-    return {"hidden_states": tokens(config, make)}
-
-
-def moving(config: Any, make: Maker) -> Inputs:
-    """x_t as a video."""
-    return {"hidden_states": video(config, make)}
-
-
-def pixart(config: Any, make: Maker) -> Inputs:
-    """The sizes that the larger models are told."""
-    told = config.use_additional_conditions or (config.use_additional_conditions is None and config.sample_size == 128)
-    sizes = {"resolution": make(2), "aspect_ratio": make(1)}
-    return {"added_cond_kwargs": sizes if told else {"resolution": None, "aspect_ratio": None}}
 
 
 def unet2d_inputs(config: Any, make: Maker) -> Inputs:

@@ -9,7 +9,8 @@ class AttentionLayout:
     """Layers of an attention, by path below it; the first of each kind must be there, the others may.
 
     queries, keys, values: give a row per head and head dimension. packed: give several of the three, one chunk after
-    the other. outputs: take the heads. gates: give one row per head. norms: of queries and of keys; those that span
+    the other. outputs: take the heads. gates: give one row per head. widths: attributes that repeat the width of all
+    heads, beside the known ones. norms: of queries and of keys; those that span
     all heads lose the units too, those of one head stay.
     """
 
@@ -19,6 +20,7 @@ class AttentionLayout:
     packed: tuple[str, ...] = ()
     outputs: tuple[str, ...] = ()
     gates: tuple[str, ...] = ()
+    widths: tuple[str, ...] = ()
     query_norms: tuple[str, ...] = ()
     key_norms: tuple[str, ...] = ()
 
@@ -77,6 +79,7 @@ FEED_FORWARDS: Sequence[FeedForwardLayout] = (
     FeedForwardLayout(("conv_inverted",), "conv_point", between=("conv_depth",)),
     FeedForwardLayout(("inverted_conv.conv",), "point_conv.conv", between=("depth_conv.conv",)),
     FeedForwardLayout(("proj_in",), "proj_out", only_in="StableAudio3FeedForward"),
+    FeedForwardLayout(("linear_1",), "linear_2", only_in="PixArtAlphaTextProjection"),
     FeedForwardLayout(("linear_1",), "linear_2", only_in="RFD4ProteinaPairTransition"),
 )
 """Tried in this order; a feed-forward follows the first one that it has."""
@@ -85,6 +88,9 @@ HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "sliceable_head
 KEY_VALUE_HEADS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
 WIDTHS = ("inner_dim", "inner_kv_dim", "kv_inner_dim")
 """Attributes that count heads, or repeat their width, where an attention has them with that value."""
+
+OTHER_WIDTHS = ("out_dim",)
+"""Attributes that repeat the width of all heads in some classes alone."""
 
 HIDDEN_WIDTHS = ("mlp_hidden_dim",)
 """Attributes that repeat the number of neurons."""

@@ -76,7 +76,8 @@ class PrunedMixin:
     @classmethod
     def from_config(cls, config: Any, *, pruning_manifest: Manifest | None = None, **kwargs: Any) -> Any:
         """Build the model from its stock config; with a manifest, resized to it (weights uninitialised)."""
-        model = cast(Any, super()).from_config(config, **kwargs)
+        with torch.random.fork_rng(devices=[]):  # some classes draw their tables while they are built
+            model = cast(Any, super()).from_config(config, **kwargs)
         bare = model[0] if isinstance(model, tuple) else model
         bare.pruning_provenance = []
         if pruning_manifest is not None:
@@ -130,7 +131,7 @@ def stock_model(model: nn.Module) -> ModelMixin:
 
 def empty_model(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
     """Build a model with its parameters on the meta device and its buffers real."""
-    with init_empty_weights(include_buffers=False):
+    with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
         return cast(ModelMixin, cast(Any, kind).from_config(config))
 
 

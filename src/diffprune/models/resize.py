@@ -57,7 +57,7 @@ WIDTHS: Mapping[type[nn.Module], Mapping[Dim, str]] = {
 WIDTH_ATTRIBUTES = frozenset(
     {name for widths in WIDTHS.values() for name in widths.values()}
     | {name.rpartition(".")[2] for mirrors in MIRRORS.values() for name in mirrors}
-    | {"num_groups", "groups", *HEADS, *KEY_VALUE_HEADS, *layouts.WIDTHS, *HIDDEN_WIDTHS}
+    | {"num_groups", "groups", *HEADS, *KEY_VALUE_HEADS, *layouts.WIDTHS, *layouts.OTHER_WIDTHS, *HIDDEN_WIDTHS}
 )
 """All attributes that pruning may change; a manifest can hold no others."""
 
@@ -173,10 +173,15 @@ def fit_processors(model: nn.Module) -> None:
             attention.set_processor(AttnAddedKVProcessor())
 
 
+def without_weights(model: M) -> M:
+    """A copy of `model` with its parameters on the meta device, in fp32 whatever their dtype; buffers keep values."""
+    shadows = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in model.parameters()}
+    return copy.deepcopy(model, dict(shadows))
+
+
 def on_meta(model: M) -> M:
     """A copy of `model` on the meta device, in fp32 whatever its dtype; allocates no weights."""
-    shadows = {id(p): nn.Parameter(torch.empty_like(p, device="meta", dtype=torch.float32)) for p in model.parameters()}
-    return copy.deepcopy(model, dict(shadows)).to("meta")
+    return without_weights(model).to("meta")
 
 
 def _below(module: nn.Module, path: str) -> nn.Module | None:

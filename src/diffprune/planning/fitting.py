@@ -9,7 +9,7 @@ from diffprune.criteria import Scores
 from diffprune.errors import OptionError
 from diffprune.groups import Group, smaller
 from diffprune.models.cost import cost_of
-from diffprune.models.resize import on_meta
+from diffprune.models.resize import without_weights
 from diffprune.options import BudgetOptions
 from diffprune.planning.allocation import allocate
 
@@ -36,7 +36,7 @@ def fit(
     if not wanted:
         return allocate(groups, scores, options, progress=progress)
     limits = {name: 1 - (1 - share) * progress for name, share in wanted.items()}
-    shadow = on_meta(denoiser)
+    shadow = without_weights(denoiser)
     before = _sizes(shadow, limits)
 
     def fits(kept: Kept) -> bool:

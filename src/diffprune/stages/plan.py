@@ -15,7 +15,7 @@ from diffprune.models.cost import cost_of
 from diffprune.models.depth import moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
 from diffprune.models.process import process_of
-from diffprune.models.resize import on_meta
+from diffprune.models.resize import without_weights
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
@@ -58,7 +58,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     calibration = _calibration(model, denoiser, options) if calibrated else None
     chosen = choose_units(denoiser, groups, calibration, options)
     kept = chosen.kept
-    small = smaller(on_meta(denoiser), groups, kept)
+    small = smaller(without_weights(denoiser), groups, kept)
     return Plan(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
