@@ -4,7 +4,7 @@ import contextlib
 import copy
 import io
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch_pruning
@@ -83,7 +83,7 @@ class WithoutProducts(TorchDispatchMode):
     """Leaves out the products of matrices, convolutions and attention: zeros of the right shape stand for them."""
 
     def __init__(self) -> None:
-        super().__init__()
+        cast(Any, super()).__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run everything else as it is."""
