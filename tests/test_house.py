@@ -35,9 +35,10 @@ ORDER = [
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 
 PUBLIC = [
-    "ClassConditionalLDMPipeline", "ClassEmbedding", "DataError", "DiffpruneError", "FolderError", "Group",
-    "ManifestError", "ModelError", "OptionError", "Plan", "PlanError", "convert", "evaluate", "find_groups",
-    "finetune", "load_pipeline", "plan", "prune", "read_plan", "sample", "stats", "train",
+    "AttentionLayout", "ClassConditionalLDMPipeline", "ClassEmbedding", "DataError", "DiffpruneError",
+    "FeedForwardLayout", "FolderError", "Group", "ManifestError", "ModelError", "OptionError", "Plan", "PlanError",
+    "convert", "evaluate", "find_groups",
+    "finetune", "load_pipeline", "plan", "prune", "read_plan", "register_family", "sample", "stats", "train",
 ]  # fmt: skip
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     )
     from diffprune.groups import Group, find_groups
     from diffprune.models.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
+    from diffprune.models.families import register_family
+    from diffprune.models.layouts import AttentionLayout, FeedForwardLayout
     from diffprune.models.loading import load_pipeline
     from diffprune.planning import Plan, read_plan
     from diffprune.stages.convert import convert
@@ -36,10 +38,12 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AttentionLayout": "diffprune.models.layouts",
     "ClassConditionalLDMPipeline": "diffprune.models.class_conditional",
     "ClassEmbedding": "diffprune.models.class_conditional",
     "DataError": "diffprune.errors",
     "DiffpruneError": "diffprune.errors",
+    "FeedForwardLayout": "diffprune.models.layouts",
     "FolderError": "diffprune.errors",
     "Group": "diffprune.groups",
     "ManifestError": "diffprune.errors",
@@ -55,16 +59,19 @@ _HOMES = {
     "plan": "diffprune.stages.plan",
     "prune": "diffprune.stages.prune",
     "read_plan": "diffprune.planning",
+    "register_family": "diffprune.models.families",
     "sample": "diffprune.stages.sample",
     "stats": "diffprune.stages.stats",
     "train": "diffprune.stages.train",
 }
 
 __all__ = [
+    "AttentionLayout",
     "ClassConditionalLDMPipeline",
     "ClassEmbedding",
     "DataError",
     "DiffpruneError",
+    "FeedForwardLayout",
     "FolderError",
     "Group",
     "ManifestError",
@@ -80,6 +87,7 @@ __all__ = [
     "plan",
     "prune",
     "read_plan",
+    "register_family",
     "sample",
     "stats",
     "train",

@@ -33,7 +33,12 @@ def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, se
 
 
 def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
-    """Turn a shrunk model into its pruned class; one that its config describes whole is a stock model."""
+    """Turn a shrunk model into its pruned class; one that its config describes whole is a stock model.
+
+    A module that is no diffusers model stays of its own class: saving and loading it is its owner's affair.
+    """
+    if not isinstance(small, ModelMixin):
+        return small
     stock = stock_class(small)
     if not manifest_of(small, stock_model(small), []).modules:
         small.__class__ = stock

@@ -9,7 +9,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from diffprune.groups import Group, find_groups, kept_indices
+from diffprune.groups import Group, kept_indices
+from diffprune.models import inputs
 from diffprune.models.families import family_of
 from diffprune.models.resize import is_weighted
 
@@ -109,6 +110,21 @@ def masked(model: nn.Module, small: nn.Module, groups: tuple[Group, ...], kept: 
     return dense
 
 
-def by_rule(model: nn.Module) -> tuple[Group, ...]:
-    """The heads and neurons of a model."""
-    return find_groups(model, kinds=("heads", "neurons"))
+def uniform(groups: Iterable[Group], ratio: float) -> dict[str, list[int]]:
+    """The last units of every balanced part, by the published rule."""
+    kept = {}
+    for group in groups:
+        size = group.num_units // group.balance
+        removed = min((group.num_units - int(group.num_units * (1 - ratio) + 1e-9)) // group.balance, size - 1)
+        kept[group.name] = [unit for unit in range(group.num_units) if unit % size >= removed]
+    return kept
+
+
+SMALL_INPUTS = {"SIDE": 8, "FRAMES": 3, "TEXT_TOKENS": 7}
+"""Example inputs as small as the models are: what to set in `diffprune.models.inputs`."""
+
+
+def small_inputs() -> None:
+    """Set them for good, in a process of its own."""
+    for name, size in SMALL_INPUTS.items():
+        setattr(inputs, name, size)

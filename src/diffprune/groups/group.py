@@ -39,6 +39,7 @@ class Group:
 
     name: path of the first layer that produces the units.
     balance: number of equal parts (of consecutive units) that must lose the same number; 1 is no constraint.
+    rotary: path of the attention whose heads the units are, where it is given rotary tables for all heads.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Group:
     slices: tuple[Slice, ...]
     balance: int = 1
     counts: tuple[Count, ...] = ()
+    rotary: str | None = None
 
 
 def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> Kept:
@@ -56,11 +58,14 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
     """
     masks: dict[Place, Tensor] = {}
     numbers: dict[tuple[str, str], int] = {}
+    rotary: dict[str, tuple[int, ...]] = {}
     for group in groups:
         if group.name not in kept_units:
             continue
         removed = torch.ones(group.num_units, dtype=torch.bool)
         removed[torch.as_tensor(list(kept_units[group.name]), dtype=torch.long)] = False
+        if group.rotary is not None:
+            rotary[group.rotary] = tuple(kept_units[group.name])
         for part in group.slices:
             size = width(model.get_submodule(part.module), part.dim)
             mask = masks.setdefault((part.module, part.dim), torch.ones(size, dtype=torch.bool))
@@ -70,4 +75,4 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
             now = numbers.get((count.module, count.attribute))
             before = number(model.get_submodule(count.module), count.attribute) if now is None else now
             numbers[count.module, count.attribute] = (before or 0) - int(removed.sum()) * count.per_unit
-    return Kept({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers)
+    return Kept({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers, rotary)

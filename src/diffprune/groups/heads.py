@@ -7,6 +7,7 @@ from torch import nn
 from diffprune.groups.group import Count, Group, Slice
 from diffprune.models.layouts import HEADS, KEY_VALUE_HEADS, WIDTHS, AttentionLayout
 from diffprune.models.resize import layer_below, linear_below, number, width
+from diffprune.models.rotary import spans_heads
 
 Output = tuple[str, int]
 """Path of a layer that takes the heads, and its first column that does."""
@@ -57,7 +58,8 @@ def _separate_heads(
     slices += [Slice(f"{path}.{n}", "out", 0, heads // units) for n in layout.gates if _rows(attention, n) == heads]
     slices += [Slice(name, "in", start, rows[2] // units * (heads // units)) for name, start in outputs]
     counts = _counts(path, attention, layout, (heads, units), (rows[0], rows[1]))
-    return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts))
+    rotary = path if spans_heads(attention) else None
+    return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts), rotary=rotary)
 
 
 def _packed_heads(

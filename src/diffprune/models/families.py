@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from diffprune.errors import ModelError
 from diffprune.models import inputs
 from diffprune.models.calls import CALLS
 from diffprune.models.inputs import Inputs, derived_inputs
@@ -107,3 +108,36 @@ def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Ma
 def family_of(model: nn.Module) -> Family:
     """The facts about a denoiser, by the names of its classes; those of the rules alone where none is known."""
     return next((FAMILIES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FAMILIES), Family())
+
+
+def register_family(
+    kind: str | type,
+    *,
+    example_inputs: Callable[[nn.Module, int, torch.device], Inputs] | None = None,
+    channels: bool = False,
+    fixed_outputs: tuple[str, ...] = (),
+    attentions: tuple[AttentionLayout, ...] = (),
+    feed_forwards: tuple[FeedForwardLayout, ...] = (),
+) -> None:
+    """Make a denoiser class known, from diffusers or not; what was known about it before is replaced.
+
+    kind: the class or its name; subclasses are served with it.
+    example_inputs: (model, batch size, device) -> keyword arguments of one forward pass; None derives them from the
+    names of the forward pass and of `model.config`.
+    channels: find channels by dependency graph, for convolutional models; `fixed_outputs` are the layers (paths)
+    whose output width belongs to the interface.
+    attentions, feed_forwards: names of layers in its blocks, where they differ from the known layouts. Blocks are
+    the modules inside an `nn.ModuleList`.
+    Raises ModelError for facts that fit no model: fixed outputs without channels, layouts without layers.
+    """
+    if fixed_outputs and not channels:
+        raise ModelError(f"fixed_outputs {list(fixed_outputs)} mean channels: add channels=True, or leave them out")
+    if any(not (layout.packed or (layout.queries and layout.keys and layout.values)) for layout in attentions):
+        raise ModelError("an AttentionLayout needs queries, keys and values, or packed projections")
+    FAMILIES[kind if isinstance(kind, str) else kind.__name__] = Family(
+        derived_inputs() if example_inputs is None else example_inputs,
+        convolutional=channels,
+        fixed_outputs=fixed_outputs,
+        attentions=attentions,
+        feed_forwards=feed_forwards,
+    )

@@ -13,6 +13,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from safetensors import SafetensorError
+from torch import nn
 
 from diffprune.errors import DiffpruneError, ModelError
 from diffprune.models.builtin import ARCHITECTURES, PIPELINES
@@ -110,9 +111,10 @@ def _pipeline_class(place: str | os.PathLike[str], options: dict[str, Any]) -> A
 
 def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
     """The denoiser of a pipeline, or the denoiser itself."""
-    if isinstance(model, ModelMixin):
-        return model
-    return cast(ModelMixin, getattr(model, denoiser_component(model)))
+    given: Any = model
+    if isinstance(given, nn.Module):
+        return cast(ModelMixin, given)
+    return cast(ModelMixin, getattr(given, denoiser_component(given)))
 
 
 def denoiser_component(pipeline: DiffusionPipeline) -> str:

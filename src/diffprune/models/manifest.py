@@ -22,6 +22,7 @@ from diffprune.models.resize import (
     set_number,
     width,
 )
+from diffprune.models.rotary import keep_rotary, kept_of, spans_heads
 from diffprune.options import explain
 from diffprune.records import read_json
 
@@ -32,6 +33,7 @@ class Manifest(BaseModel):
     """Widths, heads and norm groups of a pruned denoiser where they differ from its stock config.
 
     modules: module path -> attribute -> value, each at least 1 and at most the stock value.
+    rotary_heads: path of an attention -> the stock heads it kept, where its rotary tables are made for all of them.
     provenance: one entry per pruning, oldest first; free-form facts for people.
     """
 
@@ -40,6 +42,7 @@ class Manifest(BaseModel):
     format_version: Literal[1] = 1
     class_name: str
     modules: dict[str, dict[str, StrictInt]]
+    rotary_heads: dict[str, list[StrictInt]] = Field(default_factory=dict)
     provenance: list[dict[str, Any]] = Field(default_factory=list)
 
     def to_json(self) -> str:
@@ -74,7 +77,8 @@ def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, A
         }
         if changed:
             modules[path] = changed
-    return Manifest(class_name=type(model).__name__, modules=modules, provenance=provenance)
+    rotary = {path: list(kept) for path, module in model.named_modules() if (kept := kept_of(module)) is not None}
+    return Manifest(class_name=type(model).__name__, modules=modules, rotary_heads=rotary, provenance=provenance)
 
 
 def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
@@ -82,7 +86,7 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
 
     Raises ManifestError, before anything is changed, for a path, attribute or size that cannot be.
     """
-    mistakes = _mistakes(manifest.modules, model)
+    mistakes = _mistakes(manifest.modules, model) or list(_rotary_mistakes(manifest, model))
     if manifest.class_name not in {kind.__name__ for kind in type(model).__mro__}:
         mistakes.insert(0, f"it describes a {manifest.class_name}, the config a {type(model).__name__}")
     if mistakes:
@@ -96,7 +100,22 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
         kind = layer_type(module)
         if kind is not None:
             _allocate(module, kind)
+    for path, heads in manifest.rotary_heads.items():
+        keep_rotary(model.get_submodule(path), heads)
     fit_processors(model)
+
+
+def _rotary_mistakes(manifest: Manifest, model: nn.Module) -> Iterator[str]:
+    known = dict(model.named_modules())
+    for path, heads in manifest.rotary_heads.items():
+        module = known.get(path)
+        if module is None or not spans_heads(module):
+            yield f"{path}: no attention with rotary tables for all heads"
+            continue
+        stock = number(module, "heads") or 0
+        left = manifest.modules.get(path, {}).get("heads", stock)
+        if heads != sorted(set(heads)) or len(heads) != left or not all(0 <= head < stock for head in heads):
+            yield f"{path}: got rotary heads {heads}, expected {left} of 0 to {stock - 1}, ascending"
 
 
 def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> list[str]:

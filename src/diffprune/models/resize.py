@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from diffprune.models import layouts
 from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS, Dim
 from diffprune.models.layouts import HEADS, HIDDEN_WIDTHS, KEY_VALUE_HEADS
+from diffprune.models.rotary import keep_rotary
 
 Place = tuple[str, Dim]
 """A layer's path, and which of its dimensions is meant."""
@@ -23,10 +24,12 @@ class Kept:
     """What remains of a model.
 
     rows: place -> indices to keep, int64, ascending. numbers: (module path, attribute) -> its new value.
+    rotary: path of an attention that is given rotary tables for all heads -> the heads it keeps, of those it has.
     """
 
     rows: Mapping[Place, Tensor]
     numbers: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    rotary: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 _WEIGHTED: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}}
@@ -130,6 +133,8 @@ def shrink(model: M, kept: Kept) -> M:
             set_number(layer, attribute, len(indices))
     for (path, attribute), value in kept.numbers.items():
         set_number(small.get_submodule(path), attribute, value)
+    for path, heads in kept.rotary.items():
+        keep_rotary(small.get_submodule(path), heads)
     follow_widths(model, small)
     fit_processors(small)
     return small

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
@@ -30,7 +31,7 @@ def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
 def carry_out(model: Any, plan: Plan, options: PruneOptions) -> Any:
     """`prune` with its options as one value."""
     small = prune_denoiser(denoiser_of(model), plan, reinit=options.reinit, seed=options.seed)
-    if isinstance(model, ModelMixin):
+    if isinstance(model, nn.Module):
         return small
     return with_denoiser(model, small)
 
