@@ -1,6 +1,8 @@
 """The recipes of the published experiments, on archives and checkpoints of the real formats, made small."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
 from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffprune.cli import main
 from diffprune.evaluation.inception import URL
@@ -221,3 +224,54 @@ def test_every_published_recipe_runs_small(experiment: Experiment, tmp_path: Pat
     assert found["recovered"]["macs"] == found["pruned"]["macs"] < found["original"]["macs"]
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(title in page for title in ("<th>FID</th>", "<th>SSIM</th>", "parameters", "MACs"))
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    return torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))]).int()
+
+
+@pytest.mark.slow
+def test_cifar10_goes_from_archive_and_checkpoint_to_one_report_by_one_process_or_two(
+    inception_file: Path, tmp_path: Path
+) -> None:
+    local, statistics = cifar10(tmp_path), tmp_path / "cifar10.npz"
+    run("stats", local["data"], "--inception-weights", inception_file, "--device", "cpu", "--out", statistics)
+    experiment = "cifar10", {**local, "evaluate.inception_weights": str(inception_file), "reference": str(statistics)}
+    changes = {"finetune.steps": 4, "finetune.batch_size": 4, "sample.num": 5, "sample.steps": 4}
+
+    # dropout is drawn per part of a batch: two parts, one after the other or at the same time
+    run(*words(experiment, tmp_path / "one", **changes, **{"finetune.accumulation_steps": 2}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    two = subprocess.run(
+        [*launch, "-m", "--", "diffprune.cli", *words(experiment, tmp_path / "two", **changes)],
+        capture_output=True, text=True, check=False, cwd=ROOT,
+    )  # fmt: skip
+    assert two.returncode == 0, two.stderr
+
+    one, other = figures(tmp_path / "one"), figures(tmp_path / "two")
+    for model, row in one.items():
+        ours, theirs = (pixels(tmp_path / place / "samples" / model) for place in ("one", "two"))
+        assert len(ours) == 5
+        assert (ours - theirs).abs().max() <= 1
+        assert {"fid", "ssim", "params", "macs"} <= row.keys()
+        for name in ("fid", "ssim", "mse"):
+            assert other[model][name] == pytest.approx(row[name], rel=1e-3, abs=1e-5)
+        assert all(other[model][name] == row[name] for name in ("params", "macs"))
+    plans = [read_json(tmp_path / place / "plan" / "plan.json")["groups"] for place in ("one", "two")]
+    assert plans[0] == plans[1]
+    assert (tmp_path / "two" / "report.html").exists()
+    assert not (tmp_path / "one" / "reference.npz").exists()  # the statistics given served all models
+
+
+@pytest.mark.usefixtures("quick_network")
+def test_cifar10_goes_from_archive_and_checkpoint_to_a_report(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(*words(("cifar10", cifar10(tmp_path)), out))
+    found = figures(out)
+    assert all({"fid", "ssim", "params", "macs"} <= row.keys() for row in found.values())
+    assert found["recovered"]["params"] < found["original"]["params"]
+    page = (out / "report.html").read_text()
+    assert all(title in page for title in ("<th>FID</th>", "<th>SSIM</th>", "<th>parameters</th>", "<th>MACs</th>"))
+    before = (out / "reference.npz").stat().st_mtime_ns
+    run(*words(("cifar10", {"model": str(tmp_path / "model"), "data": str(tmp_path / "data")}), out))
+    assert (out / "reference.npz").stat().st_mtime_ns == before
