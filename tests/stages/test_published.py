@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, LDMPipeline, UNet2DModel, VQModel
+from diffusers import DDIMScheduler, LDMPipeline, UNet2DConditionModel, UNet2DModel, VQModel
 from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
@@ -16,6 +16,7 @@ from diffprune.cli import main
 from diffprune.evaluation.inception import URL
 from diffprune.models.builtin import ARCHITECTURES
 from diffprune.models.checkpoints.ldm_configs import PUBLISHED
+from diffprune.models.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
 from diffprune.records import read_json
 from research_ddpm import ResearchUNet
 
@@ -72,7 +73,7 @@ def celeba64(folder: Path) -> dict[str, str]:
 def lsun(folder: Path, name: str) -> dict[str, str]:
     rooms = {f"{i:040x}".encode(): encoded(r, "WEBP") for i, r in enumerate(noise(NUM_IMAGES, 256, 300))}
     lmdb = write_lmdb(folder / "lmdb", rooms)
-    run("data", name, "--archive", lmdb, "--preset", "lsun256", "--format", "parquet", "--out", folder / "data")
+    run("data", name, "--archive", lmdb, "--format", "parquet", "--out", folder / "data")
     return {"model": ddpm(folder, "ddpm-lsun256"), "data": str(folder / "data")}
 
 
@@ -103,12 +104,27 @@ def ldm_celebahq(folder: Path) -> dict[str, str]:
     return {"model": str(folder / "model"), "data": images256(folder / "data")}
 
 
+def ldm_imagenet(folder: Path) -> dict[str, str]:
+    published = PUBLISHED["cin256-v2"]
+    config = published.unet() | {
+        "block_out_channels": [16, 32, 32, 32], "norm_num_groups": 4, "layers_per_block": 1, "attention_head_dim": 2,
+        "cross_attention_dim": 16,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        parts = autoencoder(), UNet2DConditionModel(**config), ClassEmbedding(num_classes=5, dim=16)
+    pipeline = ClassConditionalLDMPipeline(*parts, DDIMScheduler(**published.scheduler()))
+    pipeline.save_pretrained(folder / "model")
+    return {"model": str(folder / "model"), "data": images256(folder / "data")}
+
+
 MAKERS: dict[str, Callable[[Path], dict[str, str]]] = {
     "cifar10": cifar10,
     "celeba64": celeba64,
     "lsun-church": lambda folder: lsun(folder, "lsun-church"),
     "lsun-bedroom": lambda folder: lsun(folder, "lsun-bedroom"),
     "ldm-celebahq": ldm_celebahq,
+    "ldm-imagenet": ldm_imagenet,
 }
 
 
@@ -155,7 +171,8 @@ def test_every_published_recipe_passes_a_dry_run_with_local_paths(
     assert told["macs_after"] < told["macs_before"]
     weights, statistics = local["evaluate.inception_weights"], str(out / "reference.npz")
     assert (rows["stats"]["reads"], rows["stats"]["writes"]) == (f"{local['data']}, {weights}", statistics)
-    assert rows["plan"]["reads"] == f"{local['model']}, {local['data']}"
+    calibrated = "generated" if experiment[0] == "ldm-imagenet" else local["data"]
+    assert rows["plan"]["reads"] == f"{local['model']}, {calibrated}"
     assert rows["sample"]["reads"] == str(out / "recovered")
     assert rows["evaluate"]["reads"] == f"{out / 'samples'}, {statistics}, {weights}"
     assert told["estimated_total_s"] > 0
@@ -208,20 +225,23 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
 def figures(out: Path) -> dict[str, dict[str, float]]:
     """Model -> its numbers, as run.json holds them."""
     found: dict[str, dict[str, float]] = {}
-    for model in ("original", "pruned", "recovered"):
-        places = [out / "samples" / model, *sorted((out / "metrics" / model).iterdir())]
-        found[model] = {k: v for place in places for k, v in read_json(place / "run.json")["result"].items()}
+    for samples in sorted((out / "samples").iterdir()):
+        places = [samples, *sorted((out / "metrics" / samples.name).iterdir())]
+        found[samples.name] = {k: v for place in places for k, v in read_json(place / "run.json")["result"].items()}
     return found
 
 
 @pytest.mark.slow
 def test_every_published_recipe_runs_small(experiment: Experiment, tmp_path: Path) -> None:
-    run(*words(experiment, tmp_path / "out"))
+    # training with classes is not served yet: there the road goes without it
+    left_out = {"finetune": "null"} if experiment[0] == "ldm-imagenet" else {}
+    run(*words(experiment, tmp_path / "out", **left_out))
     found = figures(tmp_path / "out")
+    assert list(found) == ["original", "pruned", *([] if left_out else ["recovered"])]
     for row in found.values():
         assert {"fid", "ssim", "mse", "params", "macs"} <= row.keys()
     assert found["original"]["ssim"] == pytest.approx(1, abs=1e-6)
-    assert found["recovered"]["macs"] == found["pruned"]["macs"] < found["original"]["macs"]
+    assert all(row["macs"] < found["original"]["macs"] for name, row in found.items() if name != "original")
     page = (tmp_path / "out" / "report.html").read_text()
     assert all(title in page for title in ("<th>FID</th>", "<th>SSIM</th>", "parameters", "MACs"))
 
