@@ -117,6 +117,15 @@ def _analyze_stages(a: Arguments, given: Given) -> Any:
     return _stage("analyze", "stages_stage")(a.model, given(sets.StagesOptions), a.out, existing=_existing(a))
 
 
+def _analyze_sensitivity(a: Arguments, given: Given) -> Any:
+    options = given(sets.SensitivityOptions)
+    return _stage("sensitivity", "sensitivity_stage")(a.model, options, a.out, existing=_existing(a))
+
+
+def _analyze_plan(a: Arguments, given: Given) -> Any:
+    return _stage("plans", "plan_analysis_stage")(a.plan, a.other, a.out)
+
+
 def _convert(a: Arguments, given: Given) -> Any:
     options = given(sets.ConvertOptions)
     return _stage("convert", "convert_stage")(a.format, a.file, options, a.out, existing=_existing(a))
@@ -199,6 +208,20 @@ COMMANDS: Mapping[str, Command] = {
     ),
     "analyze stages": Command(
         "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"
+    ),
+    "analyze sensitivity": Command(
+        "which parts of a model bear pruning",
+        {"model": MODEL},
+        (sets.SensitivityOptions,),
+        _analyze_sensitivity,
+        "required",
+    ),
+    "analyze plan": Command(
+        "what a plan keeps, drawn, or held against another",
+        {"plan": "plan.json", "other?": "plan.json of the same model to compare with"},
+        (),
+        _analyze_plan,
+        "required",
     ),
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
     "run": Command(

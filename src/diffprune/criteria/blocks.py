@@ -14,10 +14,10 @@ STAYS = float("inf")
 """Score of a block that has to stay."""
 
 
-def block_batches(calibration: Calibration, options: PlanOptions) -> list[NoisyBatch]:
-    """The calibration images at `options.block_timesteps` timesteps, evenly spaced among those to be scored."""
+def spaced_batches(calibration: Calibration, options: PlanOptions, num_timesteps: int) -> list[NoisyBatch]:
+    """The calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
     known = scored_timesteps(calibration.num_timesteps, options)
-    num = min(options.block_timesteps, len(known))
+    num = min(num_timesteps, len(known))
     timesteps = [known[int((i + 0.5) * len(known) / num)] for i in range(num)]
     return [batch for t in timesteps for batch in calibration.batches(t, options.batch_size)]
 

@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from diffprune.criteria.blocks import block_batches, with_fixed
+from diffprune.criteria.blocks import spaced_batches, with_fixed
 from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
@@ -24,7 +24,7 @@ def bypass(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibratio
     Source: the layer scores of LAPTOP-Diff (Zhang et al. 2024) and of ShortGPT (Men et al. 2024), on the output.
     """
     total = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
-    batches = block_batches(calibration, options)
+    batches = spaced_batches(calibration, options, options.block_timesteps)
     with progress("blocks", len(batches), "batches") as advance:
         for batch in batches:
             whole = predict(denoiser, batch.noisy, batch.timesteps, batch.condition).float()

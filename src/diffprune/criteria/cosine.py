@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffprune.criteria.blocks import block_batches, with_fixed
+from diffprune.criteria.blocks import spaced_batches, with_fixed
 from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
@@ -36,7 +36,7 @@ def cosine(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibratio
                     total[name][block] += _turned([*args, *kwargs.values()], output)
 
                 handles.append(module.register_forward_hook(add, with_kwargs=True))
-    batches = block_batches(calibration, options)
+    batches = spaced_batches(calibration, options, options.block_timesteps)
     try:
         with progress("blocks", len(batches), "batches") as advance:
             for batch in batches:

@@ -42,6 +42,11 @@ class Model:
     has_weights: bool
     source: str
 
+    @property
+    def whole(self) -> DiffusionPipeline | ModelMixin:
+        """The pipeline, or the bare denoiser where there is none."""
+        return self.pipeline or self.denoiser
+
 
 def load_model(source: str | os.PathLike[str]) -> Model:
     """Load MODEL: a pipeline or denoiser folder, a hub id, a `config.json`, or a built-in name.

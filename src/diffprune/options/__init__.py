@@ -3,6 +3,7 @@
 A field's description is its help text; units and ranges stand in it. Nothing here imports torch.
 """
 
+from diffprune.options.analysis import SensitivityOptions as SensitivityOptions
 from diffprune.options.analysis import StagesOptions as StagesOptions
 from diffprune.options.base import ComputeOptions as ComputeOptions
 from diffprune.options.base import Options as Options

@@ -2,6 +2,6 @@
 
 from diffprune.planning.allocation import allocate, check_patterns
 from diffprune.planning.plan import Plan, fingerprint, read_plan
-from diffprune.planning.rounds import choose_units
+from diffprune.planning.rounds import choose_units, score
 
-__all__ = ["Plan", "allocate", "check_patterns", "choose_units", "fingerprint", "read_plan"]
+__all__ = ["Plan", "allocate", "check_patterns", "choose_units", "fingerprint", "read_plan", "score"]

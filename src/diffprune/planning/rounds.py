@@ -46,12 +46,12 @@ def choose_units(
         if number > 1:
             left = smaller(denoiser, groups, kept)
             there = find_groups(left, kinds={g.kind for g in groups})
-        scores = _score(left, there, calibration, options)
+        scores = score(left, there, calibration, options)
         kept = fit(denoiser, groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
     return Choice(kept, scores.criterion, dict(scores.details))
 
 
-def _score(
+def score(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
 ) -> Scores:
     """Scores of the units within layers, and of the blocks, by the criterion of each."""

@@ -3,11 +3,13 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 from PIL import Image
 
 from diffprune.data.images import load_image
+from diffprune.reporting.formats import block_of
 
 GRID_COLUMNS, GRID_ROWS = 12, 5
 BEFORE, AFTER = "#c9d3de", "#2f6f9f"
@@ -56,7 +58,7 @@ def removed_by_block(layers: Mapping[str, Sequence[int]]) -> bytes:
     before: dict[str, int] = {}
     after: dict[str, int] = {}
     for path, (old, new) in layers.items():
-        block = _block(path)
+        block = block_of(path)
         before[block] = before.get(block, 0) + old
         after[block] = after.get(block, 0) + new
     names = list(before)[::-1]
@@ -73,14 +75,40 @@ def removed_by_block(layers: Mapping[str, Sequence[int]]) -> bytes:
     return _rendered(figure)
 
 
-def _block(path: str) -> str:
-    """The block that a layer belongs to: the entry of a list, or of a list below it in UNets."""
-    parts = path.split(".")
-    if parts[0] in ("down_blocks", "up_blocks"):
-        return ".".join(parts[:4])
-    if parts[0] == "mid_block":
-        return ".".join(parts[:3])
-    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
+def error_by_ratio(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Relative output error of each part (rows, in the order of the model) at each ratio (columns)."""
+    parts = list(dict.fromkeys(row["part"] for row in rows))
+    ratios = sorted({row["ratio"] for row in rows})
+    errors = {(row["part"], row["ratio"]): max(row["relative_error"], 1e-12) for row in rows}
+    grid = [[errors[part, ratio] for ratio in ratios] for part in parts]
+    figure = Figure(figsize=(3.5 + 0.8 * len(ratios), 1.2 + 0.24 * len(parts)), layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(grid, aspect="auto", norm="log", cmap="viridis")
+    for row, line in enumerate(grid):
+        for column, error in enumerate(line):
+            axes.text(column, row, f"{error:.2g}", ha="center", va="center", fontsize=7, color="white")
+    axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
+    axes.set_yticks(range(len(parts)), parts, fontsize=8)
+    axes.set(xlabel="share of units removed from this part alone")
+    figure.colorbar(image, ax=axes, label="relative output error")
+    return _rendered(figure)
+
+
+def kept_by_group(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Share of units that a plan keeps of each group, with that of another plan where there is one."""
+    names = [f"{row['group']} ({row['units']} {row['kind']})" for row in rows][::-1]
+    figure = Figure(figsize=(8.4, 0.9 + 0.2 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    if any("other_share" in row for row in rows):
+        axes.barh(names, [row.get("other_share", 0) for row in rows][::-1], color=BEFORE, label="the other plan")
+        axes.barh(names, [row["kept_share"] for row in rows][::-1], color=AFTER, height=0.4, label="this plan")
+        axes.legend(loc="lower right", frameon=False)
+    else:
+        axes.barh(names, [row["kept_share"] for row in rows][::-1], color=AFTER)
+    axes.set(xlabel="share of units kept", xlim=(0, 1))
+    axes.margins(y=0.01)
+    axes.tick_params(axis="y", labelsize=7)
+    return _rendered(figure)
 
 
 def _rendered(figure: Figure) -> bytes:

@@ -26,6 +26,8 @@ NAMES = {
     "num_reference_images": "reference images",
     "num_groups": "groups",
     "class_name": "class",
+    "other_params_after": "parameters of the other",
+    "other_macs_after": "MACs of the other",
 }
 
 
@@ -68,3 +70,13 @@ def change_of(name: str, value: Any, first: Any) -> str:
     if name not in ("params", "macs", "latency_ms", "images_per_s") or not first or not value or value == first:
         return ""
     return f"{value / first:.2f}x"
+
+
+def block_of(path: str) -> str:
+    """The block that a layer belongs to: the entry of a list, or of a list below it in UNets."""
+    parts = path.split(".")
+    if parts[0] in ("down_blocks", "up_blocks"):
+        return ".".join(parts[:4])
+    if parts[0] == "mid_block":
+        return ".".join(parts[:3])
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]

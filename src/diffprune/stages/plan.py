@@ -55,7 +55,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     options = options.model_copy(update={"criterion": criterion})
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
-    calibration = _calibration(model, denoiser, options) if calibrated else None
+    calibration = calibration_of(model, denoiser, options) if calibrated else None
     chosen = choose_units(denoiser, groups, calibration, options)
     kept = chosen.kept
     small = smaller(without_weights(denoiser), groups, kept)
@@ -110,12 +110,13 @@ def _plan_to_file(
 
 
 def _loaded(source: str) -> Model:
-    model = load_model(source)
-    return model.pipeline or model.denoiser
+    return load_model(source).whole
 
 
-def _calibration(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
-    assert options.data is not None
+def calibration_of(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
+    """Images and noises that a model is scored on; raises OptionError, ModelError or DataError where there are none."""
+    if options.data is None:
+        raise OptionError("data: missing; give a folder, a parquet file, a dataset id, `digits`, or `generated`")
     process, device = process_of(model), pick_device(options.device)
     if options.data == GENERATED:
         images = own_images(denoiser, process, options, device)

@@ -64,7 +64,7 @@ def prune_stage(
     ) as run:
         if not run.finished_before:
             model = load_model(source)
-            whole = model.pipeline or model.denoiser
+            whole = model.whole
             plan = read_plan(plan_file) if plan_file is not None else make_plan(whole, plan_options)
             in_stored_dtype(carry_out(whole, plan, options), source).save_pretrained(run.folder)
             plan.save(run.folder / "plan.json")
