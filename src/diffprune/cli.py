@@ -53,7 +53,9 @@ def _run_command(words: list[str]) -> int:
     fields = {field for kind in command.options for field in kind.model_fields}
     given = Given({k: _value(v, k, command) for k, v in vars(parsed).items() if k in fields})
     result = command.call(parsed, given)
-    if os.environ.get("RANK", "0") != "0":  # one of several processes: the first one speaks for all
+    if "RANK" in os.environ:  # one of several processes
+        importlib.import_module("diffprune.processes").take_leave()
+    if os.environ.get("RANK", "0") != "0":  # the first one speaks for all
         return 0
     if getattr(parsed, "json", False):
         print(json.dumps(result))

@@ -25,6 +25,13 @@ def process_state(device: str) -> PartialState:
     return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
 
 
+def take_leave() -> None:
+    """Take leave of the other processes, at the end; one that just goes may abort on the threads of its group."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
 def my_share(batches: Sequence[T], device: str) -> Sequence[T]:
     """Those of the batches that are this process's."""
     state = process_state(device)

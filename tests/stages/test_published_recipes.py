@@ -201,8 +201,8 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
     statistics.write_bytes(b"nothing")
     changes = [
         f"model={pipeline_folder}", f"data={tmp_path / 'nowhere'}", f"plan.data={image_folder}", "plan.preset=model",
-        "sample.steps=21", "sample.num=20", "evaluate.num=30", "evaluate.metrics=[fid, kid]",
-        f"evaluate.inception_weights={weights}", f"reference={statistics}",
+        "finetune.accumulation_steps=3", "sample.steps=21", "sample.num=20", "evaluate.num=30",
+        f"evaluate.inception_weights={weights}", "evaluate.metrics=[fid, kid]", f"reference={statistics}",
     ]  # fmt: skip
     for more in (["--dry-run"], []):
         assert (
@@ -212,6 +212,7 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
         for expected in (
             f"plan: {image_folder} holds 12 images, num_calibration_images asks for 128",
             "finetune: no images at",
+            "finetune: batch_size: got 128, which does not divide",
             "sample: steps: got 21, the model has 20 timesteps",
             "evaluate: num: got 30, sample draws 20",
             "kid needs at least 1000",

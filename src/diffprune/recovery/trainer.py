@@ -51,7 +51,7 @@ def train_denoiser(
     """
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
-    shards = _shards(options, state.num_processes, state.process_index)
+    shards = shards_of(options, state.num_processes, state.process_index)
     accelerator = Accelerator(
         mixed_precision=options.mixed_precision,
         gradient_accumulation_steps=options.accumulation_steps,
@@ -218,8 +218,8 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model if next(model.parameters()).dtype == dtype else nn.Module.to(model, dtype)
 
 
-def _shards(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:
-    """The part of the global batch that this process takes in each forward pass of a step."""
+def shards_of(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:
+    """The part of the global batch that a process takes in each forward pass of a step; raises OptionError."""
     size, rest = divmod(options.batch_size, num_processes * options.accumulation_steps)
     if rest or size == 0:
         raise OptionError(

@@ -1,6 +1,7 @@
 """What a recipe needs, checked before any work: all mistakes at once, and what would be downloaded."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from diffprune.models.loading import denoiser_of, is_hub_id, load_model
 from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.options import UNCALIBRATED_CRITERIA, BudgetOptions, EvaluateOptions, ImageOptions, PlanOptions
 from diffprune.recipes import Recipe
+from diffprune.recovery.trainer import shards_of
 from diffprune.sampling.folder import num_evaluations
 from diffprune.stages.compare import OF_INCEPTION, check_network, check_reference
 from diffprune.stages.plan import make_plan
@@ -54,6 +56,10 @@ def check_recipe(recipe: Recipe, *, fetch: bool) -> Checked:
     for name, source in image_sources(recipe).items():
         if not is_hub_id(source):
             attempt(name, functools.partial(_check_images, process, source, recipe.section(name)))
+    for name in ("train", "finetune"):
+        if (section := getattr(recipe, name)) is not None:
+            num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+            attempt(name, functools.partial(shards_of, section, num_processes, 0))
     small = None
     if denoiser is not None and recipe.plan is not None:
         small = attempt("plan", lambda: _pruned(denoiser, recipe.section("plan")))
