@@ -218,10 +218,13 @@ def test_the_clip_score_is_a_hundred_times_the_mean_cosine(clip_folder: Path, ph
     assert found["protocol"]["clip_score"]["num_images"] == 3
 
 
-def test_prompts_belong_to_image_indices(clip_folder: Path, photo_sets: Sets, tmp_path: Path) -> None:
+def test_prompts_belong_to_image_indices_in_turn(clip_folder: Path, photo_sets: Sets, tmp_path: Path) -> None:
     options = {"metrics": ("clip_score",), "clip_model": str(clip_folder), "device": "cpu"}
-    with pytest.raises(DataError, match="image index 2, but there are 2 prompts"):
-        diffprune.evaluate(photo_sets[0], None, prompts=write_prompts(tmp_path, "a", "b"), **options)
+    in_turn, written_out = (
+        diffprune.evaluate(photo_sets[0], None, prompts=write_prompts(tmp_path, *lines), **options)["clip_score"]
+        for lines in (("a", "b"), ("a", "b", "a"))
+    )
+    assert in_turn == written_out
     with pytest.raises(OptionError, match="give a text file"):
         diffprune.evaluate(photo_sets[0], None, **options)
     with pytest.raises(OptionError, match="cannot read the prompts"):

@@ -1,8 +1,9 @@
 """Calibration: clean images and fixed noises, noised to any timestep."""
 
 import logging
+import operator
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,13 +12,16 @@ from torch import Tensor, nn
 from diffprune.data.images import ImageSet, open_images
 from diffprune.data.labels import labels_of
 from diffprune.data.presets import preprocessing_of
-from diffprune.errors import DataError, ModelError
-from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
+from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, is_flow, num_timesteps_of
+from diffprune.models.prompts import read_prompts
+from diffprune.models.recording import PLAIN, Convention, generate_latents, record_conditions, rows_of, select_rows
 from diffprune.models.state import borrowed
 from diffprune.options import ImageOptions, PlanOptions, SampleOptions
 from diffprune.options.images import OnCorrupt
 from diffprune.progress import progress
-from diffprune.sampling.sampler import conditions_of, draw_images
+from diffprune.sampling.by_pipeline import check_text_encoder
+from diffprune.sampling.sampler import conditions_of, draw_images, image_generator
 
 _log = logging.getLogger(__name__)
 
@@ -29,18 +33,22 @@ GENERATED = "generated"
 class Calibration:
     """Clean x_0 with fixed noise, and what the denoiser is told of each.
 
-    clean, noise: (N, C, H, W). scheduler: a diffusers scheduler with `add_noise`. condition: rows as in `clean`.
+    clean, noise: (N, ...). scheduler: of diffusers, for its noise levels. condition: what the denoiser is told.
+    is_rows: of which tensors of `condition`, flattened, the rows are those of `clean`; None stands for all. convention:
+    how the denoiser is told the time and its output is read.
     """
 
     clean: Tensor
     noise: Tensor
     scheduler: Any
     condition: Condition = field(default_factory=dict)
+    is_rows: tuple[bool, ...] | None = None
+    convention: Convention = PLAIN
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of the schedule."""
-        return len(self.scheduler.alphas_cumprod)
+        return num_timesteps_of(self.scheduler)
 
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
         """Yield all items at one timestep, in micro-batches."""
@@ -48,8 +56,9 @@ class Calibration:
             mine = slice(start, start + batch_size)
             clean, noise = self.clean[mine], self.noise[mine]
             timesteps = torch.full((len(clean),), timestep, dtype=torch.long, device=clean.device)
-            condition = {name: value[mine].detach() for name, value in self.condition.items()}
-            yield noisy_batch(self.scheduler, clean, noise, timesteps, condition)
+            is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
+            condition = select_rows(self.condition, is_rows, operator.itemgetter(mine))
+            yield noisy_batch(self.scheduler, clean, noise, timesteps, condition, self.convention)
 
 
 @dataclass(frozen=True)
@@ -65,20 +74,38 @@ class NoisyBatch:
     target: Tensor
 
 
-def noisy_batch(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor, condition: Condition) -> NoisyBatch:
-    """Clean x_0 and noise at their timesteps: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`.
+def noisy_batch(
+    scheduler: Any,
+    clean: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    condition: Condition,
+    convention: Convention = PLAIN,
+) -> NoisyBatch:
+    """Clean x_0 and noise at their timesteps, 0 to T - 1.
 
-    The schedule's table alone is used: `add_noise` of some diffusers schedulers means another process, or depends on
-    the steps that were set last. The target follows the prediction type (v: Salimans and Ho, ICLR 2022). Raises
-    ModelError for other types than epsilon, v_prediction and sample.
+    Diffusion: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`; the target follows the prediction type
+    (v: Salimans and Ho, ICLR 2022). Flow matching: x_t = (1 - s) x_0 + s eps with s = (t + 1) / T, and the target is
+    eps - x_0 (Lipman et al., ICLR 2023; Esser et al. 2024). The schedule's table alone is used: `add_noise` of some
+    diffusers schedulers means another process, or depends on the steps that were set last. Raises ModelError for other
+    predictions.
     """
-    alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
-    signal, amount = (part.sqrt().view(-1, *[1] * (clean.ndim - 1)) for part in (alpha_bar, 1 - alpha_bar))
-    kind = scheduler.config.prediction_type
-    targets = {"epsilon": noise, "v_prediction": signal * noise - amount * clean, "sample": clean}
-    if kind not in targets:
-        raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: {', '.join(targets)}")
-    return NoisyBatch(signal * clean + amount * noise, timesteps, condition, targets[kind])
+    shape = (-1, *[1] * (clean.ndim - 1))
+    if is_flow(scheduler):
+        share = ((timesteps + 1) / num_timesteps_of(scheduler)).to(clean.dtype)
+        signal, amount, told = 1 - share, share, share.float() * num_timesteps_of(scheduler)
+        target = noise - clean
+    else:
+        alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
+        signal, amount, told = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
+        kind = scheduler.config.prediction_type
+        targets = {"epsilon": noise, "sample": clean}
+        targets["v_prediction"] = signal.view(shape) * noise - amount.view(shape) * clean
+        if kind not in targets:
+            raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: {', '.join(targets)}")
+        target = targets[kind]
+    noisy = signal.view(shape) * clean + amount.view(shape) * noise
+    return NoisyBatch(noisy, convention.told(told), condition, convention.sign * target)
 
 
 def images_for(process: DiffusionProcess, source: str, options: ImageOptions | None = None) -> ImageSet:
@@ -87,6 +114,8 @@ def images_for(process: DiffusionProcess, source: str, options: ImageOptions | N
     options: how images are prepared (None: by the preset `model`). For a class-conditional model the classes come with
     them. Raises OptionError when images come out in another size, DataError where the classes are not there.
     """
+    if process.pipeline is not None:
+        raise ModelError("a text-conditioned model needs a text for each image: give data `generated` and prompts")
     channels, height, width = process.image_shape
     labels = None if process.classes is None else labels_of(source, process.classes.num_classes)
     return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels, labels=labels)
@@ -168,7 +197,40 @@ def calibrate(drawn: Drawn, process: DiffusionProcess, options: PlanOptions, dev
         condition = process.classes.embed(drawn.labels.to(device))
     elif process.classes is not None:
         condition, _ = conditions_of(process, range(len(images)), own_drawing(options), device)
-    clean = clean.repeat_interleave(options.num_noises, 0)
-    condition = {name: value.repeat_interleave(options.num_noises, 0) for name, value in condition.items()}
-    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(device)
-    return Calibration(clean, noise, process.scheduler, condition)
+    return _with_noise(Calibration(clean, clean, process.scheduler, condition), options)
+
+
+def calibrate_on_prompts(process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
+    """Calibration of a text-conditioned model on its own latents: image i is of prompt i, in turn.
+
+    What the denoiser is told is recorded from the pipeline's own call, then text encoder and VAE are not needed.
+    Raises OptionError without prompts, ModelError for a pipeline whose calls cannot be made sense of.
+    """
+    if options.prompts is None:
+        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
+    check_text_encoder(process.pipeline)
+    prompts, num = read_prompts(options.prompts), options.num_calibration_images
+    pipeline = process.pipeline.to(device)
+    latents, recordings = [], []
+    with progress("calibration images", num, "images") as advance:
+        for start in range(0, num, options.batch_size):
+            indices = range(start, min(start + options.batch_size, num))
+            texts = [prompts[i % len(prompts)] for i in indices]
+            generators = [image_generator(options.seed, i) for i in indices]
+            guided = {"guidance_scale": options.generation_guidance, **options.call()}
+            latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, guided))
+            recordings.append(record_conditions(pipeline, texts, generators, options.call()))
+            advance(len(indices), "")
+    clean = torch.cat(latents)
+    first = recordings[0]
+    whole = Calibration(clean, clean, process.scheduler, rows_of(recordings), first.is_rows, first.convention)
+    return _with_noise(whole, options)
+
+
+def _with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:
+    """Every item `num_noises` times, each with a noise of its own, by seed."""
+    clean = calibration.clean.repeat_interleave(options.num_noises, 0)
+    is_rows = calibration.is_rows or (True,) * len(calibration.condition)
+    condition = select_rows(calibration.condition, is_rows, lambda v: v.repeat_interleave(options.num_noises, 0))
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(clean.device)
+    return replace(calibration, clean=clean, noise=noise, condition=condition)

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.errors import DataError, ModelError
 from diffprune.evaluation.protocol import of_number
 from diffprune.evaluation.weights import hash_of
 
@@ -63,22 +63,9 @@ def load_clip(name: str, device: torch.device) -> Clip:
     return Clip(name, model.to(device).eval(), processor, hash_of(model.state_dict()))
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The lines of a text file; raises OptionError when it cannot be read or holds none."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"cannot read the prompts {path}: {error}") from error
-    if not lines:
-        raise OptionError(f"{path} holds no prompts; expected one a line")
-    return lines
-
-
 def with_prompts(by_index: dict[int, Path], prompts: Sequence[str], num: int | None) -> list[tuple[Path, str]]:
-    """The first `num` images and their prompts: line i (from 0) belongs to image index i; raises DataError."""
+    """The first `num` images and their prompts: the lines in turn, from index 0 on; raises DataError."""
     chosen = sorted(by_index)[:num]
     if num is not None and num > len(by_index):
         raise DataError(f"there are {len(by_index)} images, num asks for {num}")
-    if chosen[-1] >= len(prompts):
-        raise DataError(f"{by_index[chosen[-1]]} has image index {chosen[-1]}, but there are {len(prompts)} prompts")
-    return [(by_index[index], prompts[index]) for index in chosen]
+    return [(by_index[index], prompts[index % len(prompts)]) for index in chosen]

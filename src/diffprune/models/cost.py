@@ -105,7 +105,7 @@ def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: floa
     """Median time of one forward pass in milliseconds, on the model's device and in its dtype."""
     parameter = next(denoiser.parameters())
     inputs = family_of(denoiser).example_inputs(denoiser, batch_size, parameter.device)
-    inputs = tree_map(lambda v: v.to(parameter.dtype) if v.is_floating_point() else v, inputs)
+    inputs = tree_map(lambda v: v.to(parameter.dtype) if torch.is_tensor(v) and v.is_floating_point() else v, inputs)
     was_training = denoiser.training
     denoiser.eval()
     with torch.no_grad():

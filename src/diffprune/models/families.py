@@ -99,10 +99,11 @@ def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Ma
     """One forward pass: noisy images (N, ...), (N,) timesteps and a condition -> the prediction, as `noisy`.
 
     The noisy input comes first in every denoiser, whatever its name; all else goes by name, in the dtype of `noisy`.
+    Of an output of twice as many channels the second half is a learned variance, which is left out.
     """
     told = tree_map(lambda v: v.to(noisy.dtype) if torch.is_tensor(v) and v.is_floating_point() else v, dict(condition))
     output: Tensor = denoiser(noisy, timestep=timesteps, **told, return_dict=False)[0]
-    return output
+    return output[:, : noisy.shape[1]] if output.shape[1] == 2 * noisy.shape[1] else output
 
 
 def family_of(model: nn.Module) -> Family:

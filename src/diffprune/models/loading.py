@@ -97,7 +97,8 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
     place = PIPELINES.get(str(source), Path(source) if Path(source).exists() else source)
     try:
         kind = _pipeline_class(place, options)
-        return cast(DiffusionPipeline, kind.from_pretrained(place, **{"use_safetensors": True, **options}))
+        with torch.random.fork_rng(devices=[]):  # text encoders draw weights before they read theirs
+            return cast(DiffusionPipeline, kind.from_pretrained(place, **{"use_safetensors": True, **options}))
     except DiffpruneError:
         raise
     except Exception as error:  # diffusers raises a different class for each way a folder can be broken

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffprune.errors import ModelError
 from diffprune.models.loading import denoiser_of, scheduler_of
+from diffprune.models.recording import takes_prompts
 
 Condition = Mapping[str, Tensor]
 """What a denoiser is told beside x_t and t: keyword arguments of its forward, one row per image."""
@@ -36,21 +37,23 @@ class DiffusionProcess:
     """How a denoiser is used.
 
     scheduler: a diffusers scheduler, for its noise schedule and prediction type.
-    shape: (C, H, W) of x_t. image_shape: (C, H, W) of the images.
+    shape: (C, H, W) of x_t. image_shape: (C, H, W) of the images. Both empty for a text-conditioned model.
     autoencoder: takes images to the latents that are noised, and back; None where pixels are.
-    classes: None for an unconditional model.
+    classes: None for a model that is not conditioned on classes.
+    pipeline: of a text-conditioned model, whose own call says how it is used; None for others.
     """
 
     scheduler: Any
-    shape: tuple[int, int, int]
-    image_shape: tuple[int, int, int]
+    shape: tuple[int, ...]
+    image_shape: tuple[int, ...]
     autoencoder: ModelMixin | None = None
     classes: Classes | None = None
+    pipeline: Any = None
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of timesteps of the schedule."""
-        return len(self.scheduler.alphas_cumprod)
+        return num_timesteps_of(self.scheduler)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -80,15 +83,22 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
     """
     denoiser, scheduler = denoiser_of(model), scheduler_of(model)
     config: Any = denoiser.config
-    if not hasattr(scheduler, "alphas_cumprod") or not hasattr(scheduler.config, "prediction_type"):
+    if not is_flow(scheduler) and not (
+        hasattr(scheduler, "alphas_cumprod") and hasattr(scheduler.config, "prediction_type")
+    ):
         raise ModelError(
             f"{type(scheduler).__name__} has no table of noise levels (alphas_cumprod) or no prediction type; "
-            "served are the schedules of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler"
+            "served are the schedules of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler, "
+            "and of flow matching"
         )
-    if config.out_channels != config.in_channels:
+    if takes_prompts(model):
+        return DiffusionProcess(scheduler, (), (), pipeline=model)
+    if is_flow(scheduler):
+        raise ModelError(f"{type(scheduler).__name__} is a flow; flows are served with text-conditioned pipelines")
+    if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ModelError(
             f"the {type(denoiser).__name__} takes {config.in_channels} channels and gives {config.out_channels}: "
-            "learned variances and extra inputs are not served; plan and prune it with criterion random or magnitude"
+            "extra inputs are not served; plan and prune it with criterion random or magnitude"
         )
     size = config.sample_size or 32
     shape = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
@@ -98,6 +108,16 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
         factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         image_shape = (autoencoder.config.in_channels, shape[1] * factor, shape[2] * factor)
     return DiffusionProcess(scheduler, shape, image_shape, autoencoder, _classes(model, denoiser))
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler is one of flow matching: straight paths from noise to images."""
+    return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
+
+
+def num_timesteps_of(scheduler: Any) -> int:
+    """T, the number of timesteps that a scheduler's models were trained with."""
+    return int(scheduler.config.num_train_timesteps)
 
 
 def _classes(model: DiffusionPipeline | ModelMixin, denoiser: ModelMixin) -> Classes | None:
@@ -114,6 +134,9 @@ def _classes(model: DiffusionPipeline | ModelMixin, denoiser: ModelMixin) -> Cla
             f"{type(denoiser).__name__} is told class_embed_type {config.class_embed_type!r}, which is not served; "
             "plan and prune it with criterion random or magnitude"
         )
+    if "num_embeds_ada_norm" in config and "sample_size" in config:  # DiT: one more row stands for no class
+        number = int(config.num_embeds_ada_norm)
+        return Classes(number, number, lambda labels: {"class_labels": labels})
     if getattr(config, "num_class_embeds", None):
         return Classes(config.num_class_embeds, None, lambda labels: {"class_labels": labels})
     if getattr(config, "cross_attention_dim", None) and type(denoiser).__name__ != "UNet2DModel":

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from diffprune.options.base import ComputeOptions, Options
 from diffprune.options.budget import BudgetOptions
 from diffprune.options.images import ImageOptions
+from diffprune.options.prompting import PromptOptions
 
 Criterion = Literal[
     "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher"
@@ -21,7 +22,7 @@ OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 T = TypeVar("T")
 
 
-class PlanOptions(BudgetOptions, ImageOptions, ComputeOptions):
+class PlanOptions(BudgetOptions, PromptOptions, ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
     criterion: Criterion | None = Field(
@@ -49,7 +50,7 @@ class PlanOptions(BudgetOptions, ImageOptions, ComputeOptions):
         default=20, ge=1, description="DDIM steps for each calibration image with data `generated`"
     )
     generation_guidance: float = Field(
-        default=1.0, ge=0, description="guidance scale of calibration images that a class-conditional model draws"
+        default=1.0, ge=0, description="guidance scale of calibration images that a conditional model draws"
     )
     num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")

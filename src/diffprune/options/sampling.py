@@ -5,6 +5,7 @@ from typing import Literal, TypeVar
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.base import ComputeOptions
+from diffprune.options.prompting import PromptOptions
 
 Sampler = Literal["ddim", "ddpm"]
 Grid = Literal["uniform", "quad"]
@@ -12,7 +13,7 @@ Grid = Literal["uniform", "quad"]
 T = TypeVar("T")
 
 
-class SampleOptions(ComputeOptions):
+class SampleOptions(PromptOptions, ComputeOptions):
     """Drawing images."""
 
     neutral = frozenset({"device", "batch_size"})
@@ -31,8 +32,13 @@ class SampleOptions(ComputeOptions):
         description="class-conditional models: classes to draw in turn, such as 0-9 or 3,5,8 (default: all)",
     )
     per_class: int | None = Field(default=None, ge=1, description="images of each class, in place of num")
-    guidance_scale: float = Field(
-        default=1.0, ge=0, description="strength of classifier-free guidance (1: none; models with a null class)"
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        description="strength of classifier-free guidance (1: none; default: none, text-conditioned models their own)",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="text-conditioned models: what the images should not show"
     )
     sequence: bool = Field(
         default=False, description="also keep the image after every step, as images and as an animation"
@@ -76,6 +82,11 @@ class SampleOptions(ComputeOptions):
         if value is not None and (min(value) < 0 or value[0] == value[1]):
             raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices from 0 on")
         return value
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a class-conditional model is asked twice, with its class and without."""
+        return self.guidance_scale not in (None, 1)
 
     @property
     def num_images(self) -> int:

@@ -58,7 +58,11 @@ def score(
     assert options.criterion is not None
     units, blocks = [g for g in groups if g.kind != "blocks"], [g for g in groups if g.kind == "blocks"]
     parts = []
-    whole = denoiser if denoiser.dtype == torch.float32 else cast(Any, nn.Module).float(copy.deepcopy(denoiser))
+    whole = (
+        denoiser
+        if next(denoiser.parameters()).dtype == torch.float32
+        else cast(Any, nn.Module).float(copy.deepcopy(denoiser))
+    )
     if calibration is None:
         parts = [CRITERIA[options.criterion](denoiser, g, None, options) for g in (units, blocks) if g]
     else:

@@ -18,6 +18,7 @@ from diffprune.options import SampleOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
 from diffprune.records import write_whole
+from diffprune.sampling.by_pipeline import check_prompts
 from diffprune.sampling.by_scheduler import scheduler_named
 from diffprune.sampling.grids import timestep_grid
 from diffprune.sampling.sampler import conditions_of, draw_images
@@ -65,7 +66,7 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
         started = time.monotonic()
         for batch in left:
             frames: list[Tensor] = []
-            frame = frames.append if options.sequence else None
+            frame = frames.append if options.sequence or process.pipeline is not None else None
             images = draw_images(denoiser, process, batch, options, device, frame)
             if writing is not None:
                 writing.result()
@@ -80,6 +81,9 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
 def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
     """Denoising steps of an image; raises OptionError or ModelError for steps, scheduler or classes that cannot be."""
     num_timesteps, scheduler = process.num_timesteps, process.scheduler
+    if process.pipeline is not None:
+        check_prompts(process.pipeline, options)
+        return options.steps
     conditions_of(process, [0], options, torch.device("cpu"))
     if options.scheduler is None:
         return len(timestep_grid(options.grid, options.steps, num_timesteps))

@@ -11,6 +11,7 @@ from diffprune.models.families import predict
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.options import SampleOptions, class_list
 from diffprune.sampling.by_grid import Predict, denoise_on_grid
+from diffprune.sampling.by_pipeline import check_prompts, draw_by_pipeline
 from diffprune.sampling.by_scheduler import denoise_with, scheduler_named
 
 Frame = Callable[[Tensor], None]
@@ -35,9 +36,18 @@ def draw_images(
     """Draw the images of these indices: uint8 (N, C, H, W). The denoiser must be on `device`, in eval mode.
 
     All noise comes from one generator per image, in fp32 on the CPU. With `options.interpolate` the first noise of
-    image i lies on the arc between those of the two images named.
+    image i lies on the arc between those of the two images named. A text-conditioned model draws by its pipeline's own
+    call, image i of prompt i, in turn; of a video it gives the first frame, and `frame` gets all of them.
     """
     generators = [image_generator(options.seed, i) for i in indices]
+    if process.pipeline is not None:
+        prompts = check_prompts(process.pipeline, options)
+        texts = [prompts[i % len(prompts)] for i in indices]
+        frames = draw_by_pipeline(process.pipeline, denoiser, texts, generators, options, device)
+        if frame is not None and len(frames) > 1:
+            for image in frames:
+                frame(image)
+        return frames[0]
     output = predictor(denoiser, process, indices, options, device)
 
     def fresh_noise() -> Tensor:
@@ -82,7 +92,7 @@ def predictor(
         if null is None:
             return told
         untold = predict(denoiser, x_t.to(dtype), timesteps, null).float()
-        return untold + options.guidance_scale * (told - untold)
+        return untold + (options.guidance_scale or 0.0) * (told - untold)
 
     return output
 
@@ -95,7 +105,10 @@ def conditions_of(
     Image i is of class i modulo the number of classes asked for. Raises OptionError for classes or guidance that the
     model does not know.
     """
-    guided = options.guidance_scale != 1
+    guided = options.is_guided
+    idle = [name for name in ("prompts", "negative_prompt") if getattr(options, name) is not None]
+    if idle:
+        raise OptionError(f"{', '.join(idle)}: the model is not conditioned on text; leave them out")
     if process.classes is None:
         if guided or options.classes is not None:
             raise OptionError("classes and guidance_scale: the model is unconditional; leave them out")

@@ -15,10 +15,10 @@ from diffprune.data.images import open_rows
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
 from diffprune.evaluation.perceptual import BACKBONES, load_perceptual
-from diffprune.evaluation.prompts import read_prompts
 from diffprune.evaluation.verdicts import check_number
 from diffprune.models.loading import denoiser_of, is_hub_id, load_model
 from diffprune.models.process import DiffusionProcess, process_of
+from diffprune.models.prompts import read_prompts
 from diffprune.options import UNCALIBRATED_CRITERIA, BudgetOptions, EvaluateOptions, ImageOptions, PlanOptions
 from diffprune.recipes import Recipe
 from diffprune.recovery.trainer import shards_of
@@ -162,14 +162,8 @@ def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:
     if "lpips" in options.metrics and options.lpips_weights is not None:
         yield functools.partial(load_perceptual, options.lpips_network, options.lpips_weights, torch.device("cpu"))
     if options.prompts is not None:
-        yield functools.partial(_check_prompts, options.prompts, num)
+        yield functools.partial(read_prompts, options.prompts)
 
 
 def _too_few(num: int, drawn: int) -> None:
     raise OptionError(f"num: got {num}, sample draws {drawn}")
-
-
-def _check_prompts(path: Path, num: int) -> None:
-    prompts = read_prompts(path)
-    if len(prompts) < num:
-        raise DataError(f"{path} holds {len(prompts)} prompts for {num} images")

@@ -15,9 +15,10 @@ from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import embed_all, load_classifier
 from diffprune.evaluation.paired import by_index, mse, pairs, psnr, ssim
 from diffprune.evaluation.perceptual import load_perceptual
-from diffprune.evaluation.prompts import load_clip, read_prompts, with_prompts
+from diffprune.evaluation.prompts import load_clip, with_prompts
 from diffprune.evaluation.verdicts import Numbers, Protocols, check_number
 from diffprune.models.loading import pick_device
+from diffprune.models.prompts import read_prompts
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.processes import agreed, my_share, process_state, shared_run, summed
 from diffprune.progress import progress

@@ -128,7 +128,7 @@ def _rows(recipe: Recipe, out: Path, found: Checked) -> list[dict[str, Any]]:
 def _passes(options: SampleOptions, found: Checked) -> int:
     """Forward passes for all images, guidance counted twice."""
     steps = options.steps if found.process is None else num_evaluations(found.process, options)
-    return options.num_images * steps * (1 + (options.guidance_scale != 1))
+    return options.num_images * steps * (1 + options.is_guided)
 
 
 def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:

@@ -8,7 +8,15 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
-from diffprune.data.calibration import GENERATED, Calibration, calibrate, draw_images_of, images_for, own_images
+from diffprune.data.calibration import (
+    GENERATED,
+    Calibration,
+    calibrate,
+    calibrate_on_prompts,
+    draw_images_of,
+    images_for,
+    own_images,
+)
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.cost import cost_of
@@ -74,7 +82,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
-    inputs = {"model": source, "data": options.data}
+    inputs = {"model": source, "data": options.data, **options.files()}
     if out is None:
         return make_plan(_loaded(source), options).summary()
     if out.suffix == ".json":
@@ -118,6 +126,8 @@ def calibration_of(model: Model, denoiser: ModelMixin, options: PlanOptions) -> 
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id, `digits`, or `generated`")
     process, device = process_of(model), pick_device(options.device)
+    if process.pipeline is not None and options.data == GENERATED:
+        return calibrate_on_prompts(process, options, device)
     if options.data == GENERATED:
         images = own_images(denoiser, process, options, device)
     else:

@@ -58,7 +58,12 @@ def prune_stage(
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
     by = {} if plan_file is not None else plan_options.resolved()
     data = None if plan_file is not None else plan_options.data
-    inputs = {"model": source, "plan": str(plan_file) if plan_file is not None else None, "data": data}
+    inputs = {
+        "model": source,
+        "plan": str(plan_file) if plan_file is not None else None,
+        "data": data,
+        **plan_options.files(),
+    }
     with run_record(
         out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral
     ) as run:

@@ -43,7 +43,7 @@ def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existin
         out,
         "sample",
         options.resolved(),
-        {"model": source},
+        {"model": source, **options.files()},
         device=options.device,
         existing=existing,
         neutral=options.neutral,

@@ -1,0 +1,35 @@
+"""Options of stages that run a text-conditioned pipeline."""
+
+from pathlib import Path
+
+from pydantic import Field
+
+from diffprune.options.base import Options
+
+
+class PromptOptions(Options):
+    """What a text-conditioned pipeline is called with."""
+
+    prompts: Path | None = Field(
+        default=None, description="text-conditioned models: file of prompts, one a line, used in turn"
+    )
+    height: int | None = Field(
+        default=None, ge=1, description="text-conditioned models: height in pixels (default: the pipeline's own)"
+    )
+    width: int | None = Field(
+        default=None, ge=1, description="text-conditioned models: width in pixels (default: the pipeline's own)"
+    )
+    num_frames: int | None = Field(
+        default=None, ge=1, description="video models: frames of each video (default: the pipeline's own)"
+    )
+
+    def files(self) -> dict[str, str]:
+        """The file of prompts among a stage's inputs, so that the stage knows when it changes."""
+        return {} if self.prompts is None else {"prompts": str(self.prompts)}
+
+    def call(self) -> dict[str, int | None]:
+        """The arguments of a pipeline's call beside its prompts; None is the pipeline's own default."""
+        exact = None if self.height is None and self.width is None else False
+        return {
+            "height": self.height, "width": self.width, "num_frames": self.num_frames, "use_resolution_binning": exact,
+        }  # fmt: skip

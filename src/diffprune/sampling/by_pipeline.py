@@ -1,0 +1,80 @@
+"""Drawing by a text-conditioned pipeline's own call: it knows best how its family is sampled."""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.errors import ModelError, OptionError
+from diffprune.models.loading import denoiser_component
+from diffprune.models.prompts import read_prompts
+from diffprune.models.recording import with_call_options
+from diffprune.options import SampleOptions
+from diffprune.sampling.by_scheduler import OWN, scheduler_named
+
+UNSERVED = ("sampler", "grid", "eta", "classes", "per_class", "sequence", "interpolate")
+"""Options of unconditional and class-conditional models."""
+
+
+def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
+    """The prompts of a sampling run; raises OptionError or ModelError for what a text-conditioned pipeline lacks."""
+    idle = [name for name in UNSERVED if name in options.model_fields_set]
+    lines = []
+    if options.prompts is None:
+        lines.append(f"  prompts: missing; {type(pipeline).__name__} draws what a text says: give a file, one a line")
+    if idle:
+        lines.append(
+            f"  {', '.join(idle)}: {type(pipeline).__name__} is sampled by its own call; leave them out (`scheduler` "
+            "and `steps` serve it)"
+        )
+    if lines:
+        raise OptionError("this model is conditioned on text:\n" + "\n".join(lines))
+    check_text_encoder(pipeline)
+    assert options.prompts is not None
+    return read_prompts(options.prompts)
+
+
+def check_text_encoder(pipeline: Any) -> None:
+    """Raise ModelError for a pipeline that was loaded without what reads its prompts."""
+    optional = set(getattr(pipeline, "_optional_components", ()))
+    for name, component in pipeline.components.items():
+        if component is None and name.startswith(("text_encoder", "tokenizer")) and name not in optional:
+            raise ModelError(f"the pipeline has no {name}, so it cannot read prompts; load one that has it")
+
+
+@torch.no_grad()
+def draw_by_pipeline(
+    pipeline: Any, denoiser: nn.Module, prompts: Sequence[str], generators: Sequence[torch.Generator],
+    options: SampleOptions, device: torch.device,
+) -> list[Tensor]:  # fmt: skip
+    """Frames of one image or video per prompt, each uint8 (N, C, H, W); one frame for images.
+
+    denoiser: takes the place of the pipeline's own. Guidance and size are the pipeline's own unless they are given.
+    """
+    drawing = copy.copy(pipeline)
+    changed = {
+        denoiser_component(pipeline): denoiser,
+        "scheduler": scheduler_named(options.scheduler or OWN, pipeline.scheduler),
+    }
+    drawing.register_modules(**changed)
+    drawing.set_progress_bar_config(disable=True)
+    drawing.to(device)
+    given: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call()}
+    if options.negative_prompt is not None:
+        given["negative_prompt"] = [options.negative_prompt] * len(prompts)
+    with torch.random.fork_rng():  # some pipelines draw from the global state beside their generators
+        output = drawing(
+            prompt=list(prompts), generator=list(generators), num_inference_steps=options.steps, output_type="pt",
+            **with_call_options(pipeline, given),
+        )  # fmt: skip
+    if not hasattr(output, "frames"):
+        return [_pixels(output.images)]
+    return [_pixels(frame) for frame in torch.as_tensor(output.frames).transpose(0, 1)]
+
+
+def _pixels(images: Tensor) -> Tensor:
+    if not bool(images.isfinite().all()):
+        raise ModelError("the images are not finite: the model holds broken values, or its dtype is too narrow for it")
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

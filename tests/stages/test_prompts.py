@@ -1,0 +1,125 @@
+"""Whole text- and class-conditioned pipelines: scored on what they draw themselves, pruned, sampled, reloaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+import diffprune
+from diffprune.cli import main
+from diffprune.data.calibration import calibrate_on_prompts
+from diffprune.models.loading import denoiser_of
+from diffprune.models.process import process_of
+from diffprune.options import PlanOptions
+from diffprune.records import read_json
+from diffprune.sampling.sampler import image_generator
+
+from pipelines import PIPELINES, SIZES, tiny
+
+QUICK = ("sd", "sd3", "flux", "dit")
+PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PIPELINES]
+LINES = ("a red cat", "blue", "a dog")
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\n".join(LINES) + "\n")
+    return file
+
+
+def saved(name: str, folder: Path) -> Path:
+    tiny(name).save_pretrained(folder / name)
+    return folder / name
+
+
+def words_for(name: str, prompts: Path) -> list[str]:
+    return [] if name == "dit" else ["--prompts", str(prompts), *SIZES[name]]
+
+
+def pixels(folder: Path) -> torch.Tensor:
+    return torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))]).int()
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_whole_pipeline_is_scored_pruned_sampled_and_reloaded(name: str, prompts: Path, tmp_path: Path) -> None:
+    model, told = saved(name, tmp_path), words_for(name, prompts)
+    scoring = ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
+    scoring += ["--timestep-stride", "10", "--ratio", "0.4", "--threshold", "0"]
+    assert main(["prune", str(model), *scoring, *told, "--out", str(tmp_path / "small")]) == 0
+    summary = read_json(tmp_path / "small" / "run.json")["result"]
+    assert summary["criterion"] == "diff-pruning"
+    assert summary["params_after"] < 0.9 * summary["params_before"]
+    out = tmp_path / "images"
+    drawing = ["--num", "3", "--steps", "2", "--batch-size", "2", *told]
+    assert main(["sample", str(tmp_path / "small"), *drawing, "--out", str(out)]) == 0
+    assert pixels(out).shape[0] == 3
+    with torch.random.fork_rng():
+        again = DiffusionPipeline.from_pretrained(tmp_path / "small")
+    assert type(denoiser_of(again)).__module__ == "diffprune"
+    assert type(again) is PIPELINES[name].__annotations__["return"]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_image_i_draws_prompt_i_in_turn_whatever_the_batch_size(prompts: Path, tmp_path: Path) -> None:
+    pipeline = tiny("sd")
+    drawn = []
+    for size in (1, 4):
+        diffprune.sample(pipeline, tmp_path / str(size), num=4, steps=2, batch_size=size, prompts=prompts)
+        drawn.append(pixels(tmp_path / str(size)))
+    ones, fours = drawn
+    assert int((ones - fours).abs().max()) <= 1
+    expected = pipeline(LINES[1], num_inference_steps=2, generator=image_generator(0, 1), output_type="pt").images
+    assert int(((expected[0] * 255).round().int() - ones[1]).abs().max()) <= 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_recorded_is_what_the_pipeline_computes(prompts: Path) -> None:
+    """At the last timestep the recorded conditions and conventions give the loss that noise and latents ask for."""
+    for name, scale in (("sd", 1.0), ("flux", 0.001)):
+        size = {"height": 16, "width": 16} if name == "flux" else {}
+        pipeline = tiny(name)
+        options = PlanOptions(data="generated", prompts=prompts, num_calibration_images=3, generation_steps=2, **size)
+        calibration = calibrate_on_prompts(process_of(pipeline), options, torch.device("cpu"))
+        assert calibration.convention.scale == pytest.approx(scale)
+        assert calibration.num_timesteps == 20
+        first, second = calibration.batches(19, 2)
+        assert (len(first.noisy), len(second.noisy)) == (2, 1)
+        texts = pipeline.encode_prompt(list(LINES), *(["cpu", 1, False] if name == "sd" else [None, "cpu"]))[0]
+        told = torch.cat([batch.condition["encoder_hidden_states"] for batch in (first, second)])
+        assert torch.allclose(told, texts, atol=1e-3)
+        if name == "flux":
+            assert torch.allclose(first.noisy, calibration.noise[:2])
+            assert torch.allclose(first.target, calibration.noise[:2] - calibration.clean[:2])
+            assert float(first.timesteps[0]) == pytest.approx(0.02)
+            assert first.condition["img_ids"].shape == second.condition["img_ids"].shape
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_wrong_uses_of_prompts_are_refused_before_work(
+    prompts: Path, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = saved("sd", tmp_path)
+    empty = tmp_path / "empty.txt"
+    empty.write_text("\n")
+    cases = [
+        (["sample", str(model)], "prompts: missing"),
+        (["sample", str(model), "--prompts", str(prompts), "--grid", "quad"], "sampled by its own call"),
+        (["sample", str(model), "--prompts", str(empty)], "holds no prompts"),
+        (["sample", str(model), "--prompts", str(tmp_path / "nowhere")], "cannot read the prompts"),
+        (["sample", str(pipeline_folder), "--prompts", str(prompts)], "not conditioned on text"),
+        (["plan", str(model), "--data", "generated"], "prompts: missing"),
+        (["plan", str(model), "--data", "digits", "--prompts", str(prompts)], "needs a text for each image"),
+    ]
+    for words, message in cases:
+        assert main([*words, "--out", str(tmp_path / "out")]) != 0
+        assert message in capsys.readouterr().err
+        assert not list((tmp_path / "out").glob("*.png"))
+    blind = tiny("sd")
+    blind.register_modules(text_encoder=None)
+    with pytest.raises(diffprune.ModelError, match="has no text_encoder"):
+        diffprune.sample(blind, tmp_path / "out", num=1, steps=1, prompts=prompts)
