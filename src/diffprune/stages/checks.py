@@ -19,9 +19,16 @@ from diffprune.evaluation.verdicts import check_number
 from diffprune.models.loading import denoiser_of, is_hub_id, load_model
 from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.models.prompts import read_prompts
-from diffprune.options import UNCALIBRATED_CRITERIA, BudgetOptions, EvaluateOptions, ImageOptions, PlanOptions
+from diffprune.options import (
+    UNCALIBRATED_CRITERIA,
+    BudgetOptions,
+    EvaluateOptions,
+    ImageOptions,
+    PlanOptions,
+    TrainingOptions,
+)
 from diffprune.recipes import Recipe
-from diffprune.recovery.trainer import shards_of
+from diffprune.recovery.trainer import check_conditions, shards_of
 from diffprune.sampling.folder import num_evaluations
 from diffprune.stages.compare import OF_INCEPTION, check_network, check_reference
 from diffprune.stages.plan import make_plan
@@ -132,7 +139,10 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
     if num < needed:
         raise DataError(f"{source} holds {num} images, num_calibration_images asks for {needed}")
     if process is not None:
-        draw_images_of(images_for(process, source, options), 1, 0, on_corrupt=options.on_corrupt)
+        images = images_for(process, source, options)
+        draw_images_of(images, 1, 0, on_corrupt=options.on_corrupt)
+        if isinstance(options, TrainingOptions):
+            check_conditions(process, images, options)
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
