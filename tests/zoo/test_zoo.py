@@ -1,5 +1,7 @@
 """Every denoiser class that diffusers exports: the smaller model equals the masked dense one, and reloads."""
 
+import contextlib
+import io
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,14 +18,26 @@ import diffprune
 from diffprune.groups import find_groups, kept_indices
 from diffprune.groups.finding import block_lists
 from diffprune.models import inputs
+from diffprune.models.families import FAMILIES
 from diffprune.models.resize import is_weighted, shrink
 
 from tiny_configs import CONFIGS, EXCLUDED, NOT_COVERED
-from zoo import SMALL_INPUTS, largest_difference, masked, outputs_of, ragged, small_inputs, tiny_model, uniform
+from zoo import (
+    SMALL_INPUTS,
+    largest_difference,
+    masked,
+    outputs_of,
+    pruned_by_torch_pruning,
+    ragged,
+    small_inputs,
+    tiny_model,
+    uniform,
+)
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning"),  # torch-pruning's
 ]
 
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -97,13 +111,26 @@ def test_every_repeated_block_has_units_and_they_come_to_something(name: str) ->
     assert result(name).removed > 0.15
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name in FAMILIES and FAMILIES[name].convolutional])
+def test_channels_are_removed_as_torch_pruning_does(name: str) -> None:
+    model = tiny_model(name)
+    groups = find_groups(model, kinds=("channels",))
+    kept = ragged(groups)
+    small = shrink(model, kept_indices(groups, kept, model))
+    with contextlib.redirect_stdout(io.StringIO()):
+        reference = pruned_by_torch_pruning(model, groups, kept)
+    for (path, ours), theirs in zip(small.state_dict().items(), reference.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs), path
+    assert all(torch.isfinite(output).all() for output in outputs_of(small))
+
+
 HEAD = """# Denoiser families
 
 Made by `tests/zoo/test_zoo.py` from what it finds out about every model class that diffusers exports from its folders
 of transformers and UNets, each in a tiny configuration: random units of every group are removed, and the smaller model
 equals the dense one in which nothing listens to them (to 1e-5; channels: torch-pruning's own surgery).
-Covered: {covered}
-of {all} classes. Every repeated block has prunable units.
+Covered: {covered} of {all} classes. Every repeated block has prunable units.
 
 - **norm**: a norm spans all heads. Its statistics are those of the kept heads afterwards, so that removing heads
   changes more than their own contribution; nothing is rescaled.

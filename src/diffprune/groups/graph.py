@@ -3,7 +3,9 @@
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Iterable, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
 import torch
@@ -13,28 +15,39 @@ from torch import nn
 from diffprune.errors import ModelError
 from diffprune.groups.group import Group, Slice
 from diffprune.models.families import Dim, Family
-from diffprune.models.resize import CONVOLUTIONS, is_weighted, layer_type, on_meta
+from diffprune.models.resize import CONVOLUTIONS, is_weighted, layer_type, linear_below, on_meta, width
 
 
 def channels(denoiser: nn.Module, family: Family, *, without: Sequence[Group]) -> list[Group]:
     """The groups of channels of a denoiser.
 
     Traced on a copy on the meta device: no weights are needed. Channels that pass one or more GroupNorms are
-    balanced over their norm groups. Channels that do not divide evenly over them cannot be: that group is left out.
+    balanced over their norm groups. Channels that do not divide evenly over them cannot be: that group is left out,
+    and so is one with a parameter of a layer that cannot be resized.
     without: groups that are known already; what their layers give is not looked at.
     Source: DepGraph (Fang et al. 2023), by torch-pruning.
     """
     shadow = on_meta(denoiser)
     shadow.requires_grad_(True)
     inputs = family.example_inputs(shadow, 1, torch.device("meta"))
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Unwrapped parameters")  # groups with one are left out below
         graph = torch_pruning.DependencyGraph().build_dependency(shadow, inputs)
     names = {module: name for name, module in shadow.named_modules()}
     known = {part.module for group in without for part in group.slices if part.dim == "out"}
-    fixed = [shadow.get_submodule(path) for path in (*family.fixed_outputs, *sorted(known))]
-    roots = graph.get_all_groups(ignored_layers=fixed, root_module_types=[*CONVOLUTIONS, nn.Linear])
+    kept = {path for path in _attended(shadow) if path not in known}
+    kept |= {path for path in names.values() if any(fnmatch(path, pattern) for pattern in family.fixed_outputs)}
+    fixed = [shadow.get_submodule(path) for path in sorted(known | kept)]
+    roots = graph.get_all_groups(ignored_layers=fixed, root_module_types=[*CONVOLUTIONS, nn.ConvTranspose2d, nn.Linear])
     groups = [_group(graph, _narrowest(graph, root), names, shadow) for root in roots]
-    return [group for group in groups if group.num_units % group.balance == 0]
+    return [g for g in groups if g is not None and g.num_units % g.balance == 0 and _inside(g, shadow)]
+
+
+def _attended(model: nn.Module) -> Iterable[str]:
+    """Paths of the projections of attentions with several heads: their rows are no channels."""
+    for path, module in model.named_modules():
+        if hasattr(module, "to_q") and getattr(module, "heads", 1) > 1:
+            yield from (f"{path}.{name}" for name in ("to_q", "to_k", "to_v") if linear_below(module, name))
 
 
 def _narrowest(graph: Any, group: Any) -> Any:
@@ -46,15 +59,24 @@ def _narrowest(graph: Any, group: Any) -> Any:
     return graph.get_pruning_group(root.dep.target.module, handler, list(range(len(root.idxs))))
 
 
-def _group(graph: Any, traced: Any, names: dict[nn.Module, str], model: nn.Module) -> Group:
+def _inside(group: Group, model: nn.Module) -> bool:
+    """Whether every layer has the rows that the trace says: a reshape of positions into channels gives others."""
+    return all(
+        part.start + group.num_units * part.width <= width(model.get_submodule(part.module), part.dim)
+        for part in group.slices
+    )
+
+
+def _group(graph: Any, traced: Any, names: dict[nn.Module, str], model: nn.Module) -> Group | None:
+    """The group as values; None where it holds a parameter that belongs to no layer."""
     num_units = len(traced[0].idxs)
     slices: list[Slice] = []
     balance = 1
     for item in traced:
         module = item.dep.target.module
-        if isinstance(module, nn.Parameter):
-            raise ModelError(f"{item.dep.target.name}: pruning a bare parameter is not served")
         if layer_type(module) is None:
+            if isinstance(module, nn.Parameter) or any(True for _ in module.parameters(recurse=False)):
+                return None
             continue
         dim: Dim = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"
         pairs = sorted(zip(item.root_idxs, item.idxs, strict=True))

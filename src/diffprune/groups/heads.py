@@ -45,8 +45,10 @@ def _separate_heads(
     rows = [_rows(attention, names[0]) for names in (layout.queries, layout.keys, layout.values)]
     head_dim = rows[0] // heads
     units = rows[1] // head_dim if head_dim else 0
-    if units < 2 or heads * head_dim != rows[0] or units * head_dim != rows[1] or heads % units or rows[2] % units:
+    if units < 1 or heads * head_dim != rows[0] or units * head_dim != rows[1] or heads % units or rows[2] % units:
         return None
+    if units == 1:
+        return _sharing_heads(path, attention, layout, heads, outputs)
     slices = []
     for names, norms, size in (
         (layout.queries, layout.query_norms, rows[0]),
@@ -60,6 +62,20 @@ def _separate_heads(
     counts = _counts(path, attention, layout, (heads, units), (rows[0], rows[1]))
     rotary = path if spans_heads(attention) else None
     return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts), rotary=rotary)
+
+
+def _sharing_heads(
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+) -> Group | None:
+    """Query heads that share the one key and the one value, which stay."""
+    size = _rows(attention, layout.queries[0])
+    head_dim, value_dim = size // heads, _rows(attention, layout.values[0])
+    if any(_spans(attention, name, size, head_dim) for name in layout.query_norms):
+        return None
+    slices = [Slice(f"{path}.{n}", "out", 0, head_dim) for n in layout.queries if _rows(attention, n) == size]
+    slices += [Slice(name, "in", start, value_dim) for name, start in outputs]
+    counts = _counts(path, attention, layout, (heads, heads), (size,))
+    return Group(f"{path}.{layout.queries[0]}", "heads", heads, tuple(slices), counts=tuple(counts))
 
 
 def _packed_heads(

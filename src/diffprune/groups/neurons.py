@@ -29,7 +29,7 @@ def neurons_of(path: str, module: nn.Module, layouts: Sequence[FeedForwardLayout
 def _group(path: str, layers: dict[str, nn.Module], layout: FeedForwardLayout) -> Group | None:
     neurons = width(layers[layout.last], "in")
     giving = {name: width(layers[name], "out") for name in (*layout.firsts, *layout.between)}
-    if any(size not in (neurons, 2 * neurons) for size in giving.values()):
+    if neurons < 2 or any(size not in (neurons, 2 * neurons) for size in giving.values()):
         return None
     slices = [
         Slice(f"{path}.{name}", "out", start, 1) for name, size in giving.items() for start in range(0, size, neurons)

@@ -57,9 +57,9 @@ def macs_by_layer(denoiser: nn.Module) -> dict[str, int]:
 
 def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
     try:
-        shadow = on_meta(denoiser).eval()
+        shadow = on_meta(denoiser).eval().requires_grad_(False)
         return _count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
-    except (NotImplementedError, RuntimeError):  # the forward pass looks at values
+    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
         with WithoutProducts():
@@ -67,6 +67,9 @@ def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
 
 
 def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):  # torch-pruning's counting looks at the first argument only
+            layer.register_forward_pre_hook(lambda _, args, named: ((*args, *named.values()), {}), with_kwargs=True)
     with contextlib.redirect_stdout(io.StringIO()):
         macs, params, by_module, _ = torch_pruning.utils.count_ops_and_params(model, inputs, layer_wise=True)
     counter = FlopCounterMode(display=False)
@@ -81,6 +84,8 @@ def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
 
 class WithoutProducts(TorchDispatchMode):
     """Leaves out the products of matrices, convolutions and attention: zeros of the right shape stand for them."""
+
+    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         cast(Any, super()).__init__()

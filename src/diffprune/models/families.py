@@ -23,7 +23,7 @@ class Family:
 
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass.
     convolutional: whether its channels are found by dependency graph.
-    fixed_outputs: layers whose output width is part of the interface and is never pruned.
+    fixed_outputs: layers (paths, or patterns with *) whose output width belongs to the interface, or has to stay.
     whole_attentions: (path, attention) -> whether it keeps its heads, since something else takes them as they are.
     attentions, feed_forwards: layouts of its blocks beside the known ones; tried first.
     """
@@ -44,10 +44,30 @@ def _transformer(name: str, **facts: Any) -> Family:
     return Family(derived_inputs(CALLS.get(name)), **facts)
 
 
+def _convolutional(name: str, fixed: tuple[str, ...] = ("conv_out",)) -> Family:
+    return Family(derived_inputs(CALLS.get(name)), convolutional=True, fixed_outputs=fixed)
+
+
 FAMILIES: dict[str, Family] = {
     "UNet2DModel": _unet(inputs.unet2d_inputs),
     "UNet2DConditionModel": _unet(inputs.unet2d_condition_inputs),
     **{name: Family(derived_inputs(call)) for name, call in CALLS.items()},
+    "UNet3DConditionModel": _convolutional("UNet3DConditionModel"),
+    # tables of positions are added to the channels of motion modules
+    "UNetMotionModel": _convolutional("UNetMotionModel", ("conv_out", "*.motion_modules.*.proj_in")),
+    "I2VGenXLUNet": _convolutional(
+        "I2VGenXLUNet",
+        (
+            "conv_out",
+            "image_latents_proj_in.4",
+            "image_latents_context_embedding.5",
+            "context_embedding.2",
+            "image_latents_temporal_encoder.attn1.to_out.0",
+            "image_latents_temporal_encoder.ff.net.2",
+        ),
+    ),
+    "UNetSpatioTemporalConditionModel": _convolutional("UNetSpatioTemporalConditionModel"),
+    "Kandinsky3UNet": _convolutional("Kandinsky3UNet"),
     # attn1 and attn2 share the output projection of attn2
     "LuminaNextDiT2DModel": _transformer("LuminaNextDiT2DModel", whole_attentions=lambda path, attention: True),
     # without projections of its own, the text's part of the heads goes to the residual as it is
@@ -125,8 +145,8 @@ def register_family(
     kind: the class or its name; subclasses are served with it.
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass; None derives them from the
     names of the forward pass and of `model.config`.
-    channels: find channels by dependency graph, for convolutional models; `fixed_outputs` are the layers (paths)
-    whose output width belongs to the interface.
+    channels: find channels by dependency graph, for convolutional models; `fixed_outputs` are the layers (paths,
+    or patterns with *) whose output width belongs to the interface.
     attentions, feed_forwards: names of layers in its blocks, where they differ from the known layouts. Blocks are
     the modules inside an `nn.ModuleList`.
     Raises ModelError for facts that fit no model: fixed outputs without channels, layouts without layers.

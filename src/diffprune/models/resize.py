@@ -36,18 +36,19 @@ _WEIGHTED: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0, "in": 1}, "bi
 _NORM: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0}, "bias": {"out": 0}}
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-CHANNELS_FIRST = (*CONVOLUTIONS, nn.GroupNorm)
+CHANNELS_FIRST = (*CONVOLUTIONS, nn.ConvTranspose2d, nn.GroupNorm)
 """Layers whose channels are the second dimension of what they give; those of all others are the last."""
 
 AXES: Mapping[type[nn.Module], Mapping[str, Mapping[Dim, int]]] = {
     **dict.fromkeys((*CONVOLUTIONS, nn.Linear), _WEIGHTED),
+    nn.ConvTranspose2d: {"weight": {"out": 1, "in": 0}, "bias": {"out": 0}},
     **dict.fromkeys((nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm), _NORM),
     nn.Embedding: {"weight": {"out": 1}},
 }
 """Which axis of which parameter a layer's `out` and `in` dimensions are."""
 
 WIDTHS: Mapping[type[nn.Module], Mapping[Dim, str]] = {
-    **{kind: {"out": "out_channels", "in": "in_channels"} for kind in CONVOLUTIONS},
+    **{kind: {"out": "out_channels", "in": "in_channels"} for kind in (*CONVOLUTIONS, nn.ConvTranspose2d)},
     nn.Linear: {"out": "out_features", "in": "in_features"},
     nn.GroupNorm: {"out": "num_channels"},
     nn.LayerNorm: {"out": "normalized_shape"},
@@ -74,7 +75,7 @@ def layer_type(module: nn.Module) -> type[nn.Module] | None:
 
 def is_weighted(module: nn.Module) -> bool:
     """True for layers that produce units of their own, and whose weights enter scores: convolutions and linears."""
-    return isinstance(module, (*CONVOLUTIONS, nn.Linear))
+    return isinstance(module, (*CONVOLUTIONS, nn.ConvTranspose2d, nn.Linear))
 
 
 def width(module: nn.Module, dim: Dim) -> int:
