@@ -647,6 +647,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_visual_blocks": 2,
         "axes_dims": (4, 2, 2),
     },
+    "Kandinsky6SRTransformer3DModel": {
+        "in_visual_dim": 4,
+        "out_visual_dim": 4,
+        "time_dim": 8,
+        "model_dim": 24,
+        "ff_dim": 48,
+        "num_visual_blocks": 2,
+        "axes_dims": (4, 2, 2),
+    },
+    "AnyFlowFARTransformer3DModel": {**WAN, "chunk_partition": (1, 2), "full_chunk_limit": 3},
+    "SanaWMLTX2RefinerTransformer3DModel": {**LTX2, "rope_type": "split"},
 }
 """Class -> its tiny configuration."""
 
@@ -656,15 +667,12 @@ EXCLUDED: dict[str, str] = {
 """Classes that are no denoisers, and why."""
 
 NOT_COVERED: dict[str, str] = {
-    "AnyFlowFARTransformer3DModel": "its units are found, but MACs of flexible attention cannot be counted: no plan",
-    "Kandinsky6SRTransformer3DModel": "its units are found, but MACs of flexible attention cannot be counted: no plan",
+    "UNet1DModel": "no rule fits its blocks, and its dependency graph could not be traced",
     "UVit2DModel": "its residual blocks normalise over neurons; heads and feed-forwards are served",
     "StableCascadeUNet": "its feed-forwards normalise over neurons; heads alone come to 11 %",
     "Cosmos3OmniTransformer": "not looked at yet",
     "RFD4ProteinaTransformer": "not looked at yet",
-    "SanaWMLTX2RefinerTransformer3DModel": "not looked at yet",
     "SanaWMTransformer3DModel": "not looked at yet",
-    "UNet1DModel": "not looked at yet",
     "WanAnimate2Transformer3DModel": "not looked at yet",
 }
 """Classes without a tiny configuration, and why."""

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from diffprune.models import inputs as made
-from diffprune.models.inputs import Inputs, Maker, Special, image, tokens, video
+from diffprune.models import video_calls
+from diffprune.models.inputs import Inputs, Maker, Special, image, tokens
 
 
 def labels(config: Any, make: Maker) -> Inputs:
@@ -17,29 +18,6 @@ def labels(config: Any, make: Maker) -> Inputs:
 def packed(config: Any, make: Maker) -> Inputs:
     """x_t as tokens."""
     return {"hidden_states": tokens(config, make)}
-
-
-def moving(config: Any, make: Maker) -> Inputs:
-    """x_t as a video."""
-    return {"hidden_states": video(config, make)}
-
-
-def frames_first(config: Any, make: Maker) -> Inputs:
-    """x_t as a video (N, F, C, H, W), of the size in the config where it is bound to it, and the rotary table."""
-    height, width = config.sample_height, config.sample_width
-    frames = (config.sample_frames - 1) // config.temporal_compression_ratio + 1
-    if config.use_rotary_positional_embeddings and getattr(config, "patch_size_t", None):
-        frames += frames % config.patch_size_t
-    inputs: Inputs = {"hidden_states": make(frames, config.in_channels, height, width), "timestep": make.whole()}
-    inputs["encoder_hidden_states"] = make(config.max_text_seq_length, config.text_embed_dim)
-    if config.use_rotary_positional_embeddings:
-        patches = (height // config.patch_size) * (width // config.patch_size)
-        steps = frames // (getattr(config, "patch_size_t", None) or 1)
-        table = make.bare(steps * patches, config.attention_head_dim)
-        inputs["image_rotary_emb"] = (table, table)
-    if getattr(config, "ofs_embed_dim", None):
-        inputs["ofs"] = make()
-    return inputs
 
 
 def pixart(config: Any, make: Maker) -> Inputs:
@@ -57,20 +35,6 @@ def cropped(config: Any, make: Maker) -> Inputs:
 def qwen(config: Any, make: Maker) -> Inputs:
     """x_t as tokens, and its shape in frames, rows and columns."""
     return {**packed(config, make), "img_shapes": [[(1, made.SIDE // 2, made.SIDE // 2)]] * make.batch}
-
-
-def ltx(config: Any, make: Maker) -> Inputs:
-    """x_t as the tokens of a video, and its shape."""
-    shape = {"num_frames": made.FRAMES, "height": made.SIDE // 2, "width": made.SIDE // 2}
-    length = made.FRAMES * (made.SIDE // 2) ** 2
-    return {"hidden_states": make(length, config.in_channels), **shape}
-
-
-def ltx2(config: Any, make: Maker) -> Inputs:
-    """The tokens of a video and of its sound."""
-    sound = {"audio_hidden_states": make(8, config.audio_in_channels), "audio_num_frames": 8}
-    heard = {"audio_encoder_hidden_states": make(made.TEXT_TOKENS, config.caption_channels)}
-    return {**ltx(config, make), **sound, **heard}
 
 
 def z_image(config: Any, make: Maker) -> Inputs:
@@ -127,32 +91,6 @@ def lumina_next(config: Any, make: Maker) -> Inputs:
     return {"encoder_mask": mask, "image_rotary_emb": table, "cross_attention_kwargs": {}}
 
 
-def video_frames_first(config: Any, make: Maker) -> Inputs:
-    """x_t as a video (N, F, C, H, W), and two times for each of its frames."""
-    frames = make(made.FRAMES, config.in_channels, made.SIDE // 2, made.SIDE // 2)
-    return {"hidden_states": frames, "timestep": make(made.FRAMES), "r_timestep": make(made.FRAMES)}
-
-
-def video_channels_last(config: Any, make: Maker) -> Inputs:
-    """x_t as a video (N, F, H, W, C), with the positions of its patches and of the text."""
-    size = made.SIDE if not hasattr(config, "in_text_dim") else made.SIDE // 2
-    doubled = getattr(
-        config, "visual_cond", not hasattr(config, "in_text_dim")
-    )  # the condition and its mask beside x_t
-    channels = config.in_visual_dim + (config.in_visual_dim + 1 if doubled else 0)
-    inputs: Inputs = {"hidden_states": make(made.FRAMES, size, size, channels)}
-    if hasattr(config, "in_text_dim2"):
-        inputs["pooled_projections"] = make(config.in_text_dim2)
-        lengths = (made.FRAMES, size // config.patch_size[1], size // config.patch_size[2])
-        inputs["visual_rope_pos"] = tuple(torch.arange(length, device=make.device) for length in lengths)
-    return inputs
-
-
-def kandinsky5(config: Any, make: Maker) -> Inputs:
-    """As above, and the positions of the text."""
-    return {**video_channels_last(config, make), "text_rope_pos": torch.arange(made.TEXT_TOKENS, device=make.device)}
-
-
 def bria_fibo(config: Any, make: Maker) -> Inputs:
     """x_t as tokens, and the text layer by layer."""
     layers = config.num_layers + config.num_single_layers
@@ -178,27 +116,6 @@ def glm(config: Any, make: Maker) -> Inputs:
     return {**prior, "target_size": make(2), "crop_coords": make(2)}
 
 
-def hunyuan_video15(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, a second text and an image."""
-    second = {"encoder_hidden_states_2": make(made.TEXT_TOKENS, config.text_embed_2_dim)}
-    masks = {"encoder_attention_mask_2": make.mask(made.TEXT_TOKENS)}
-    return {**moving(config, make), **second, **masks, "image_embeds": make(made.TEXT_TOKENS, config.image_embed_dim)}
-
-
-def framepack(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, an image, and no history."""
-    indices = torch.arange(made.FRAMES, device=make.device)
-    first = make(config.in_channels, 1, made.SIDE // 2, made.SIDE // 2)
-    clean: Inputs = {"latents_clean": first, "indices_latents_clean": indices[:1]}
-    for factor in (2, 4):
-        history = make(config.in_channels, factor, made.SIDE // 2, made.SIDE // 2)
-        clean[f"latents_history_{factor}x"] = history
-        clean[f"indices_latents_history_{factor}x"] = torch.arange(factor, device=make.device)
-    clean = clean if config.has_clean_x_embedder else {}
-    image = make(made.TEXT_TOKENS, config.image_proj_dim) if config.has_image_proj else None
-    return {**moving(config, make), "image_embeds": image, "indices_latents": indices, **clean}
-
-
 def ideogram(config: Any, make: Maker) -> Inputs:
     """Text and image tokens in one sequence."""
     length = made.TEXT_TOKENS + made.SIDE
@@ -211,36 +128,11 @@ def ideogram(config: Any, make: Maker) -> Inputs:
     }
 
 
-def joy_plus(config: Any, make: Maker) -> Inputs:
-    """x_t as a list of patches, and the shape they come from."""
-    frames, rows, columns = made.FRAMES, made.SIDE // 2, made.SIDE // 2
-    patches = make(frames * rows * columns, config.in_channels, *config.patch_size)
-    return {"hidden_states": patches, "shape_list": [[(frames, rows, columns)]] * make.batch}
-
-
 def krea(config: Any, make: Maker) -> Inputs:
     """x_t as tokens, the text layer by layer, and the positions of both."""
     length = made.TEXT_TOKENS + made.SIDE * made.SIDE // 4
     text = make(made.TEXT_TOKENS, config.num_text_layers, config.text_hidden_dim)
     return {**packed(config, make), "encoder_hidden_states": text, "position_ids": make.bare(length, 3)}
-
-
-def minimax(config: Any, make: Maker) -> Inputs:
-    """Text, video and sound in one sequence."""
-    lengths = {"text_indices": made.TEXT_TOKENS, "video_indices": made.FRAMES * made.SIDE, "audio_indices": 8}
-    total = sum(lengths.values())
-    parts = torch.arange(total, device=make.device).split(list(lengths.values()))
-    patch = config.in_channels * config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
-    nowhere = torch.zeros(total, dtype=torch.long, device=make.device)
-    return {
-        "hidden_states": make(lengths["video_indices"], patch),
-        "audio_hidden_states": make(8, config.audio_in_channels),
-        "timestep": make.bare(1),
-        "timestep_indices": nowhere,
-        "token_tags": nowhere,
-        "position_ids": make.bare(total, 3),
-        **dict(zip(lengths, parts, strict=True)),
-    }
 
 
 def qwen21(config: Any, make: Maker) -> Inputs:
@@ -259,81 +151,6 @@ def prior(config: Any, make: Maker) -> Inputs:
         "proj_embedding": make(config.embedding_proj_dim or config.embedding_dim),
         "encoder_hidden_states": text,
     }
-
-
-def stable_audio(config: Any, make: Maker) -> Inputs:
-    """x_t as a sound (N, C, L), text, and the rotary table of both."""
-    table = make.bare(made.SIDE + 1, config.attention_head_dim // 2)
-    given = {"hidden_states": make(config.in_channels, made.SIDE), "rotary_embedding": (table, table)}
-    return {**given, "global_hidden_states": make(1, config.global_states_input_dim)}
-
-
-def stable_audio3(config: Any, make: Maker) -> Inputs:
-    """x_t as a sound (N, C, L), and what holds for all of it."""
-    given = {"hidden_states": make(config.io_channels, made.SIDE)}
-    return {**given, "global_hidden_states": make(config.global_cond_dim)}
-
-
-def t5_film(config: Any, make: Maker) -> Inputs:
-    """Encoded notes with their mask, x_t, and t."""
-    notes = (make(made.TEXT_TOKENS, config.d_model), make(made.TEXT_TOKENS) + 1)
-    noisy = make(config.targets_length, config.input_dims)
-    return {"encodings_and_masks": [notes], "decoder_input_tokens": noisy, "decoder_noise_time": make()}
-
-
-def wan_animate(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, poses and a face."""
-    pose = make(config.latent_channels, made.FRAMES - 1, made.SIDE // 2, made.SIDE // 2)
-    face = make(3, 4 * (made.FRAMES - 1) + 1 - 4, config.motion_encoder_size, config.motion_encoder_size)
-    image = (
-        {} if config.image_dim is None else {"encoder_hidden_states_image": make(made.TEXT_TOKENS, config.image_dim)}
-    )
-    return {**moving(config, make), "pose_hidden_states": pose, "face_pixel_values": face, **image}
-
-
-def wan_vace(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, and its controls."""
-    control = make(config.vace_in_channels, made.FRAMES, made.SIDE // 2, made.SIDE // 2)
-    return {**moving(config, make), "control_hidden_states": control}
-
-
-def ace_step(config: Any, make: Maker) -> Inputs:
-    """x_t as a sound (N, L, C), its context and two times."""
-    own = config.audio_acoustic_hidden_dim
-    return {
-        "hidden_states": make(made.SIDE, own),
-        "context_latents": make(made.SIDE, config.in_channels - own),
-        "encoder_hidden_states": make(made.TEXT_TOKENS, config.encoder_hidden_size or config.hidden_size),
-        "timestep_r": make(),
-    }
-
-
-def svd(config: Any, make: Maker) -> Inputs:
-    """x_t as a video (N, F, C, H, W), an image and its times."""
-    size = config.projection_class_embeddings_input_dim // config.addition_time_embed_dim
-    return {
-        "sample": make(config.num_frames, config.in_channels, *made.side(config)),
-        "encoder_hidden_states": make(1, config.cross_attention_dim),
-        "added_time_ids": make(size),
-    }
-
-
-def unet_video(config: Any, make: Maker) -> Inputs:
-    """x_t as a video (N, C, F, H, W)."""
-    return {"sample": make(config.in_channels, made.FRAMES, *made.side(config))}
-
-
-def motion(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, and the text for each of its frames."""
-    text = torch.zeros(make.batch * made.FRAMES, made.TEXT_TOKENS, config.cross_attention_dim, device=make.device)
-    return {**unet_video(config, make), "encoder_hidden_states": text}
-
-
-def i2vgen(config: Any, make: Maker) -> Inputs:
-    """x_t as a video, and an image."""
-    latents = {"image_latents": make(config.in_channels, made.FRAMES, *made.side(config))}
-    embedded = {"image_embeddings": make(config.cross_attention_dim), "fps": make.whole()}
-    return {**unet_video(config, make), **latents, **embedded}
 
 
 def cascade(config: Any, make: Maker) -> Inputs:
@@ -355,18 +172,10 @@ def uvit(config: Any, make: Maker) -> Inputs:
     }
 
 
-def any_flow_far(config: Any, make: Maker) -> Inputs:
-    """As many frames as the chunks hold."""
-    frames = sum(config.chunk_partition)
-    video = make(frames, config.in_channels, made.SIDE // 2, made.SIDE // 2)
-    times = {"timestep": make(frames), "r_timestep": make(frames)}
-    return {"hidden_states": video, **times, "chunk_partition": tuple(config.chunk_partition)}
-
-
 CALLS: Mapping[str, Special] = {
     "DiTTransformer2DModel": labels,
     "PixArtTransformer2DModel": pixart,
-    **dict.fromkeys(("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"), frames_first),
+    **dict.fromkeys(("CogVideoXTransformer3DModel", "ConsisIDTransformer3DModel"), video_calls.frames_first),
     **dict.fromkeys(("CogView3PlusTransformer2DModel", "CogView4Transformer2DModel"), cropped),
     **dict.fromkeys(
         ("FluxTransformer2DModel", "Flux2Transformer2DModel", "Flux3Transformer2DModel", "ChromaTransformer2DModel",
@@ -377,23 +186,24 @@ CALLS: Mapping[str, Special] = {
          "HeliosTransformer3DModel", "HunyuanVideoTransformer3DModel", "MochiTransformer3DModel",
          "AllegroTransformer3DModel", "LatteTransformer3DModel", "SanaVideoTransformer3DModel",
          "EasyAnimateTransformer3DModel", "JoyImageEditTransformer3DModel", "MotifVideoTransformer3DModel",
-         "CosmosTransformer3DModel", "SanaWMTransformer3DModel"), moving,
+         "CosmosTransformer3DModel", "SanaWMTransformer3DModel"), video_calls.moving,
     ),
-    "AnyFlowTransformer3DModel": video_frames_first,
-    "AnyFlowFARTransformer3DModel": any_flow_far,
+    "AnyFlowTransformer3DModel": video_calls.video_frames_first,
+    "AnyFlowFARTransformer3DModel": video_calls.any_flow_far,
     "Kandinsky3UNet": lambda config, make: {"encoder_attention_mask": make.mask(made.TEXT_TOKENS)},
-    **dict.fromkeys(("Kandinsky6Transformer3DModel", "Kandinsky6SRTransformer3DModel"), video_channels_last),
-    "Kandinsky5Transformer3DModel": kandinsky5,
+    "Kandinsky6Transformer3DModel": video_calls.video_channels_last,
+    "Kandinsky6SRTransformer3DModel": video_calls.video_channels_last,
+    "Kandinsky5Transformer3DModel": video_calls.kandinsky5,
     "BriaFiboTransformer2DModel": bria_fibo,
     "BriaFibo2Transformer2DModel": bria_fibo2,
     "ErnieImageTransformer2DModel": ernie,
     "GlmImageTransformer2DModel": glm,
-    "HunyuanVideo15Transformer3DModel": hunyuan_video15,
-    "HunyuanVideoFramepackTransformer3DModel": framepack,
+    "HunyuanVideo15Transformer3DModel": video_calls.hunyuan_video15,
+    "HunyuanVideoFramepackTransformer3DModel": video_calls.framepack,
     "Ideogram4Transformer2DModel": ideogram,
-    "JoyImageEditPlusTransformer3DModel": joy_plus,
+    "JoyImageEditPlusTransformer3DModel": video_calls.joy_plus,
     "Krea2Transformer2DModel": krea,
-    "MiniMaxH3Transformer3DModel": minimax,
+    "MiniMaxH3Transformer3DModel": video_calls.minimax,
     "MiniMaxMusic3Transformer1DModel": lambda config, make: {
         "hidden_states": make(config.in_channels, made.SIDE),
         "encoder_hidden_states": make(made.SIDE, config.condition_dim),
@@ -405,22 +215,22 @@ CALLS: Mapping[str, Special] = {
     },
     "QwenImage21Transformer2DModel": qwen21,
     "PriorTransformer": prior,
-    "StableAudioDiTModel": stable_audio,
-    "StableAudio3DiTModel": stable_audio3,
-    "T5FilmDecoder": t5_film,
-    "WanAnimateTransformer3DModel": wan_animate,
-    "WanVACETransformer3DModel": wan_vace,
-    "AceStepTransformer1DModel": ace_step,
-    "UNetSpatioTemporalConditionModel": svd,
-    "UNet3DConditionModel": unet_video,
-    "UNetMotionModel": motion,
-    "I2VGenXLUNet": i2vgen,
+    "StableAudioDiTModel": video_calls.stable_audio,
+    "StableAudio3DiTModel": video_calls.stable_audio3,
+    "T5FilmDecoder": video_calls.t5_film,
+    "WanAnimateTransformer3DModel": video_calls.wan_animate,
+    "WanVACETransformer3DModel": video_calls.wan_vace,
+    "AceStepTransformer1DModel": video_calls.ace_step,
+    "UNetSpatioTemporalConditionModel": video_calls.svd,
+    "UNet3DConditionModel": video_calls.unet_video,
+    "UNetMotionModel": video_calls.motion,
+    "I2VGenXLUNet": video_calls.i2vgen,
     "StableCascadeUNet": cascade,
+    "SanaWMLTX2RefinerTransformer3DModel": video_calls.refiner,
     "UVit2DModel": uvit,
-    "UNet1DModel": lambda config, make: {"sample": make(config.in_channels, made.side(config)[0])},
     "QwenImageTransformer2DModel": qwen,
-    "LTXVideoTransformer3DModel": ltx,
-    "LTX2VideoTransformer3DModel": ltx2,
+    "LTXVideoTransformer3DModel": video_calls.ltx,
+    "LTX2VideoTransformer3DModel": video_calls.ltx2,
     "ZImageTransformer2DModel": z_image,
     "HiDreamImageTransformer2DModel": hidream,
     "HunyuanDiT2DModel": hunyuan_dit,

@@ -3,12 +3,15 @@
 import contextlib
 import copy
 import io
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
 import torch
 import torch_pruning
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
@@ -70,10 +73,10 @@ def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
     for layer in model.modules():
         if isinstance(layer, nn.Linear):  # torch-pruning's counting looks at the first argument only
             layer.register_forward_pre_hook(lambda _, args, named: ((*args, *named.values()), {}), with_kwargs=True)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), _dense_flex_attention():
         macs, params, by_module, _ = torch_pruning.utils.count_ops_and_params(model, inputs, layer_wise=True)
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    with counter, _dense_flex_attention(), torch.no_grad():
         model(**inputs)
     flops = counter.get_flop_counts()["Global"]
     attention = sum(n for op, n in flops.items() if any(name in str(op) for name in _ATTENTION_OPS))
@@ -82,10 +85,24 @@ def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
     return Cost(params=int(params), macs=int(macs), attention_macs=attention // 2), layers
 
 
+@contextlib.contextmanager
+def _dense_flex_attention() -> Iterator[None]:
+    """Count torch's flexible attention as if no block of it were left out: it runs on no device without values."""
+    module: Any = flex_attention
+    original = module.flex_attention
+
+    def dense(query: Tensor, key: Tensor, value: Tensor, **_: Any) -> Tensor:
+        return functional.scaled_dot_product_attention(query, key, value, enable_gqa=query.shape[1] != key.shape[1])
+
+    module.flex_attention = dense
+    try:
+        yield
+    finally:
+        module.flex_attention = original
+
+
 class WithoutProducts(TorchDispatchMode):
     """Leaves out the products of matrices, convolutions and attention: zeros of the right shape stand for them."""
-
-    supports_higher_order_operators = True
 
     def __init__(self) -> None:
         cast(Any, super()).__init__()
