@@ -37,6 +37,7 @@ from zoo import (
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning"),
     pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning"),  # torch-pruning's
 ]
 

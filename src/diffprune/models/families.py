@@ -78,6 +78,8 @@ FAMILIES: dict[str, Family] = {
     "MotifVideoTransformer3DModel": _transformer(
         "MotifVideoTransformer3DModel", whole_attentions=lambda path, attention: path.startswith("single_")
     ),
+    # its cross-attention reshapes its heads to the width of the residual
+    "SanaWMTransformer3DModel": _transformer("SanaWMTransformer3DModel", whole_attentions=lambda path, attention: True),
     # the attention reshapes its heads to `out_dim`
     "OmniGenTransformer2DModel": _transformer(
         "OmniGenTransformer2DModel", attentions=(replace(ATTENTIONS[0], widths=("out_dim",)),)

@@ -53,7 +53,6 @@ ATTENTIONS: Sequence[AttentionLayout] = (
     AttentionLayout(queries=("to_query",), keys=("to_key",), values=("to_value",), outputs=("out_layer",)),
     AttentionLayout(packed=("to_qkv",), outputs=("to_out", "to_out.0")),
     AttentionLayout(packed=("to_kv", "to_q"), outputs=("to_out", "to_out.0")),
-    AttentionLayout(packed=("kv_linear", "q_linear"), outputs=("proj",)),
     AttentionLayout(packed=("img_attn_qkv", "txt_attn_qkv"), outputs=("img_attn_proj", "txt_attn_proj")),
     AttentionLayout(packed=("img_qkv_proj", "txt_kv_proj"), outputs=("to_out.0",)),
 )

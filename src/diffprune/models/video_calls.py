@@ -210,3 +210,9 @@ def refiner(config: Any, make: Maker) -> Inputs:
     text = make(made.TEXT_TOKENS, config.caption_channels)
     given = {"hidden_states": make(length, config.in_channels), "encoder_hidden_states": text}
     return {**given, "timestep": make(1), "video_rotary_emb": (table, table)}
+
+
+def masked_text(config: Any, make: Maker) -> Inputs:
+    """x_t as a video, a time for each of its frames, the text (N, 1, L, D) and its mask."""
+    text = {"encoder_hidden_states": make(1, made.TEXT_TOKENS, config.caption_channels)}
+    return {**moving(config, make), **text, "timestep": make(1, made.FRAMES), "mask": make.mask(made.TEXT_TOKENS)}
