@@ -46,3 +46,19 @@ def test_finetuning_lowers_the_loss(precision: str) -> None:
     images = images_for(process_of(small), "digits")
     _, history = train_denoiser(small.unet, process_of(small), images, options, teacher=pipeline.unet)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+@pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])
+def test_a_pruned_pipeline_that_is_offloaded_draws_the_same(method: str) -> None:
+    pipeline = diffprune.load_pipeline("digits")
+    small = diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.4))
+
+    def drawn() -> torch.Tensor:
+        images = small(generator=torch.Generator().manual_seed(0), num_inference_steps=4, output_type="np").images
+        return torch.from_numpy(images)
+
+    small.to("cuda")
+    whole = drawn()
+    small.to("cpu")
+    getattr(small, method)()
+    torch.testing.assert_close(drawn(), whole, rtol=0, atol=1e-3)

@@ -1,5 +1,6 @@
-"""Hub ids: pruned pipelines download and load from a local server that speaks the hub's protocol."""
+"""Hub ids: pruned models are pushed to and loaded from a local server that speaks the hub's protocol."""
 
+import base64
 import hashlib
 import json
 import os
@@ -22,7 +23,7 @@ REVISIONS = {"main": "a" * 40, "older": "b" * 40}
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Serves `root/<revision>/` as the repository team/small: the requests that huggingface_hub makes."""
+    """Serves `root/<name>/<revision>/` as the repository team/<name>: the requests that huggingface_hub makes."""
 
     def __init__(self, *args: object, root: Path) -> None:
         self.root = root
@@ -30,10 +31,10 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         words = unquote(urlsplit(self.path).path).strip("/").split("/")
-        if words[:4] == ["api", "models", "team", "small"]:
+        if words[:3] == ["api", "models", "team"] and self._opened(words[3]):
             revision = words[5] if len(words) > 5 else "main"
             self._info(revision, tree=len(words) > 4 and words[4] == "tree")
-        elif words[:3] == ["team", "small", "resolve"]:
+        elif words[0] == "team" and words[2] == "resolve" and self._opened(words[1]):
             self._file(words[3], "/".join(words[4:]))
         else:
             self._answer(404, b"", {"X-Error-Code": "RepoNotFound"})
@@ -41,16 +42,46 @@ class Hub(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self.do_GET()
 
+    def do_POST(self) -> None:
+        words = unquote(urlsplit(self.path).path).strip("/").split("/")
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        answer: dict[str, object] = {"errors": [], "warnings": []}  # of a check of the model card
+        if words[:3] == ["api", "repos", "create"]:
+            (self.root / json.loads(sent)["name"] / "main").mkdir(parents=True)
+            answer = {"url": f"http://{self.headers['Host']}/team/{json.loads(sent)['name']}"}
+        elif words[4:5] == ["preupload"]:
+            files = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in json.loads(sent)["files"]
+            ]
+            answer = {"files": files}
+        elif words[4:5] == ["commit"]:
+            for line in map(json.loads, sent.splitlines()):
+                if line["key"] == "file":
+                    path = self.root / words[3] / "main" / line["value"]["path"]
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.write_bytes(base64.b64decode(line["value"]["content"]))
+            commit = REVISIONS["main"]
+            answer = {
+                "commitOid": commit,
+                "commitUrl": f"http://{self.headers['Host']}/team/{words[3]}/commit/{commit}",
+            }
+        self._answer(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _opened(self, name: str) -> bool:
+        self.repository = self.root / name
+        return self.repository.is_dir()
+
     def _revision(self, name: str) -> str | None:
-        return next((r for r, commit in REVISIONS.items() if name in (r, commit)), None)
+        there = (r for r in REVISIONS if (self.repository / r).is_dir())
+        return next((r for r in there if name in (r, REVISIONS[r])), None)
 
     def _info(self, name: str, *, tree: bool) -> None:
         revision = self._revision(name)
         if revision is None:
             self._answer(404, b"", {"X-Error-Code": "RevisionNotFound"})
             return
-        files = [p for p in sorted((self.root / revision).rglob("*")) if p.is_file()]
-        names = [str(p.relative_to(self.root / revision)) for p in files]
+        files = [p for p in sorted((self.repository / revision).rglob("*")) if p.is_file()]
+        names = [str(p.relative_to(self.repository / revision)) for p in files]
         if tree:
             value: object = [
                 {"type": "file", "path": n, "size": p.stat().st_size, "oid": "0" * 40}
@@ -58,7 +89,7 @@ class Hub(BaseHTTPRequestHandler):
             ]
         else:
             value = {
-                "id": "team/small",
+                "id": f"team/{self.repository.name}",
                 "sha": REVISIONS[revision],
                 "private": False,
                 "siblings": [{"rfilename": n} for n in names],
@@ -70,7 +101,7 @@ class Hub(BaseHTTPRequestHandler):
 
     def _file(self, name: str, file: str) -> None:
         revision = self._revision(name)
-        path = self.root / (revision or "") / file
+        path = self.repository / (revision or "") / file
         if revision is None or not path.is_file():
             code = "RevisionNotFound" if revision is None else "EntryNotFound"
             self._answer(404, b"", {"X-Error-Code": code, "X-Repo-Commit": REVISIONS.get(revision or "", "")})
@@ -84,7 +115,7 @@ class Hub(BaseHTTPRequestHandler):
         for name, value in {**headers, "Content-Length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(content)
 
     def log_message(self, *args: object) -> None:
@@ -98,9 +129,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pipeline = tiny_pipeline()
     for revision, ratio in (("main", 0.5), ("older", 0.25)):
         small = diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=ratio))
-        small.save_pretrained(root / revision)
-        (root / revision / "README.md").write_text("# Small\n")
-        (root / revision / "LICENSE").write_text("Do good.\n")
+        small.save_pretrained(root / "small" / revision)
+        (root / "small" / revision / "README.md").write_text("# Small\n")
+        (root / "small" / revision / "LICENSE").write_text("Do good.\n")
     return root
 
 
@@ -175,3 +206,24 @@ def test_an_unknown_hub_id_is_told_as_such(hub: dict[str, str]) -> None:
     assert done.returncode == 1
     assert "team/none" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+PUSH = """
+import diffprune
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("team/small")
+pipe.push_to_hub("team/pushed", token="hf_none")
+pipe.unet.push_to_hub("team/bare", token="hf_none")
+again = DiffusionPipeline.from_pretrained("team/pushed")
+bare = diffprune.UNet2DModel.from_pretrained("team/bare")
+for unet in (again.unet, bare):
+    assert type(unet).__module__ == "diffprune"
+    assert unet.pruning == pipe.unet.pruning
+    assert all((a == b).all() for a, b in zip(unet.parameters(), pipe.unet.parameters(), strict=True))
+"""
+
+
+def test_a_pruned_pipeline_and_a_bare_denoiser_are_pushed_and_loaded_again(hub: dict[str, str], folders: Path) -> None:
+    run(["-c", PUSH], hub)
+    assert (folders / "pushed" / "main" / "unet" / "pruning.json").is_file()
+    assert (folders / "bare" / "main" / "pruning.json").is_file()

@@ -9,7 +9,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from torch import nn
 
-from diffprune.errors import ManifestError
+from diffprune.errors import ManifestError, ModelError
 from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS
 from diffprune.models.resize import (
     AXES,
@@ -67,7 +67,17 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, Any]]) -> Manifest:
-    """Describe `model` by its difference to `stock`, a fresh model of the same config."""
+    """Describe `model` by its difference to `stock`, a fresh model of the same config.
+
+    Raises ModelError for a model that has other layers than its config says.
+    """
+    others = sorted({path for path, _ in model.named_modules()} ^ {path for path, _ in stock.named_modules()})
+    if others:
+        raise ModelError(
+            f"{others[0]} and {len(others) - 1} more layers are not what the config of this {type(model).__name__} "
+            "describes, so that it could not be loaded again; save adapters by themselves (save_lora_adapter) or "
+            "fuse_lora() and unload_lora(); save before fuse_qkv_projections(); give shared layers a copy each"
+        )
     modules: dict[str, dict[str, int]] = {}
     for (path, ours), theirs in zip(model.named_modules(), stock.modules(), strict=True):
         changed = {
