@@ -10,6 +10,7 @@ from diffprune.errors import ModelError
 from diffprune.groups import find_groups, smaller
 from diffprune.models.manifest import manifest_of
 from diffprune.models.pruned import PrunedMixin, pruned_class, stock_class, stock_model
+from diffprune.models.soundness import check_sound
 from diffprune.planning import Plan
 
 
@@ -18,8 +19,10 @@ def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, se
 
     reinit: draw fresh weights (each layer's own initialisation, by `seed`) instead of slicing the old ones.
     A denoiser without weights can only be pruned with reinit.
-    Raises PlanError when the plan is for another model, ModelError when there are no weights to keep.
+    Raises PlanError when the plan is for another model, ModelError when there are no weights to keep or the denoiser is
+    not sound (`check_sound`).
     """
+    check_sound(denoiser)
     groups = find_groups(denoiser, kinds=plan.kinds)
     plan.check_fits(denoiser, groups)
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):

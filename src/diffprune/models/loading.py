@@ -19,6 +19,7 @@ from diffprune.errors import DiffpruneError, ModelError
 from diffprune.models.builtin import ARCHITECTURES, PIPELINES
 from diffprune.models.pruned import class_by_name, empty_model
 from diffprune.models.registration import register_with_diffusers
+from diffprune.models.soundness import check_unwrapped
 
 DENOISER_COMPONENTS = ("unet", "transformer")
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -116,8 +117,9 @@ def _pipeline_class(place: str | os.PathLike[str], options: dict[str, Any]) -> A
 
 
 def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
-    """The denoiser of a pipeline, or the denoiser itself."""
+    """The denoiser of a pipeline, or the denoiser itself; raises ModelError for one inside a wrapper."""
     given: Any = model
+    check_unwrapped(given)
     if isinstance(given, nn.Module):
         return cast(ModelMixin, given)
     return cast(ModelMixin, getattr(given, denoiser_component(given)))
@@ -126,6 +128,7 @@ def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
 def denoiser_component(pipeline: DiffusionPipeline) -> str:
     """The name under which a pipeline holds its denoiser; raises ModelError when there is none."""
     for name in DENOISER_COMPONENTS:
+        check_unwrapped(getattr(pipeline, name, None))
         if isinstance(getattr(pipeline, name, None), ModelMixin):
             return name
     raise ModelError(f"{type(pipeline).__name__} has no denoiser: none of {', '.join(DENOISER_COMPONENTS)}")
@@ -201,6 +204,11 @@ def _unreadable(source: object, error: Exception) -> ModelError:
     reason = str(error).partition(" If you want to instead")[0].strip()
     if isinstance(error, KeyError | TypeError | AttributeError):
         reason = f"a value in its JSON files is missing or not valid ({type(error).__name__}: {reason})"
+    elif isinstance(error, ImportError) or " requires " in reason:
+        reason += (
+            ". Install what is missing; where it is for quantised weights, give the model as it was before that: "
+            "quantised models cannot be pruned"
+        )
     elif any(isinstance(e, SafetensorError) for e in _chain(error)):
         reason += " The file is damaged or cut short: copy or download it again"
     elif "no file named" in reason and "safetensors" in reason:

@@ -101,7 +101,9 @@ class Plan(BaseModel):
             elif group.balance > 1 and len({len(p) for p in _parts(units.kept, group)}) > 1:
                 mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
             elif fixed := fixed_blocks(denoiser).get(name, set()) - {*units.kept}:
-                mistakes.append(f"{name}: block {min(fixed)} has to stay")
+                mistakes.append(
+                    f"{name}: block {min(fixed)} has to stay, the model uses it in a way of its own; keep it"
+                )
         if mistakes:
             raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
 

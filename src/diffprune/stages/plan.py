@@ -24,6 +24,7 @@ from diffprune.models.depth import moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
 from diffprune.models.process import process_of
 from diffprune.models.resize import without_weights
+from diffprune.models.soundness import check_sound
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
@@ -47,6 +48,7 @@ def plan(model: Model, options: PlanOptions) -> Plan:
 def make_plan(model: Model, options: PlanOptions) -> Plan:
     """`plan` with its options as one value."""
     denoiser = denoiser_of(model)
+    check_sound(denoiser)
     criterion = options.criterion or ("diff-pruning" if has_weights(denoiser) else "random")
     if not has_weights(denoiser) and criterion != "random":
         raise ModelError(
