@@ -57,7 +57,7 @@ class Result:
     error: float
     effect: float
     kinds: dict[str, int]
-    across_heads: bool
+    across_units: bool
     rotary: bool
     removed: float
     blocks_without_units: tuple[str, ...]
@@ -79,7 +79,7 @@ def result(name: str) -> Result:
         error=largest_difference(ours, outputs_of(masked(model, small, ruled, kept))),
         effect=largest_difference(ours, outputs_of(model)) if ruled else 1.0,
         kinds={kind: n for kind in ("channels", "heads", "neurons") if (n := sum(g.kind == kind for g in groups))},
-        across_heads=any(not is_weighted(model.get_submodule(p.module)) for g in ruled for p in g.slices),
+        across_units=any(not is_weighted(model.get_submodule(p.module)) for g in ruled for p in g.slices),
         rotary=any(group.rotary is not None for group in groups),
         removed=1 - narrow.num_parameters() / model.num_parameters(),
         blocks_without_units=tuple(b for b in blocks if not any(p.module.startswith(f"{b}.") for p in parts)),
@@ -133,8 +133,8 @@ of transformers and UNets, each in a tiny configuration: random units of every g
 equals the dense one in which nothing listens to them (to 1e-5; channels: torch-pruning's own surgery).
 Covered: {covered} of {all} classes. Every repeated block has prunable units.
 
-- **norm**: a norm spans all heads. Its statistics are those of the kept heads afterwards, so that removing heads
-  changes more than their own contribution; nothing is rescaled.
+- **norm**: a norm spans all heads, or all neurons. Its statistics are those of the kept units afterwards, so that
+  removing units changes more than their own contribution; nothing is rescaled.
 - **rotary**: rotary tables span all heads. The manifest records which heads an attention kept, and it takes their part
   of the table.
 - removed: share of the parameters of the tiny configuration at ratio 0.3.
@@ -150,7 +150,7 @@ def page() -> str:
     lines = [HEAD.format(covered=len(covered), all=len(names))]
     for name in covered:
         found = result(name)
-        notes = [word for word, holds in {"norm": found.across_heads, "rotary": found.rotary}.items() if holds]
+        notes = [word for word, holds in {"norm": found.across_units, "rotary": found.rotary}.items() if holds]
         kinds = " | ".join("yes" if kind in found.kinds else "" for kind in ("channels", "heads", "neurons"))
         lines.append(f"| {name} | {kinds} | {', '.join(notes)} | {found.removed:.0%} |")
     lines += ["", "Not covered:", ""]

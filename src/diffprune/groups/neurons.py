@@ -6,7 +6,7 @@ from torch import nn
 
 from diffprune.groups.group import Group, Slice
 from diffprune.models.layouts import FeedForwardLayout
-from diffprune.models.resize import is_weighted, layer_below, width
+from diffprune.models.resize import RESPONSE_NORMS, is_weighted, layer_below, width
 
 ELEMENTWISE = (nn.GELU, nn.SiLU, nn.ReLU, nn.Mish, nn.Tanh, nn.Dropout, nn.Identity)
 """What may lie between the linear layers of a sequence: modules that keep neurons apart."""
@@ -20,7 +20,11 @@ def neurons_of(path: str, module: nn.Module, layouts: Sequence[FeedForwardLayout
         if layout.only_in not in (None, type(module).__name__):
             continue
         layers = {name: layer_below(module, name) for name in (*layout.firsts, *layout.between, layout.last)}
-        found = {name: layer for name, layer in layers.items() if layer is not None and is_weighted(layer)}
+        found = {
+            name: layer
+            for name, layer in layers.items()
+            if layer is not None and (is_weighted(layer) or name in layout.between)
+        }
         if len(found) == len(layers):
             return _group(path, found, layout)
     return None
@@ -43,7 +47,9 @@ def _of_sequence(path: str, sequence: nn.Sequential) -> Group | None:
     between = list(sequence)[1:-1]
     if not isinstance(first, nn.Linear) or not isinstance(last, nn.Linear) or first.out_features != last.in_features:
         return None
-    if not all(isinstance(module, ELEMENTWISE) for module in between):
+    if not all(isinstance(module, (*ELEMENTWISE, *RESPONSE_NORMS)) for module in between):
         return None
+    norms = [str(i) for i, module in enumerate(sequence) if isinstance(module, RESPONSE_NORMS)]
+    giving = [Slice(f"{path}.{name}", "out", 0, 1) for name in ("0", *norms)]
     taking = Slice(f"{path}.{len(sequence) - 1}", "in", 0, 1)
-    return Group(f"{path}.0", "neurons", last.in_features, (Slice(f"{path}.0", "out", 0, 1), taking))
+    return Group(f"{path}.0", "neurons", last.in_features, (*giving, taking))

@@ -226,6 +226,7 @@ CALLS: Mapping[str, Special] = {
     "UNetMotionModel": video_calls.motion,
     "I2VGenXLUNet": video_calls.i2vgen,
     "StableCascadeUNet": cascade,
+    "Cosmos3OmniTransformer": video_calls.cosmos3,
     "SanaWMTransformer3DModel": video_calls.masked_text,
     "SanaWMLTX2RefinerTransformer3DModel": video_calls.refiner,
     "UVit2DModel": uvit,

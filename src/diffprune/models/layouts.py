@@ -30,7 +30,7 @@ class FeedForwardLayout:
     """Layers of a feed-forward, by path below it.
 
     firsts: each gives one row per neuron, or two where it is gated: all of one kind, then all of the other.
-    between: depthwise layers over what the firsts give. last: takes the neurons.
+    between: depthwise layers and norms over what the firsts give. last: takes the neurons.
     only_in: the one class that is meant, where other modules use the names for something else.
     """
 
@@ -76,6 +76,7 @@ FEED_FORWARDS: Sequence[FeedForwardLayout] = (
     FeedForwardLayout(("wi_0", "wi_1"), "wo"),
     FeedForwardLayout(("swish_linear.0",), "linear_out"),
     FeedForwardLayout(("conv_inverted",), "conv_point", between=("conv_depth",)),
+    FeedForwardLayout(("channelwise_linear_1",), "channelwise_linear_2", between=("channelwise_norm",)),
     FeedForwardLayout(("inverted_conv.conv",), "point_conv.conv", between=("depth_conv.conv",)),
     FeedForwardLayout(("proj_in",), "proj_out", only_in="StableAudio3FeedForward"),
     FeedForwardLayout(("linear_1",), "linear_2", only_in="PixArtAlphaTextProjection"),

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 
 import torch
 from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAddedKVProcessor2_0
-from diffusers.models.normalization import RMSNorm
+from diffusers.models.normalization import GlobalResponseNorm, RMSNorm
+from diffusers.models.unets import unet_stable_cascade
 from torch import Tensor, nn
 
 from diffprune.models import layouts
@@ -33,7 +34,11 @@ class Kept:
 
 
 _WEIGHTED: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0, "in": 1}, "bias": {"out": 0}}
+_RESPONSE_NORM: Mapping[str, Mapping[Dim, int]] = {"gamma": {"out": 3}, "beta": {"out": 3}}
 _NORM: Mapping[str, Mapping[Dim, int]] = {"weight": {"out": 0}, "bias": {"out": 0}}
+
+RESPONSE_NORMS = (GlobalResponseNorm, unet_stable_cascade.GlobalResponseNorm)
+"""Norms that hold their width nowhere but in the shape of their parameters."""
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 CHANNELS_FIRST = (*CONVOLUTIONS, nn.ConvTranspose2d, nn.GroupNorm)
@@ -43,6 +48,7 @@ AXES: Mapping[type[nn.Module], Mapping[str, Mapping[Dim, int]]] = {
     **dict.fromkeys((*CONVOLUTIONS, nn.Linear), _WEIGHTED),
     nn.ConvTranspose2d: {"weight": {"out": 1, "in": 0}, "bias": {"out": 0}},
     **dict.fromkeys((nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm), _NORM),
+    **dict.fromkeys(RESPONSE_NORMS, _RESPONSE_NORM),
     nn.Embedding: {"weight": {"out": 1}},
 }
 """Which axis of which parameter a layer's `out` and `in` dimensions are."""
@@ -54,6 +60,7 @@ WIDTHS: Mapping[type[nn.Module], Mapping[Dim, str]] = {
     nn.LayerNorm: {"out": "normalized_shape"},
     nn.RMSNorm: {"out": "normalized_shape"},
     RMSNorm: {"out": "dim"},
+    **{kind: {"out": "num_features"} for kind in RESPONSE_NORMS},
     nn.Embedding: {"out": "embedding_dim"},
 }
 """Which attribute of a layer holds the size of its `out` and `in` dimensions; norms hold a tuple of one."""
@@ -98,6 +105,8 @@ def width_attributes(layer: nn.Module, dim: Dim) -> tuple[str, ...]:
 def number(module: nn.Module, attribute: str) -> int | None:
     """A whole number that a module holds, bare or as a tuple of one; None for anything else."""
     value = vars(module).get(attribute)
+    if isinstance(module, RESPONSE_NORMS) and attribute == "num_features" and value is None:
+        value = module.gamma.shape[-1]
     if isinstance(value, tuple) and len(value) == 1:
         value = value[0]
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -105,7 +114,7 @@ def number(module: nn.Module, attribute: str) -> int | None:
 
 def set_number(module: nn.Module, attribute: str, value: int) -> None:
     """Change a number found by `number`; a tuple stays one."""
-    setattr(module, attribute, (value,) if isinstance(vars(module)[attribute], tuple) else value)
+    setattr(module, attribute, (value,) if isinstance(vars(module).get(attribute), tuple) else value)
 
 
 def shrink(model: M, kept: Kept) -> M:

@@ -216,3 +216,24 @@ def masked_text(config: Any, make: Maker) -> Inputs:
     """x_t as a video, a time for each of its frames, the text (N, 1, L, D) and its mask."""
     text = {"encoder_hidden_states": make(1, made.TEXT_TOKENS, config.caption_channels)}
     return {**moving(config, make), **text, "timestep": make(1, made.FRAMES), "mask": make.mask(made.TEXT_TOKENS)}
+
+
+def cosmos3(config: Any, make: Maker) -> Inputs:
+    """Text and one video in a single sequence, whatever the batch; all frames are noisy."""
+    size = made.SIDE // 2
+    shape = (made.FRAMES, size // config.latent_patch_size, size // config.latent_patch_size)
+    noisy = shape[0] * shape[1] * shape[2]
+    places = torch.arange(made.TEXT_TOKENS + noisy, device=make.device)
+    return {
+        "input_ids": torch.zeros(made.TEXT_TOKENS, dtype=torch.long, device=make.device),
+        "text_indexes": places[: made.TEXT_TOKENS],
+        "position_ids": places.expand(3, -1),
+        "und_len": made.TEXT_TOKENS,
+        "sequence_length": made.TEXT_TOKENS + noisy,
+        "vision_tokens": [make.bare(1, config.latent_channel, made.FRAMES, size, size)],
+        "vision_token_shapes": [shape],
+        "vision_sequence_indexes": places[made.TEXT_TOKENS :],
+        "vision_mse_loss_indexes": places[made.TEXT_TOKENS :],
+        "vision_timesteps": make.bare(noisy),
+        "vision_noisy_frame_indexes": [torch.arange(made.FRAMES, device=make.device)],
+    }
