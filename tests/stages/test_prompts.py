@@ -19,8 +19,6 @@ from diffprune.sampling.sampler import image_generator
 
 from pipelines import PIPELINES, SIZES, tiny
 
-QUICK = ("sd", "sd3", "flux", "dit")
-PARAMETERS = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in PIPELINES]
 LINES = ("a red cat", "blue", "a dog")
 
 
@@ -45,8 +43,8 @@ def pixels(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_a_whole_pipeline_is_scored_pruned_sampled_and_reloaded(name: str, prompts: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", PIPELINES)
+def test_a_pipeline_is_scored_pruned_finetuned_sampled_and_reloaded(name: str, prompts: Path, tmp_path: Path) -> None:
     model, told = saved(name, tmp_path), words_for(name, prompts)
     scoring = ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
     scoring += ["--timestep-stride", "10", "--ratio", "0.4", "--threshold", "0"]
@@ -54,14 +52,37 @@ def test_a_whole_pipeline_is_scored_pruned_sampled_and_reloaded(name: str, promp
     summary = read_json(tmp_path / "small" / "run.json")["result"]
     assert summary["criterion"] == "diff-pruning"
     assert summary["params_after"] < 0.9 * summary["params_before"]
-    out = tmp_path / "images"
+    model, out = tmp_path / "small", tmp_path / "images"
+    learning = ["--data", "generated", "--num-generated", "4", "--generation-steps", "2", *told]
+    if name == "dit":
+        learning = ["--data", "digits"]
+    tuning = ["--steps", "2", "--batch-size", "4", "--accumulation-steps", "2", "--teacher", str(tmp_path / name)]
+    assert main(["finetune", str(model), *learning, *tuning, "--out", str(tmp_path / "recovered")]) == 0
+    model = tmp_path / "recovered"
     drawing = ["--num", "3", "--steps", "2", "--batch-size", "2", *told]
-    assert main(["sample", str(tmp_path / "small"), *drawing, "--out", str(out)]) == 0
+    assert main(["sample", str(model), *drawing, "--out", str(out)]) == 0
     assert pixels(out).shape[0] == 3
     with torch.random.fork_rng():
-        again = DiffusionPipeline.from_pretrained(tmp_path / "small")
+        again = DiffusionPipeline.from_pretrained(model)
     assert type(denoiser_of(again)).__module__ == "diffprune"
     assert type(again) is PIPELINES[name].__annotations__["return"]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("criterion", ["bypass", "cosine"])
+def test_blocks_of_a_text_conditioned_pipeline_are_scored_and_what_is_left_is_stock(
+    criterion: str, prompts: Path, tmp_path: Path
+) -> None:
+    model = saved("sd3", tmp_path)
+    words = ["--kinds", "blocks", "--block-criterion", criterion, "--block-timesteps", "2", "--ratio", "0.34"]
+    words += ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
+    assert main(["prune", str(model), *words, "--prompts", str(prompts), "--out", str(tmp_path / "out")]) == 0
+    plan = diffprune.read_plan(tmp_path / "out" / "plan.json")
+    assert plan.criterion == criterion
+    assert len(plan.groups["transformer_blocks"].kept) == 2
+    assert 2 in plan.groups["transformer_blocks"].kept, "the last block of SD3 has to stay"
+    assert read_json(tmp_path / "out" / "model_index.json")["transformer"] == ["diffusers", "SD3Transformer2DModel"]
+    assert not (tmp_path / "out" / "transformer" / "pruning.json").exists()
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -112,6 +133,10 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         (["sample", str(model), "--prompts", str(empty)], "holds no prompts"),
         (["sample", str(model), "--prompts", str(tmp_path / "nowhere")], "cannot read the prompts"),
         (["sample", str(pipeline_folder), "--prompts", str(prompts)], "not conditioned on text"),
+        (["sample", str(model), "--prompts", str(prompts), "--num-frames", "4"], "num_frames: the call of Stable"),
+        (["finetune", str(model), "--data", "digits", "--steps", "1"], "finetuned on its own images"),
+        (["finetune", str(model), "--data", "generated", "--steps", "1"], "prompts: missing"),
+        (["finetune", str(pipeline_folder), "--data", "generated", "--steps", "1"], "serve text-conditioned models"),
         (["plan", str(model), "--data", "generated"], "prompts: missing"),
         (["plan", str(model), "--data", "digits", "--prompts", str(prompts)], "needs a text for each image"),
     ]
@@ -121,5 +146,5 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         assert not list((tmp_path / "out").glob("*.png"))
     blind = tiny("sd")
     blind.register_modules(text_encoder=None)
-    with pytest.raises(diffprune.ModelError, match="has no text_encoder"):
+    with pytest.raises(diffprune.ModelError, match="has no text encoder"):
         diffprune.sample(blind, tmp_path / "out", num=1, steps=1, prompts=prompts)

@@ -1,10 +1,10 @@
 """Calibration: clean images and fixed noises, noised to any timestep."""
 
 import logging
-import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -50,14 +50,21 @@ class Calibration:
         """T, the number of timesteps of the schedule."""
         return num_timesteps_of(self.scheduler)
 
+    def __len__(self) -> int:
+        return len(self.clean)
+
+    def told(self, indices: slice | Sequence[int]) -> dict[str, Any]:
+        """What the denoiser is told of some items."""
+        is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
+        return select_rows(self.condition, is_rows, lambda value: value[indices].detach())
+
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
         """Yield all items at one timestep, in micro-batches."""
         for start in range(0, len(self.clean), batch_size):
             mine = slice(start, start + batch_size)
             clean, noise = self.clean[mine], self.noise[mine]
             timesteps = torch.full((len(clean),), timestep, dtype=torch.long, device=clean.device)
-            is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
-            condition = select_rows(self.condition, is_rows, operator.itemgetter(mine))
+            condition = self.told(mine)
             yield noisy_batch(self.scheduler, clean, noise, timesteps, condition, self.convention)
 
 
@@ -95,6 +102,8 @@ def noisy_batch(
         share = ((timesteps + 1) / num_timesteps_of(scheduler)).to(clean.dtype)
         signal, amount, told = 1 - share, share, share.float() * num_timesteps_of(scheduler)
         target = noise - clean
+        if getattr(scheduler.config, "invert_sigmas", False):  # time runs the other way, and so does the velocity
+            told, target = num_timesteps_of(scheduler) - told, -target
     else:
         alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
         signal, amount, told = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
@@ -201,7 +210,24 @@ def calibrate(drawn: Drawn, process: DiffusionProcess, options: PlanOptions, dev
 
 
 def calibrate_on_prompts(process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
-    """Calibration of a text-conditioned model on its own latents: image i is of prompt i, in turn.
+    """Calibration of a text-conditioned model on its own latents, as `own_latents`, each `num_noises` times."""
+    return _with_noise(own_latents(process, options, options.num_calibration_images, device), options)
+
+
+class _Drawing(Protocol):
+    """What a model's own images depend on."""
+
+    seed: int
+    batch_size: int
+    generation_steps: int
+    generation_guidance: float
+    prompts: Path | None
+
+    def call(self) -> dict[str, Any]: ...
+
+
+def own_latents(process: DiffusionProcess, options: _Drawing, num: int, device: torch.device) -> Calibration:
+    """Latents of a text-conditioned model, image i of prompt i in turn, with what its denoiser is told; no noise yet.
 
     What the denoiser is told is recorded from the pipeline's own call, then text encoder and VAE are not needed.
     Raises OptionError without prompts, ModelError for a pipeline whose calls cannot be made sense of.
@@ -209,10 +235,10 @@ def calibrate_on_prompts(process: DiffusionProcess, options: PlanOptions, device
     if options.prompts is None:
         raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
     check_text_encoder(process.pipeline)
-    prompts, num = read_prompts(options.prompts), options.num_calibration_images
+    prompts = read_prompts(options.prompts)
     pipeline = process.pipeline.to(device)
     latents, recordings = [], []
-    with progress("calibration images", num, "images") as advance:
+    with progress("own images", num, "images") as advance:
         for start in range(0, num, options.batch_size):
             indices = range(start, min(start + options.batch_size, num))
             texts = [prompts[i % len(prompts)] for i in indices]
@@ -221,10 +247,13 @@ def calibrate_on_prompts(process: DiffusionProcess, options: PlanOptions, device
             latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, guided))
             recordings.append(record_conditions(pipeline, texts, generators, options.call()))
             advance(len(indices), "")
-    clean = torch.cat(latents)
-    first = recordings[0]
-    whole = Calibration(clean, clean, process.scheduler, rows_of(recordings), first.is_rows, first.convention)
-    return _with_noise(whole, options)
+    clean, first = torch.cat(latents), recordings[0]
+    if clean.shape[1:] != first.shape:
+        raise ModelError(
+            f"the pipeline draws latents of {tuple(clean.shape[1:])}, its denoiser takes {tuple(first.shape)}; extra "
+            "inputs are not served"
+        )
+    return Calibration(clean, clean, process.scheduler, rows_of(recordings), first.is_rows, first.convention)
 
 
 def _with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:

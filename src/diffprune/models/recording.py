@@ -60,17 +60,19 @@ class Recording:
     """What a denoiser is told of some prompts.
 
     condition: keyword arguments with one row per prompt in every tensor that has rows. is_rows: of which leaves of
-    `condition`, flattened, that is so; the others are shared by all prompts.
+    `condition`, flattened, that is so; the others are shared by all prompts. shape: of the noisy input of one prompt.
     """
 
     condition: Mapping[str, Any]
     is_rows: tuple[bool, ...]
     convention: Convention
+    shape: torch.Size
 
 
 def takes_prompts(pipeline: Any) -> bool:
-    """Whether a pipeline is called with prompts."""
-    return "prompt" in inspect.signature(type(pipeline).__call__).parameters
+    """Whether a pipeline is called with prompts, and not with images beside them."""
+    known = inspect.signature(type(pipeline).__call__).parameters
+    return "prompt" in known and "image" not in known
 
 
 def record_conditions(
@@ -89,7 +91,7 @@ def record_conditions(
     is_rows = tuple(
         isinstance(a, Tensor) and a.ndim > 0 and (len(a), len(b)) == (1, 2) for a, b in zip(one, two, strict=True)
     )
-    return Recording(calls[0].told, is_rows, _convention(calls))
+    return Recording(calls[0].told, is_rows, _convention(calls), calls[0].noisy.shape[1:])
 
 
 def generate_latents(
@@ -235,8 +237,10 @@ def _convention(calls: Sequence[Call]) -> Convention:
     sign = -1.0 if float((output + given).abs().sum()) < float((output - given).abs().sum()) else 1.0
     if not torch.allclose(output * sign, given, rtol=1e-2, atol=1e-3):
         raise ModelError("the pipeline changes its denoiser's output before the scheduler gets it; that is not served")
-    return Convention(_rounded(scale), _rounded(offset), sign)
+    return Convention(_snapped(scale, (1.0, -1.0, 1e-3, -1e-3)), _snapped(offset, (0.0, 1.0, 1000.0)), sign)
 
 
-def _rounded(value: float) -> float:
-    return round(value, 6)
+def _snapped(value: float, usual: Sequence[float]) -> float:
+    """A usual value that is meant: times pass through half precision in some pipelines."""
+    near = min(usual, key=lambda u: abs(u - value))
+    return near if abs(near - value) <= 0.02 * max(abs(near), abs(usual[-1]) * 1e-2) else round(value, 6)

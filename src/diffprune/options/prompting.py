@@ -33,3 +33,14 @@ class PromptOptions(Options):
         return {
             "height": self.height, "width": self.width, "num_frames": self.num_frames, "use_resolution_binning": exact,
         }  # fmt: skip
+
+
+class GenerationOptions(PromptOptions):
+    """How a model draws images of its own to learn from."""
+
+    generation_steps: int = Field(
+        default=20, ge=1, description="steps for each image that the model draws itself, with data `generated`"
+    )
+    generation_guidance: float = Field(
+        default=1.0, ge=0, description="guidance scale of images that a conditional model draws itself"
+    )

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from diffprune.options.base import ComputeOptions, Options
 from diffprune.options.budget import BudgetOptions
 from diffprune.options.images import ImageOptions
-from diffprune.options.prompting import PromptOptions
+from diffprune.options.prompting import GenerationOptions
 
 Criterion = Literal[
     "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher"
@@ -22,7 +22,7 @@ OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 T = TypeVar("T")
 
 
-class PlanOptions(BudgetOptions, PromptOptions, ImageOptions, ComputeOptions):
+class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
     criterion: Criterion | None = Field(
@@ -46,12 +46,6 @@ class PlanOptions(BudgetOptions, PromptOptions, ImageOptions, ComputeOptions):
     )
     first_timestep: int = Field(default=0, ge=0, description="first timestep to score, 0 being the least noisy")
     last_timestep: int | None = Field(default=None, ge=0, description="last timestep to score (default: the noisiest)")
-    generation_steps: int = Field(
-        default=20, ge=1, description="DDIM steps for each calibration image with data `generated`"
-    )
-    generation_guidance: float = Field(
-        default=1.0, ge=0, description="guidance scale of calibration images that a conditional model draws"
-    )
     num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
     norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from diffprune.options.base import ComputeOptions
 from diffprune.options.images import ImageOptions
+from diffprune.options.prompting import GenerationOptions
 
 
 class TrainingOptions(ImageOptions, ComputeOptions):
@@ -77,8 +78,12 @@ class TrainOptions(TrainingOptions):
     )
 
 
-class FinetuneOptions(TrainingOptions):
+class FinetuneOptions(GenerationOptions, TrainingOptions):
     """Recovery of a pruned model."""
+
+    num_generated: int = Field(
+        default=256, ge=1, description="text-conditioned models: images that the model draws itself to learn from"
+    )
 
     teacher_weight: float = Field(
         default=0.7,

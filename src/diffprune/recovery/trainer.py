@@ -14,12 +14,13 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from diffprune.data.calibration import NoisyBatch, noisy_batch
+from diffprune.data.calibration import Calibration, NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet, load_batches
 from diffprune.errors import DataError, ModelError, OptionError
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
+from diffprune.models.recording import PLAIN
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
@@ -35,7 +36,7 @@ M = TypeVar("M", bound=nn.Module)
 def train_denoiser(
     denoiser: M,
     process: DiffusionProcess,
-    images: ImageSet,
+    images: ImageSet | Calibration,
     options: TrainingOptions,
     *,
     folder: Path | None = None,
@@ -44,6 +45,7 @@ def train_denoiser(
 ) -> tuple[M, History]:
     """Train a copy of a denoiser; returns it with its EMA weights, and the logged losses.
 
+    images: the images, or latents of the model's own with what it is told of each.
     folder: where checkpoints, logs and previews go (None: nowhere, and the run cannot be resumed).
     teacher: original model whose output is distilled. preview: draws a model into a PNG file.
     Everything random is a function of the seed and the step, so an interruption changes nothing.
@@ -71,9 +73,9 @@ def train_denoiser(
         AcceleratorState._reset_state()
 
 
-def check_conditions(process: DiffusionProcess, images: ImageSet, options: TrainingOptions) -> None:
+def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, options: TrainingOptions) -> None:
     """Raise ModelError or DataError where images and options do not suit what the model is told."""
-    if process.classes is not None and images.labels is None:
+    if isinstance(images, ImageSet) and process.classes is not None and images.labels is None:
         raise DataError(f"the model is class-conditional and the images of {images.source} bear no classes")
     if options.class_dropout and (process.classes is None or process.classes.null_class is None):
         raise ModelError("class_dropout: the model has no class that stands for none; leave it out")
@@ -86,7 +88,7 @@ class _Run:
         self,
         denoiser: nn.Module,
         process: DiffusionProcess,
-        images: ImageSet,
+        images: ImageSet | Calibration,
         options: TrainingOptions,
         accelerator: Accelerator,
         device: torch.device,
@@ -154,17 +156,16 @@ class _Run:
     def _step(self, step: int, batches: Any) -> Tensor:
         options, accelerator = self.options, self.accelerator
         losses = []
-        draws = draw(self.process.shape, self.process.num_timesteps, options, step)
+        draws = draw(self._shape, self.process.num_timesteps, options, step)
         indices = image_indices(len(self.images), options.batch_size, options.seed, step)
         for number, shard in enumerate(self.shards):
-            clean = next(batches)
-            mirrored = draws.mirrored[shard]
-            clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean).to(self.device)
+            clean = self._clean(next(batches), draws.mirrored[shard])
             noise, timesteps = draws.noise[shard].to(self.device), draws.timesteps[shard].to(self.device)
             (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
             torch.manual_seed(int(seed))
             condition = self._condition(indices[shard], draws.unlabelled[shard])
-            batch = noisy_batch(self.process.scheduler, self.process.encode(clean), noise, timesteps, condition)
+            convention = self.images.convention if isinstance(self.images, Calibration) else PLAIN
+            batch = noisy_batch(self.process.scheduler, clean, noise, timesteps, condition, convention)
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
                     output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
@@ -180,8 +181,21 @@ class _Run:
         self.ema.step(self.bare.parameters())
         return torch.stack(losses).mean()
 
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return tuple(self.images.clean.shape[1:]) if isinstance(self.images, Calibration) else self.process.shape
+
+    def _clean(self, loaded: Tensor, mirrored: Tensor) -> Tensor:
+        """x_0 of what was loaded: images, half of them mirrored, are encoded; latents are taken as they are."""
+        if isinstance(self.images, Calibration):
+            return loaded.to(self.device)
+        images = torch.where(mirrored[:, None, None, None], loaded.flip(-1), loaded).to(self.device)
+        return self.process.encode(images)
+
     def _condition(self, indices: Sequence[int], unlabelled: Tensor) -> Condition:
         """What the model is told of these images."""
+        if isinstance(self.images, Calibration):
+            return self.images.told(indices)
         classes, labels = self.process.classes, self.images.labels
         if classes is None or labels is None:
             return UNCONDITIONAL
@@ -211,6 +225,9 @@ class _Run:
 
     def _batches(self, first_step: int) -> Iterator[Tensor]:
         indices = shard_steps(len(self.images), self.options, first_step, self.shards)
+        if isinstance(self.images, Calibration):
+            latents = self.images.clean
+            return (latents[mine] for mine in indices)
         return load_batches(self.images, indices, num_workers=self.options.num_workers)
 
 

@@ -11,7 +11,7 @@ from diffprune.errors import ModelError, OptionError
 from diffprune.models.loading import denoiser_component
 from diffprune.models.prompts import read_prompts
 from diffprune.models.recording import with_call_options
-from diffprune.options import SampleOptions
+from diffprune.options import PromptOptions, SampleOptions
 from diffprune.sampling.by_scheduler import OWN, scheduler_named
 
 UNSERVED = ("sampler", "grid", "eta", "classes", "per_class", "sequence", "interpolate")
@@ -24,6 +24,9 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
     lines = []
     if options.prompts is None:
         lines.append(f"  prompts: missing; {type(pipeline).__name__} draws what a text says: give a file, one a line")
+    unknown = with_unknown(pipeline, options)
+    if unknown:
+        lines.append(f"  {', '.join(unknown)}: the call of {type(pipeline).__name__} knows no such thing; leave it out")
     if idle:
         lines.append(
             f"  {', '.join(idle)}: {type(pipeline).__name__} is sampled by its own call; leave them out (`scheduler` "
@@ -36,8 +39,17 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
     return read_prompts(options.prompts)
 
 
+def with_unknown(pipeline: Any, options: PromptOptions) -> list[str]:
+    """Options that were given and that the pipeline's call does not know."""
+    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    return [name for name in given if name not in with_call_options(pipeline, given)]
+
+
 def check_text_encoder(pipeline: Any) -> None:
     """Raise ModelError for a pipeline that was loaded without what reads its prompts."""
+    if not any(c is not None for name, c in pipeline.components.items() if name.startswith("text_encoder")):
+        raise ModelError("the pipeline has no text encoder, so it cannot read prompts; load one that has it")
     optional = set(getattr(pipeline, "_optional_components", ()))
     for name, component in pipeline.components.items():
         if component is None and name.startswith(("text_encoder", "tokenizer")) and name not in optional:

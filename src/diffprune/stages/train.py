@@ -10,18 +10,20 @@ from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from diffprune.data.calibration import images_for
+from diffprune.data.calibration import GENERATED, Calibration, images_for, own_latents
 from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
-from diffprune.models.loading import architecture, denoiser_of, load_model
+from diffprune.models.loading import architecture, denoiser_of, load_model, pick_device
 from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.options import FinetuneOptions, SampleOptions, TrainingOptions, TrainOptions
+from diffprune.models.prompts import read_prompts
+from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
 from diffprune.records import Existing, whole_folder
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.trainer import Preview, check_conditions, train_denoiser
+from diffprune.sampling.by_pipeline import check_text_encoder
 from diffprune.sampling.by_scheduler import OWN
 from diffprune.sampling.sampler import draw_images
 from diffprune.stages.calls import with_input_and_options, with_options
@@ -84,13 +86,19 @@ def finetune_stage(
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
-    images = _images(process_of(model.pipeline), options)
+    process = process_of(model.pipeline)
+    images = None
+    if process.pipeline is None:
+        images = _images(process, options)
+    else:  # drawing them is work, which a finished folder spares
+        _check_generated(process, options)
     original = None if teacher is None else load_model(teacher).denoiser
-    inputs = {"model": source, "teacher": teacher, "data": options.data}
+    inputs = {"model": source, "teacher": teacher, "data": options.data, **options.files()}
     with shared_run(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
+            images = images or _images(process, options)
             run.result = _train_into(run.folder, model.pipeline, images, options, teacher=original, source=source)
             if process_state(options.device).is_main_process:
                 carry_card(source, run.folder, _paragraph(options, teacher))
@@ -100,7 +108,7 @@ def finetune_stage(
 def _train_into(
     folder: Path,
     pipeline: Any,
-    images: ImageSet,
+    images: ImageSet | Calibration,
     options: TrainingOptions,
     *,
     teacher: nn.Module | None = None,
@@ -114,10 +122,12 @@ def _train_into(
     if process_state(options.device).is_main_process:
         whole = with_denoiser(pipeline, trained)
         _publish(whole if source is None else in_stored_dtype(whole, source), folder)
+    read: dict[str, Any] = {}
+    if isinstance(images, ImageSet):
+        read = {"num_corrupt": images.num_corrupt, "preprocessing": images.preprocessing.resolved()}
     return {
         "num_images": len(images),
-        "num_corrupt": images.num_corrupt,
-        "preprocessing": images.preprocessing.resolved(),
+        **read,
         "final_loss": history[-1]["loss"],
         "history": history,
     }
@@ -149,7 +159,25 @@ def untrained(options: TrainOptions) -> Any:
     return DDPMPipeline(cast(Any, denoiser), scheduler)
 
 
-def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
+def _check_generated(process: DiffusionProcess, options: TrainingOptions) -> None:
+    """Raise OptionError or ModelError for options that a text-conditioned model cannot be finetuned with."""
+    if not isinstance(options, FinetuneOptions) or options.data != GENERATED:
+        raise OptionError("data: a text-conditioned model is finetuned on its own images: give data `generated`")
+    if options.prompts is None:
+        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
+    if options.class_dropout:
+        raise OptionError("class_dropout: the model is conditioned on text; leave it out")
+    check_text_encoder(process.pipeline)
+    read_prompts(options.prompts)
+
+
+def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet | Calibration:
+    if process.pipeline is not None:
+        _check_generated(process, options)
+        assert isinstance(options, FinetuneOptions)
+        return own_latents(process, options, options.num_generated, pick_device(options.device))
+    if isinstance(options, FinetuneOptions) and (options.prompts is not None or options.data == GENERATED):
+        raise OptionError("prompts and data `generated` serve text-conditioned models; give images")
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
     images = images_for(process, options.data, options)
@@ -162,6 +190,9 @@ def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
     process = process_of(pipeline)
     steps = min(options.preview_steps, process.num_timesteps)
     drawing = SampleOptions(num=NUM_PREVIEWED, steps=steps, scheduler=OWN, seed=options.seed)
+    if isinstance(options, FinetuneOptions):
+        told = options.model_dump(include=set(PromptOptions.model_fields))
+        drawing = drawing.model_copy(update=told)
 
     def draw(denoiser: nn.Module, path: Path) -> None:
         device = next(denoiser.parameters()).device
