@@ -74,7 +74,7 @@ def test_blocks_of_a_text_conditioned_pipeline_are_scored_and_what_is_left_is_st
     criterion: str, prompts: Path, tmp_path: Path
 ) -> None:
     model = saved("sd3", tmp_path)
-    words = ["--kinds", "blocks", "--block-criterion", criterion, "--block-timesteps", "2", "--ratio", "0.34"]
+    words = ["--kinds", "blocks", "--block-criterion", criterion, "--block-timesteps", "2", "--ratio", "0.3"]
     words += ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
     assert main(["prune", str(model), *words, "--prompts", str(prompts), "--out", str(tmp_path / "out")]) == 0
     plan = diffprune.read_plan(tmp_path / "out" / "plan.json")

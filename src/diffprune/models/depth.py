@@ -66,7 +66,9 @@ DEPTHS: Mapping[str, tuple[BlockList, ...]] = {
     "CogView4Transformer2DModel": _PLAIN,
     "LTXVideoTransformer3DModel": _PLAIN,
     "AllegroTransformer3DModel": _PLAIN,
-    "LatteTransformer3DModel": (BlockList(("transformer_blocks", "temporal_transformer_blocks"), "num_layers"),),
+    "LatteTransformer3DModel": (  # its first pair has the temporal position embedding added in between
+        BlockList(("transformer_blocks", "temporal_transformer_blocks"), "num_layers", first_stays=True),
+    ),
     "MochiTransformer3DModel": (BlockList(("transformer_blocks",), "num_layers", last_stays=True),),
     "WanTransformer3DModel": _BLOCKS,
     "PRXTransformer2DModel": (BlockList(("blocks",), "depth"),),

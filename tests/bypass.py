@@ -1,0 +1,22 @@
+"""A stand-in for a block that does nothing."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Bypass(nn.Module):
+    """Stands for a block and hands on what it gets, in the order in which the block would give it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = [block]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        outputs = self.block[0](*args, **kwargs)
+        streams = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+
+        def before(output: Tensor) -> Tensor:
+            return min((x for x in streams if x.shape == output.shape), key=lambda x: float((x - output).abs().sum()))
+
+        return tuple(map(before, outputs)) if isinstance(outputs, tuple) else before(outputs)

@@ -1,0 +1,57 @@
+"""Depth, for every class that `models/depth.py` names: the shorter model equals the one with the block bypassed."""
+
+import copy
+from typing import Any, cast
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+
+from diffprune.models import inputs
+from diffprune.models.depth import DEPTHS, block_lists, keep_blocks
+
+from bypass import Bypass
+from tiny_configs import CONFIGS
+from zoo import SMALL_INPUTS, largest_difference, outputs_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # diffusers' own
+
+NUM_BLOCKS = 3
+
+
+@pytest.fixture(autouse=True)
+def _small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in SMALL_INPUTS.items():
+        monkeypatch.setattr(inputs, name, size)
+
+
+def deep_model(name: str) -> Any:
+    """A tiny model of a class with three blocks in each of its lists, its constant parameters made to matter."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        depths = {found.setting: NUM_BLOCKS for found in DEPTHS[name]}
+        model = getattr(diffusers, name)(**{**CONFIGS[name], **depths}).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.numel() == 1 or parameter.std() < 1e-6:
+                    parameter.add_(0.3 * torch.randn(parameter.shape))
+    return model
+
+
+@pytest.mark.parametrize("name", DEPTHS)
+def test_any_block_that_may_go_can_go(name: str) -> None:
+    whole = deep_model(name)
+    lists = block_lists(whole)
+    assert lists, "the class has no list of several blocks"
+    expected = outputs_of(whole)
+    for blocks in lists:
+        for gone in sorted({*range(NUM_BLOCKS)} - blocks.fixed(NUM_BLOCKS)):
+            bypassed = copy.deepcopy(whole)
+            for path in blocks.paths:
+                modules = cast(nn.ModuleList, bypassed.get_submodule(path))
+                modules[gone] = Bypass(modules[gone])
+            small = keep_blocks(whole, {blocks.name: [i for i in range(NUM_BLOCKS) if i != gone]})
+            assert type(small) is type(whole)
+            assert largest_difference(outputs_of(small), outputs_of(bypassed)) == 0
+            assert largest_difference(outputs_of(small), expected) > 1e-6
