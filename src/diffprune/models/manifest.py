@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 from torch import nn
 
 from diffprune.errors import ManifestError, ModelError
-from diffprune.models.families import HEAD_ATTRIBUTES, MIRRORS
+from diffprune.models.families import MIRRORS
+from diffprune.models.layouts import HEADS
 from diffprune.models.resize import (
     AXES,
     CONVOLUTIONS,
@@ -18,6 +19,7 @@ from diffprune.models.resize import (
     WIDTHS,
     fit_processors,
     layer_type,
+    linear_below,
     number,
     set_number,
     width,
@@ -117,6 +119,9 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
 
 def _rotary_mistakes(manifest: Manifest, model: nn.Module) -> Iterator[str]:
     known = dict(model.named_modules())
+    for path, changes in manifest.modules.items():
+        if "heads" in changes and path not in manifest.rotary_heads and spans_heads(known[path]):
+            yield f"{path}: its rotary tables are made for all heads; rotary_heads must name those it kept"
     for path, heads in manifest.rotary_heads.items():
         module = known.get(path)
         if module is None or not spans_heads(module):
@@ -163,10 +168,11 @@ def _disagreements(
         there = modules.get(f"{path}.{below}", {}).get(WIDTHS[kind][dim], width(layer, dim))
         if told != there:
             yield f"{path}.{attribute}: got {told}, expected {there} (the width of {below})"
-    if type(module).__name__ == "Attention" and getattr(module, "heads", 1) > 1:
-        stock_heads, stock_width = int(getattr(module, "heads", 1)), width(known[f"{path}.to_q"], "out")
-        rows = modules.get(f"{path}.to_q", {}).get("out_features", stock_width)
-        for attribute in HEAD_ATTRIBUTES:
+    queries = linear_below(module, "to_q")
+    for attribute in HEADS if queries is not None else ():
+        stock_heads = number(module, attribute) or 1
+        if queries is not None and stock_heads > 1 and queries.out_features % stock_heads == 0:
+            rows = modules.get(f"{path}.to_q", {}).get("out_features", queries.out_features)
             heads = modules.get(path, {}).get(attribute, stock_heads)
             if rows % heads:
                 yield f"{path}.{attribute}: got {heads} heads, to_q has {rows} rows, which are not {heads} equal heads"
