@@ -1,6 +1,8 @@
 """Costs of the published architectures, before and after the published rule."""
 
 import pytest
+import torch
+from diffusers import Lumina2Transformer2DModel
 
 import diffprune
 from diffprune.models.cost import cost_of, latency_ms
@@ -40,3 +42,27 @@ def test_latency_is_measured_in_eval_mode_and_the_mode_is_given_back(unet: objec
     unet.train()
     assert latency_ms(unet, min_run_time_s=0.01) > 0
     assert unet.training
+
+
+def test_a_forward_pass_that_looks_at_values_is_counted_all_the_same() -> None:
+    """Lumina2 reads its text mask as numbers, which the meta device does not have."""
+    with torch.random.fork_rng():
+        model = Lumina2Transformer2DModel(
+            sample_size=8,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=1,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=8,
+            axes_dim_rope=(4, 2, 2),
+            axes_lens=(128, 16, 16),
+            cap_feat_dim=12,
+        )
+    cost = cost_of(model)
+    assert cost.params == sum(p.numel() for p in model.parameters())
+    tokens, text, width = 16, 77, 32
+    joint = tokens + text
+    assert cost.attention_macs == 2 * width * (tokens**2 + text**2 + joint**2)
+    assert cost.macs > 0

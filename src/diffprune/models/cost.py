@@ -11,7 +11,7 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.attention import flex_attention
+from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.benchmark import Timer
@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.models.families import family_of
 from diffprune.models.inputs import Inputs
-from diffprune.models.resize import on_meta
+from diffprune.models.resize import is_weighted, on_meta
 
 _ATTENTION_OPS = ("attention", "bmm")
 """Operators that multiply two activations; on the meta device attention runs as two batched products."""
@@ -65,7 +65,7 @@ def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
     except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
-        with WithoutProducts():
+        with WithoutProducts(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
             return _count(shadow, inputs)
 
 
@@ -117,9 +117,12 @@ class WithoutProducts(TorchDispatchMode):
 
 
 def _with_zeros(model: nn.Module) -> nn.Module:
-    """A copy on the CPU in which every parameter is one zero, seen as often as its shape asks for; buffers are real."""
-    zero = torch.zeros(())
-    shadows = {id(p): nn.Parameter(zero.expand(p.shape), requires_grad=False) for p in model.parameters()}
+    """A copy on the CPU: weights of products on the meta device, other parameters zero, buffers real."""
+    left_out = {id(layer.weight) for layer in model.modules() if is_weighted(layer)}
+    shadows = {
+        id(p): nn.Parameter(torch.zeros(p.shape, device="meta" if id(p) in left_out else "cpu"), requires_grad=False)
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, dict(shadows))
 
 
