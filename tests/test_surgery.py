@@ -5,12 +5,14 @@ import copy
 import pytest
 import torch
 import torch_pruning
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 import diffprune
 from diffprune.errors import ModelError, PlanError
 from diffprune.groups import Group, find_groups, kept_indices
 from diffprune.models.resize import shrink
+from diffprune.surgery import rescale
 
 from conftest import tiny_pipeline, tiny_unet
 
@@ -105,6 +107,28 @@ def test_removing_units_with_zero_outgoing_weights_leaves_the_output_as_it_was()
         small = shrink(model, kept_indices(groups, kept, model))
         difference = small(**inputs_of(model)).sample - model(**inputs_of(model)).sample
     assert difference.abs().max() < 1e-6
+
+
+def test_rescaled_queries_weigh_as_if_the_missing_channels_were_zero() -> None:
+    """One-head attention at half its width: exact with the factor, for both kinds of processors, and not without."""
+    unet = tiny_unet()
+    (group,) = [g for g in find_groups(unet) if g.name == "mid_block.attentions.0.to_q"]
+    kept = {group.name: list(range(0, group.num_units, 2))}
+    masked = copy.deepcopy(unet)
+    gone = [u for u in range(group.num_units) if u not in kept[group.name]]
+    attention = masked.mid_block.attentions[0]
+    with torch.no_grad():
+        for layer in (attention.to_q, attention.to_k, attention.to_v):
+            layer.weight[gone], layer.bias[gone] = 0.0, 0.0
+        plain = shrink(unet, kept_indices([group], kept, unet))
+        scaled = copy.deepcopy(plain)
+        assert rescale(unet, scaled) == ["mid_block.attentions.0"]
+        expected = masked(**inputs_of(unet)).sample
+        for processor in (AttnProcessor(), AttnProcessor2_0()):
+            for model in (plain, scaled):
+                model.mid_block.attentions[0].set_processor(processor)
+            assert torch.allclose(scaled(**inputs_of(unet)).sample, expected, atol=1e-6)
+            assert not torch.allclose(plain(**inputs_of(unet)).sample, expected, atol=1e-6)
 
 
 def test_the_original_is_untouched_and_other_components_are_shared() -> None:

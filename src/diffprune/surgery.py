@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 import torch
+from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
@@ -14,11 +15,13 @@ from diffprune.models.soundness import check_sound
 from diffprune.planning import Plan
 
 
-def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, seed: int = 0) -> ModelMixin:
+def prune_denoiser(
+    denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, rescale_queries: bool = False, seed: int = 0
+) -> ModelMixin:
     """The denoiser with only the planned units, as a pruned class that saves its manifest.
 
     reinit: draw fresh weights (each layer's own initialisation, by `seed`) instead of slicing the old ones.
-    A denoiser without weights can only be pruned with reinit.
+    rescale_queries: see `rescale`. A denoiser without weights can only be pruned with reinit.
     Raises PlanError when the plan is for another model, ModelError when there are no weights to keep or the denoiser is
     not sound (`check_sound`).
     """
@@ -31,8 +34,32 @@ def prune_denoiser(denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, se
     if reinit:
         _materialise(small)
         reset_weights(small, seed)
+    entry = _provenance(plan, reinit)
+    if rescale_queries:
+        entry["rescaled_queries"] = rescale(denoiser, small)
     history = list(denoiser.pruning_provenance) if isinstance(denoiser, PrunedMixin) else []
-    return _as_pruned(small, [*history, _provenance(plan, reinit)])
+    return _as_pruned(small, [*history, entry])
+
+
+@torch.no_grad()
+def rescale(before: nn.Module, after: nn.Module) -> list[str]:
+    """Multiply the queries of every attention whose heads grew narrower, d to d', by sqrt(d' / d); returns their paths.
+
+    Attention scales by 1 / sqrt(d'); with the factor its products are those of the wider heads with zeros in place of
+    what is gone, divided by sqrt(d) as before. Attentions that normalise their queries need none.
+    """
+    changed = []
+    wide = dict(before.named_modules())
+    for path, attention in after.named_modules():
+        old: Any = wide.get(path)
+        if not isinstance(attention, Attention) or not isinstance(old, Attention) or attention.norm_q is not None:
+            continue
+        new_width, old_width = (a.to_q.out_features // a.heads for a in (attention, old))
+        if new_width != old_width:
+            for parameter in attention.to_q.parameters():
+                parameter.mul_((new_width / old_width) ** 0.5)
+            changed.append(path)
+    return changed
 
 
 def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:

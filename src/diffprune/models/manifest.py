@@ -17,7 +17,7 @@ from diffprune.models.resize import (
     CONVOLUTIONS,
     WIDTH_ATTRIBUTES,
     WIDTHS,
-    fit_processors,
+    fit_attention,
     layer_type,
     linear_below,
     number,
@@ -114,7 +114,7 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
             _allocate(module, kind)
     for path, heads in manifest.rotary_heads.items():
         keep_rotary(model.get_submodule(path), heads)
-    fit_processors(model)
+    fit_attention(model)
 
 
 def _rotary_mistakes(manifest: Manifest, model: nn.Module) -> Iterator[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnAddedKVProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor, AttnAddedKVProcessor2_0
 from diffusers.models.normalization import GlobalResponseNorm, RMSNorm
 from diffusers.models.unets import unet_stable_cascade
 from torch import Tensor, nn
@@ -146,7 +146,7 @@ def shrink(model: M, kept: Kept) -> M:
     for path, heads in kept.rotary.items():
         keep_rotary(small.get_submodule(path), heads)
     follow_widths(model, small)
-    fit_processors(small)
+    fit_attention(small)
     return small
 
 
@@ -175,16 +175,20 @@ def follow_widths(before: nn.Module, after: nn.Module, *, heads: int | None = No
                 setattr(new, attribute, count if heads is None else heads)
 
 
-def fit_processors(model: nn.Module) -> None:
-    """Exchange attention processors that hold only where the heads are together as wide as the residual.
+def fit_attention(model: nn.Module) -> None:
+    """Bring what an attention derived from its widths in step with them: the scale of its products, its processor.
 
-    diffusers' `AttnAddedKVProcessor2_0` reshapes to the residual's width; `AttnAddedKVProcessor` does not.
+    Fused attention scales by the width of a head as it is; diffusers' other processors by `scale`. Its
+    `AttnAddedKVProcessor2_0` reshapes to the residual's width, where `AttnAddedKVProcessor` does not.
     """
     for module in model.modules():
-        if not isinstance(getattr(module, "processor", None), AttnAddedKVProcessor2_0):
+        if not isinstance(module, Attention):
             continue
         attention: Any = module
-        if attention.to_q.out_features != attention.to_q.in_features:
+        if attention.scale_qk:
+            attention.scale = (attention.to_q.out_features // attention.heads) ** -0.5
+        narrow = attention.to_q.out_features != attention.to_q.in_features
+        if narrow and isinstance(attention.processor, AttnAddedKVProcessor2_0):
             attention.set_processor(AttnAddedKVProcessor())
 
 

@@ -82,7 +82,19 @@ class PruneOptions(Options):
     reinit: bool = Field(
         default=False, description="fresh weights in the pruned architecture (the scratch-training baseline)"
     )
+    rescale_queries: bool = Field(
+        default=False,
+        description="where heads grow narrower: multiply queries by sqrt(new / old width), so that attention weighs as "
+        "if the missing ones were zero (off: the published rule)",
+    )
     seed: int = Field(default=0, ge=0, description="seed of everything random in this stage, such as fresh weights")
+
+    @field_validator("rescale_queries")
+    @classmethod
+    def _not_beside_reinit(cls, value: bool, info: ValidationInfo) -> bool:
+        if value and info.data.get("reinit"):
+            raise ValueError("fresh weights have nothing to keep; leave reinit or rescale_queries out")
+        return value
 
 
 class InspectOptions(Options):

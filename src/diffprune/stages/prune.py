@@ -30,7 +30,7 @@ def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
 
 def carry_out(model: Any, plan: Plan, options: PruneOptions) -> Any:
     """`prune` with its options as one value."""
-    small = prune_denoiser(denoiser_of(model), plan, reinit=options.reinit, seed=options.seed)
+    small = prune_denoiser(denoiser_of(model), plan, **options.model_dump())
     if isinstance(model, nn.Module):
         return small
     return with_denoiser(model, small)
