@@ -3,7 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.figure import Figure
 from PIL import Image
@@ -79,14 +79,16 @@ def error_by_ratio(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Relative output error of each part (rows, in the order of the model) at each ratio (columns)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))
     ratios = sorted({row["ratio"] for row in rows})
-    errors = {(row["part"], row["ratio"]): max(row["relative_error"], 1e-12) for row in rows}
-    grid = [[errors[part, ratio] for ratio in ratios] for part in parts]
+    errors = {(row["part"], row["ratio"]): row["relative_error"] for row in rows}
+    lowest = min((error for error in errors.values() if error > 0), default=1e-12)
+    grid = [[max(errors[part, ratio], lowest) for ratio in ratios] for part in parts]
     figure = Figure(figsize=(3.5 + 0.8 * len(ratios), 1.2 + 0.24 * len(parts)), layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(grid, aspect="auto", norm="log", cmap="viridis")
-    for row, line in enumerate(grid):
-        for column, error in enumerate(line):
-            axes.text(column, row, f"{error:.2g}", ha="center", va="center", fontsize=7, color="white")
+    for row, part in enumerate(parts):
+        for column, ratio in enumerate(ratios):
+            color = "black" if cast(float, image.norm(grid[row][column])) > 0.6 else "white"
+            axes.text(column, row, f"{errors[part, ratio]:.2g}", ha="center", va="center", fontsize=7, color=color)
     axes.set_xticks(range(len(ratios)), [f"{ratio:g}" for ratio in ratios])
     axes.set_yticks(range(len(parts)), parts, fontsize=8)
     axes.set(xlabel="share of units removed from this part alone")
@@ -102,7 +104,7 @@ def kept_by_group(rows: Sequence[Mapping[str, Any]]) -> bytes:
     if any("other_share" in row for row in rows):
         axes.barh(names, [row.get("other_share", 0) for row in rows][::-1], color=BEFORE, label="the other plan")
         axes.barh(names, [row["kept_share"] for row in rows][::-1], color=AFTER, height=0.4, label="this plan")
-        axes.legend(loc="lower right", frameon=False)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
     else:
         axes.barh(names, [row["kept_share"] for row in rows][::-1], color=AFTER)
     axes.set(xlabel="share of units kept", xlim=(0, 1))
