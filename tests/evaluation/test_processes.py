@@ -36,7 +36,7 @@ from diffprune.errors import DataError
 from diffprune.evaluation.preparation import Preparation
 from diffprune.evaluation.sets import gather, open_set
 from diffprune.options import EvaluateOptions, StatsOptions
-from diffprune.processes import process_state
+from diffprune.processes import process_state, take_leave
 from diffprune.stages.evaluate import evaluate_stage
 from diffprune.stages.stats import stats_stage
 
@@ -56,6 +56,7 @@ try:
     gather(open_set(damaged, None, Preparation()), ("kid",), inception, failing)
 except DataError as error:
     (Path(out) / f"error-{{rank}}").write_text(str(error))
+take_leave()
 """
 
 
