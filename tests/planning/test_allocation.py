@@ -91,6 +91,7 @@ def test_norm_groups_stay_balanced_in_a_global_ranking() -> None:
 def test_the_last_pattern_that_matches_a_layer_sets_its_ratio() -> None:
     assert two_groups(LOW, HIGH, ratio={"*": 0.5, "down.1.*": 0.25}) == ((2, 3), (1, 2, 3))
     assert two_groups(LOW, HIGH, ratio=["0.5", "down.1.*=0"]) == ((2, 3), (0, 1, 2, 3))
+    assert two_groups(LOW, HIGH, ratio=["down.1.*=0", "*=0.5"]) == ((2, 3), (2, 3))
 
 
 def test_ignored_layers_lose_nothing() -> None:

@@ -1,12 +1,14 @@
 """Pruning in rounds, and options of the budget from the command line."""
 
 import json
+from itertools import pairwise
 
 import pytest
 from diffusers import UNet2DModel
 
 import diffprune
 from diffprune.cli import main
+from diffprune.planning import rounds
 
 
 def test_rounds_end_at_the_sizes_of_one_step(unet: UNet2DModel) -> None:
@@ -44,6 +46,26 @@ def test_a_budget_is_met_from_below(budget: str, ranking: str, unet: UNet2DModel
 def test_rounds_reach_a_budget_too(unet: UNet2DModel) -> None:
     plan = diffprune.plan(unet, criterion="magnitude", params=0.6, rounds=2, ranking="global")
     assert 0.5 < plan.after.params / plan.before.params <= 0.6
+
+
+def test_what_a_round_removed_stays_gone_under_a_budget(unet: UNet2DModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict[str, tuple[int, ...]]] = []
+    original = rounds.fit
+
+    def watching(*args: object, **kwargs: object) -> dict[str, tuple[int, ...]]:
+        seen.append(original(*args, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(rounds, "fit", watching)
+    diffprune.plan(unet, criterion="magnitude", params=0.5, rounds=6)
+    assert len(seen) == 6
+    for before, after in pairwise(seen):
+        assert all({*after[name]} <= {*before[name]} for name in after)
+
+
+def test_a_budget_needs_ratios_to_scale(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "ddpm-digits", "--ratio", "*=0", "--macs", "0.5"]) == 2
+    assert "the ratios are 0 everywhere" in capsys.readouterr().err
 
 
 def test_a_budget_that_cannot_be_met_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

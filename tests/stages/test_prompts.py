@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
+from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
@@ -19,6 +21,7 @@ from diffprune.sampling.sampler import image_generator
 
 from pipelines import PIPELINES, SIZES, tiny
 
+FLOW = "FlowMatchEulerDiscreteScheduler"
 LINES = ("a red cat", "blue", "a dog")
 
 
@@ -121,6 +124,39 @@ def test_what_is_recorded_is_what_the_pipeline_computes(prompts: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_stochastic_schedulers_draw_from_the_generators_of_the_images(prompts: Path) -> None:
+    pipeline = tiny("sd")
+    pipeline.register_modules(scheduler=EulerAncestralDiscreteScheduler(num_train_timesteps=20))
+    options = PlanOptions(data="generated", prompts=prompts, num_calibration_images=3, generation_steps=3)
+    one, three = (
+        calibrate_on_prompts(process_of(pipeline), options.model_copy(update={"batch_size": n}), torch.device("cpu"))
+        for n in (1, 3)
+    )
+    assert torch.allclose(one.clean, three.clean, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_guidance_that_is_told_is_that_of_the_latents(prompts: Path) -> None:
+    size: dict[str, object] = {"height": 16, "width": 16, "num_calibration_images": 2, "generation_steps": 2}
+    for guidance, expected in ((None, 3.5), (2.0, 2.0)):
+        options = PlanOptions(data="generated", prompts=prompts, generation_guidance=guidance, **size)
+        calibration = calibrate_on_prompts(process_of(tiny("flux")), options, torch.device("cpu"))
+        assert calibration.condition["guidance"].tolist() == [expected] * 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_stored_in_bf16_is_computed_with_in_fp32_and_stored_so_again(prompts: Path, tmp_path: Path) -> None:
+    tiny("sd3").to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    scoring = ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2", "--threshold", "0"]
+    scoring += ["--timestep-stride", "19", "--prompts", str(prompts)]
+    assert main(["prune", str(tmp_path / "model"), *scoring, "--out", str(tmp_path / "small")]) == 0
+    drawing = ["--num", "1", "--steps", "2", "--prompts", str(prompts)]
+    assert main(["sample", str(tmp_path / "small"), *drawing, "--out", str(tmp_path / "images")]) == 0
+    weights = load_file(tmp_path / "small" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_wrong_uses_of_prompts_are_refused_before_work(
     prompts: Path, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -137,6 +173,8 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         (["finetune", str(model), "--data", "digits", "--steps", "1"], "finetuned on its own images"),
         (["finetune", str(model), "--data", "generated", "--steps", "1"], "prompts: missing"),
         (["finetune", str(pipeline_folder), "--data", "generated", "--steps", "1"], "serve text-conditioned models"),
+        (["sample", str(model), "--prompts", str(prompts), "--scheduler", FLOW], "for flows"),
+        (["finetune", str(pipeline_folder), "--teacher", str(model), "--data", "digits"], "another kind of model"),
         (["plan", str(model), "--data", "generated"], "prompts: missing"),
         (["plan", str(model), "--data", "digits", "--prompts", str(prompts)], "needs a text for each image"),
     ]

@@ -15,7 +15,17 @@ from diffprune.data.presets import preprocessing_of
 from diffprune.errors import DataError, ModelError, OptionError
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, is_flow, num_timesteps_of
 from diffprune.models.prompts import read_prompts
-from diffprune.models.recording import PLAIN, Convention, generate_latents, record_conditions, rows_of, select_rows
+from diffprune.models.recording import (
+    PLAIN,
+    UNGUIDED,
+    Convention,
+    call_options,
+    generate_latents,
+    is_told_guidance,
+    record_conditions,
+    rows_of,
+    select_rows,
+)
 from diffprune.models.state import borrowed
 from diffprune.options import ImageOptions, PlanOptions, SampleOptions
 from diffprune.options.images import OnCorrupt
@@ -220,7 +230,7 @@ class _Drawing(Protocol):
     seed: int
     batch_size: int
     generation_steps: int
-    generation_guidance: float
+    generation_guidance: float | None
     prompts: Path | None
 
     def call(self) -> dict[str, Any]: ...
@@ -237,15 +247,19 @@ def own_latents(process: DiffusionProcess, options: _Drawing, num: int, device: 
     check_text_encoder(process.pipeline)
     prompts = read_prompts(options.prompts)
     pipeline = process.pipeline.to(device)
+    unknown = [name for name, value in options.call().items() if value and name not in call_options(pipeline)]
+    if unknown:
+        raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
+    guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
+    more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
     latents, recordings = [], []
     with progress("own images", num, "images") as advance:
         for start in range(0, num, options.batch_size):
             indices = range(start, min(start + options.batch_size, num))
             texts = [prompts[i % len(prompts)] for i in indices]
             generators = [image_generator(options.seed, i) for i in indices]
-            guided = {"guidance_scale": options.generation_guidance, **options.call()}
-            latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, guided))
-            recordings.append(record_conditions(pipeline, texts, generators, options.call()))
+            latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, more))
+            recordings.append(record_conditions(pipeline, texts, generators, more))
             advance(len(indices), "")
     clean, first = torch.cat(latents), recordings[0]
     if clean.shape[1:] != first.shape:

@@ -99,11 +99,21 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
     try:
         kind = _pipeline_class(place, options)
         with torch.random.fork_rng(devices=[]):  # text encoders draw weights before they read theirs
-            return cast(DiffusionPipeline, kind.from_pretrained(place, **{"use_safetensors": True, **options}))
+            pipeline = kind.from_pretrained(place, **{"use_safetensors": True, **options})
+        if not {"dtype", "torch_dtype"} & options.keys():
+            _in_float32(pipeline)
+        return cast(DiffusionPipeline, pipeline)
     except DiffpruneError:
         raise
     except Exception as error:  # diffusers raises a different class for each way a folder can be broken
         raise _unreadable(source, error) from error
+
+
+def _in_float32(pipeline: Any) -> None:
+    """Bring all components to one dtype: transformers loads in the stored one, diffusers in float32."""
+    for component in pipeline.components.values():
+        if isinstance(component, nn.Module) and not getattr(component, "is_quantized", False):
+            nn.Module.float(component)
 
 
 def _pipeline_class(place: str | os.PathLike[str], options: dict[str, Any]) -> Any:

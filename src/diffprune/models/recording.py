@@ -5,6 +5,7 @@ sign its output is read: the pipeline knows, and shows it when it is run. Nothin
 """
 
 import copy
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from diffprune.errors import ModelError
 from diffprune.models.loading import denoiser_of
+
+UNGUIDED = {"guidance_scale": 1.0}
 
 RECORDED_STEPS = 2
 """Steps of a recording: two tell how the denoiser's time grows with the scheduler's."""
@@ -78,7 +81,7 @@ def takes_prompts(pipeline: Any) -> bool:
 def record_conditions(
     pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
 ) -> Recording:
-    """Run the pipeline for a few steps without guidance and note what it tells its denoiser.
+    """Run the pipeline for a few steps, without guidance by a second pass, and note what it tells its denoiser.
 
     more: further arguments of its call, such as height and width. Which tensors have a row per prompt is found by
     asking with one prompt and with two. Raises ModelError for a pipeline whose calls cannot be made sense of.
@@ -88,6 +91,8 @@ def record_conditions(
         tree_flatten(dict(_recorded(pipeline, [prompts[0]] * n, list(generators[:1]) * n, more)[0].told))[0]
         for n in (1, 2)
     )
+    if len(one) != len(two):
+        raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists with an entry per prompt; not served")
     is_rows = tuple(
         isinstance(a, Tensor) and a.ndim > 0 and (len(a), len(b)) == (1, 2) for a, b in zip(one, two, strict=True)
     )
@@ -131,9 +136,14 @@ def select_rows(
     return cast(dict[str, Any], tree_unflatten(chosen, spec))
 
 
+def call_options(pipeline: Any) -> set[str]:
+    """The names of the arguments that the pipeline's call knows."""
+    return set(inspect.signature(type(pipeline).__call__).parameters)
+
+
 def with_call_options(pipeline: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the wanted arguments that the pipeline's call knows; None stands for its own default."""
-    known = inspect.signature(type(pipeline).__call__).parameters
+    known = call_options(pipeline)
     return {name: value for name, value in wanted.items() if value is not None and name in known}
 
 
@@ -142,7 +152,9 @@ def _recorded(
 ) -> list[Call]:
     calls: list[dict[str, Any]] = []
     with _listening(pipeline) as (listener, steps), _noting(denoiser_of(pipeline), calls):
-        _run(listener, prompts, generators, RECORDED_STEPS, {**_unguided(pipeline), **more})
+        _run(
+            listener, prompts, generators, RECORDED_STEPS, {**more, **({} if is_told_guidance(pipeline) else UNGUIDED)}
+        )
     if not calls or len(calls) != len(steps) or len(calls[0]["noisy"]) != len(prompts):
         raise ModelError(
             f"{type(pipeline).__name__} called its denoiser {len(calls)} times in {len(steps)} steps, expected one "
@@ -173,11 +185,9 @@ def copy_of(generator: torch.Generator) -> torch.Generator:
     return again
 
 
-def _unguided(pipeline: Any) -> dict[str, Any]:
-    """Arguments that switch guidance by a second pass off; guidance that is told to the denoiser stays."""
-    if getattr(denoiser_of(pipeline).config, "guidance_embeds", False):
-        return {}
-    return {"guidance_scale": 1.0}
+def is_told_guidance(pipeline: Any) -> bool:
+    """Whether the denoiser is told the strength of guidance, in place of a second pass without prompt."""
+    return bool(getattr(denoiser_of(pipeline).config, "guidance_embeds", False))
 
 
 @contextmanager
@@ -189,9 +199,14 @@ def _listening(pipeline: DiffusionPipeline) -> Iterator[tuple[Any, list[tuple[Te
     steps: list[tuple[Tensor, float, Tensor]] = []
     original = scheduler.step
 
-    def step(model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        made = original(model_output, timestep, *args, **kwargs)
-        steps.append((model_output, float(timestep), made[0] if isinstance(made, tuple) else made.prev_sample))
+    signature = inspect.signature(original)
+
+    @functools.wraps(original)  # pipelines look at its parameters to see whether it takes generators
+    def step(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs).arguments
+        made = original(*args, **kwargs)
+        result = made[0] if isinstance(made, tuple) else made.prev_sample
+        steps.append((given["model_output"], float(given["timestep"]), result))
         return made
 
     scheduler.step = step
@@ -208,7 +223,9 @@ def _noting(denoiser: nn.Module, calls: list[dict[str, Any]]) -> Iterator[None]:
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         told = dict(signature.bind(module, *args, **kwargs).arguments)
         told.pop("self", None)
-        noisy, time = told.pop(first), told.pop("timestep")
+        noisy, time = told.pop(first), told.pop("timestep", None)
+        if not isinstance(noisy, Tensor) or time is None:
+            raise ModelError(f"{type(module).__name__} is not called with one noisy tensor and a timestep; not served")
         told.pop("return_dict", None)
         told |= told.pop("kwargs", {})
         known = {name: _detached(value) for name, value in told.items() if value is not None}

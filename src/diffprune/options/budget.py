@@ -24,7 +24,7 @@ def parse_ratio(value: Any) -> float | dict[str, float]:
     if not isinstance(value, Mapping):
         return _share(value, lowest_counts=False)
     given = {str(pattern): _share(share, lowest_counts=True) for pattern, share in value.items()}
-    return {EVERYWHERE: DEFAULT_RATIO, **given}
+    return given if EVERYWHERE in given else {EVERYWHERE: DEFAULT_RATIO, **given}
 
 
 class BudgetOptions(Options):

@@ -41,6 +41,9 @@ class GenerationOptions(PromptOptions):
     generation_steps: int = Field(
         default=20, ge=1, description="steps for each image that the model draws itself, with data `generated`"
     )
-    generation_guidance: float = Field(
-        default=1.0, ge=0, description="guidance scale of images that a conditional model draws itself"
+    generation_guidance: float | None = Field(
+        default=None,
+        ge=0,
+        description="guidance scale of images that a conditional model draws itself (default: none; the pipeline's own "
+        "where the denoiser is told it, as in FLUX.1-dev)",
     )

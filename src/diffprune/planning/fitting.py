@@ -1,5 +1,6 @@
 """Fitting a budget: the largest model within a share of the parameters or of the MACs."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -44,6 +45,8 @@ def fit(
         return all(after[name] <= limit * before[name] for name, limit in limits.items())
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
+    if largest == 0:
+        raise OptionError("the budget cannot be met: the ratios are 0 everywhere")
     low, high = 0.0, ALL_BUT / largest
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
@@ -65,7 +68,8 @@ def fit(
 def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bool]) -> Kept:
     """As many groups as fit at their larger size, first those that get most of their score back for it.
 
-    One step of the ratios moves all groups of one size at once, by a whole unit of each norm group: far, in MACs.
+    Units that an earlier round has removed stay so. One step of the ratios moves all groups of one size at once, by a
+    whole unit of each norm group: far, in MACs.
     """
 
     def gain(name: str) -> float:
@@ -73,7 +77,8 @@ def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bo
         back = values[torch.tensor(sorted({*above[name]} - {*below[name]}))].sum()
         return float(back / values[torch.tensor(above[name])].sum().clamp(min=1e-30))
 
-    order = sorted((name for name in below if len(above[name]) > len(below[name])), key=gain, reverse=True)
+    larger = [name for name in below if len(above[name]) > len(below[name])]
+    order = sorted((name for name in larger if math.isfinite(gain(name))), key=gain, reverse=True)
 
     def mixed(num: int) -> Kept:
         return {**below, **{name: above[name] for name in order[:num]}}

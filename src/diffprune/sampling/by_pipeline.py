@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.loading import denoiser_component
+from diffprune.models.process import is_flow
 from diffprune.models.prompts import read_prompts
-from diffprune.models.recording import with_call_options
+from diffprune.models.recording import call_options, with_call_options
 from diffprune.options import PromptOptions, SampleOptions
 from diffprune.sampling.by_scheduler import OWN, scheduler_named
 
@@ -27,6 +28,15 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
     unknown = with_unknown(pipeline, options)
     if unknown:
         lines.append(f"  {', '.join(unknown)}: the call of {type(pipeline).__name__} knows no such thing; leave it out")
+    if options.negative_prompt is not None and "true_cfg_scale" in call_options(pipeline):
+        lines.append(f"  negative_prompt: {type(pipeline).__name__} takes one only with true_cfg_scale; leave it out")
+    if options.scheduler is not None:
+        named = scheduler_named(options.scheduler, pipeline.scheduler)
+        if is_flow(named) != is_flow(pipeline.scheduler):
+            lines.append(
+                f"  scheduler: the model was trained with {type(pipeline.scheduler).__name__}, and "
+                f"{options.scheduler} is for {'flows' if is_flow(named) else 'diffusion, not for flows'}"
+            )
     if idle:
         lines.append(
             f"  {', '.join(idle)}: {type(pipeline).__name__} is sampled by its own call; leave them out (`scheduler` "

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
@@ -18,6 +19,7 @@ from diffprune.models.loading import architecture, denoiser_of, load_model, pick
 from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
 from diffprune.models.prompts import read_prompts
+from diffprune.models.pruned import stock_class
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
 from diffprune.processes import process_state, shared_run
 from diffprune.records import Existing, whole_folder
@@ -32,6 +34,11 @@ from diffprune.surgery import reset_weights
 
 NUM_PREVIEWED = 16
 DEFAULTS = FinetuneOptions()
+INTERFACE = (
+    "in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "num_class_embeds",
+    "joint_attention_dim", "pooled_projection_dim", "caption_channels",
+)  # fmt: skip
+"""Entries of configs that say what a denoiser is called with."""
 
 
 @with_input_and_options(FinetuneOptions)
@@ -93,6 +100,8 @@ def finetune_stage(
     else:  # drawing them is work, which a finished folder spares
         _check_generated(process, options)
     original = None if teacher is None else load_model(teacher).denoiser
+    if original is not None:
+        _check_teacher(model.denoiser, original)
     inputs = {"model": source, "teacher": teacher, "data": options.data, **options.files()}
     with shared_run(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
@@ -103,6 +112,19 @@ def finetune_stage(
             if process_state(options.device).is_main_process:
                 carry_card(source, run.folder, _paragraph(options, teacher))
         return run.result
+
+
+def _check_teacher(student: ModelMixin, teacher: ModelMixin) -> None:
+    """Raise OptionError for a teacher that is called with other inputs than its student."""
+
+    def interface(model: ModelMixin) -> dict[str, Any]:
+        config: Any = model.config
+        return {"class": stock_class(model).__name__, **{name: config.get(name) for name in INTERFACE}}
+
+    ours, theirs = interface(student), interface(teacher)
+    wrong = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    if wrong:
+        raise OptionError(f"teacher: it is another kind of model than the student ({', '.join(wrong)})")
 
 
 def _train_into(
