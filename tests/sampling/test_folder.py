@@ -182,7 +182,15 @@ def test_broken_models_and_schedules_are_refused_instead_of_drawn_black(tmp_path
     flow = DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ModelError, match="is a flow; flows are served with text-conditioned pipelines"):
         diffprune.sample(flow, tmp_path / "b", num=1, steps=2)
-    learned = tiny_pipeline(out_channels=2)
-    with pytest.raises(ModelError, match="learned variances"):
-        diffprune.sample(learned, tmp_path / "c", num=1, steps=2)
+    with pytest.raises(ModelError, match="takes 1 channels and gives 3"):
+        diffprune.sample(tiny_pipeline(out_channels=3), tmp_path / "c", num=1, steps=2)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_learned_variance_is_left_out(tmp_path: Path) -> None:
+    """Twice as many channels come out as go in: the second half does not change the image."""
+    pipelines = [tiny_pipeline(out_channels=2) for _ in range(2)]
+    with torch.no_grad():
+        pipelines[1].unet.conv_out.weight[1:].add_(1.0)
+    first, second = (diffprune.sample(p, tmp_path / str(i), num=1, steps=2)[0] for i, p in enumerate(pipelines))
+    assert first.read_bytes() == second.read_bytes()
