@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,16 @@ def damaged(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("quick_network")
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a launcher gives each of its processes: another number of threads sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("quick_network", "one_thread")
 def test_two_processes_find_the_numbers_of_one(photo_sets: tuple[Path, Path], damaged: Path, tmp_path: Path) -> None:
     out = tmp_path / "two"
     out.mkdir()
@@ -77,7 +87,7 @@ def test_two_processes_find_the_numbers_of_one(photo_sets: tuple[Path, Path], da
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     two = subprocess.run(
         [*launch, *map(str, (*photo_sets, damaged, out))], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert two.returncode == 0, two.stderr
 
