@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from diffprune.groups import find_groups, smaller
 from diffprune.models import inputs
 from diffprune.models.depth import DEPTHS, block_lists, keep_blocks
 
@@ -55,3 +56,17 @@ def test_any_block_that_may_go_can_go(name: str) -> None:
             assert type(small) is type(whole)
             assert largest_difference(outputs_of(small), outputs_of(bypassed)) == 0
             assert largest_difference(outputs_of(small), expected) > 1e-6
+
+
+@pytest.mark.parametrize("name", ["LTXVideoTransformer3DModel", "MochiTransformer3DModel"])
+def test_heads_with_rotary_tables_go_together_with_blocks(name: str) -> None:
+    """What a manifest says of a module by its path moves up with the blocks: kept heads too."""
+    whole = deep_model(name)
+    heads = {g.name: list(range(1, g.num_units)) for g in find_groups(whole, kinds=["heads"])}
+    blocks = find_groups(whole, kinds=["blocks"])
+    narrow = smaller(whole, find_groups(whole, kinds=["heads"]), heads)
+    both = smaller(whole, [*find_groups(whole, kinds=["heads"]), *blocks], {**heads, blocks[0].name: [1, 2]})
+    bypassed = copy.deepcopy(narrow)
+    modules = cast(nn.ModuleList, bypassed.get_submodule(blocks[0].name))
+    modules[0] = Bypass(modules[0])
+    assert largest_difference(outputs_of(both), outputs_of(bypassed)) == 0

@@ -112,7 +112,8 @@ def keep_blocks(denoiser: ModelMixin, kept: Mapping[str, Sequence[int]]) -> Mode
     widths = manifest_of(denoiser, stock_model(denoiser), [])
     fresh = empty_model(stock_class(denoiser), {**config, **changed})
     if widths.modules:
-        apply_manifest(widths.model_copy(update={"modules": _renamed(widths.modules, moved)}), fresh)
+        by_path = {name: _renamed(getattr(widths, name), moved) for name in ("modules", "rotary_heads")}
+        apply_manifest(widths.model_copy(update=by_path), fresh)
     fresh.load_state_dict(_renamed(denoiser.state_dict(), moved), assign=True)
     return fresh.train(denoiser.training)
 

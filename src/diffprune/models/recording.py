@@ -74,7 +74,7 @@ class Recording:
 
 def takes_prompts(pipeline: Any) -> bool:
     """Whether a pipeline is called with prompts, and not with images beside them."""
-    known = inspect.signature(type(pipeline).__call__).parameters
+    known = call_options(pipeline)
     return "prompt" in known and "image" not in known
 
 
