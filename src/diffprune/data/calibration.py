@@ -20,6 +20,7 @@ from diffprune.models.recording import (
     UNGUIDED,
     Convention,
     call_options,
+    find_rows,
     generate_latents,
     is_told_guidance,
     record_conditions,
@@ -252,6 +253,7 @@ def own_latents(process: DiffusionProcess, options: _Drawing, num: int, device: 
         raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
     more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
+    is_rows = find_rows(pipeline, prompts[0], more)
     latents, recordings = [], []
     with progress("own images", num, "images") as advance:
         for start in range(0, num, options.batch_size):
@@ -259,7 +261,7 @@ def own_latents(process: DiffusionProcess, options: _Drawing, num: int, device: 
             texts = [prompts[i % len(prompts)] for i in indices]
             generators = [image_generator(options.seed, i) for i in indices]
             latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, more))
-            recordings.append(record_conditions(pipeline, texts, generators, more))
+            recordings.append(record_conditions(pipeline, texts, generators, is_rows, more))
             advance(len(indices), "")
     clean, first = torch.cat(latents), recordings[0]
     if clean.shape[1:] != first.shape:

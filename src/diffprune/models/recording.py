@@ -78,24 +78,30 @@ def takes_prompts(pipeline: Any) -> bool:
     return "prompt" in known and "image" not in known
 
 
-def record_conditions(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
-) -> Recording:
-    """Run the pipeline for a few steps, without guidance by a second pass, and note what it tells its denoiser.
+def find_rows(pipeline: DiffusionPipeline, prompt: str, more: Mapping[str, Any]) -> tuple[bool, ...]:
+    """Of which leaves of what the denoiser is told there is a row per prompt: found by asking with one and with two.
 
-    more: further arguments of its call, such as height and width. Which tensors have a row per prompt is found by
-    asking with one prompt and with two. Raises ModelError for a pipeline whose calls cannot be made sense of.
+    more: further arguments of the pipeline's call. Raises ModelError for a pipeline whose calls make no sense here.
     """
-    calls = _recorded(pipeline, prompts, generators, more)
-    one, two = (
-        tree_flatten(dict(_recorded(pipeline, [prompts[0]] * n, list(generators[:1]) * n, more)[0].told))[0]
-        for n in (1, 2)
-    )
+    generator = torch.Generator().manual_seed(0)
+    one, two = (tree_flatten(dict(_recorded(pipeline, [prompt] * n, [generator] * n, more)[0].told))[0] for n in (1, 2))
     if len(one) != len(two):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists with an entry per prompt; not served")
-    is_rows = tuple(
+    return tuple(
         isinstance(a, Tensor) and a.ndim > 0 and (len(a), len(b)) == (1, 2) for a, b in zip(one, two, strict=True)
     )
+
+
+def record_conditions(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator],
+    is_rows: tuple[bool, ...], more: Mapping[str, Any],
+) -> Recording:  # fmt: skip
+    """Run the pipeline for a few steps, without guidance by a second pass, and note what it tells its denoiser.
+
+    is_rows: as `find_rows` found it. more: further arguments of its call, such as height and width. Raises ModelError
+    for a pipeline whose calls make no sense here.
+    """
+    calls = _recorded(pipeline, prompts, generators, more)
     return Recording(calls[0].told, is_rows, _convention(calls), calls[0].noisy.shape[1:])
 
 
