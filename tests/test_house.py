@@ -26,6 +26,7 @@ ORDER = [
     ("criteria",),
     ("planning",),
     ("surgery",),
+    ("compensation",),
     ("recovery",),
     ("evaluation",),
     ("reporting",),

@@ -23,6 +23,7 @@ from diffprune.options.images import ImageOptions as ImageOptions
 from diffprune.options.images import PreparationOptions as PreparationOptions
 from diffprune.options.prompting import GenerationOptions as GenerationOptions
 from diffprune.options.prompting import PromptOptions as PromptOptions
+from diffprune.options.pruning import OF_CALIBRATION as OF_CALIBRATION
 from diffprune.options.pruning import OWN_OF_DIFF_PRUNING as OWN_OF_DIFF_PRUNING
 from diffprune.options.pruning import UNCALIBRATED_CRITERIA as UNCALIBRATED_CRITERIA
 from diffprune.options.pruning import Criterion as Criterion

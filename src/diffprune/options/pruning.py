@@ -19,6 +19,14 @@ UNCALIBRATED_CRITERIA = ("random", "magnitude")
 OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 """Options that no other criterion knows."""
 
+OF_CALIBRATION = frozenset(
+    {
+        *GenerationOptions.model_fields, *ImageOptions.model_fields, *ComputeOptions.model_fields,
+        "data", "num_calibration_images", "num_noises", "batch_size",
+    }
+)  # fmt: skip
+"""Options of `plan` that say which images a model is scored on, and how they are passed through it."""
+
 T = TypeVar("T")
 
 
@@ -79,6 +87,22 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
 class PruneOptions(Options):
     """How a plan is carried out."""
 
+    data: str | None = Field(
+        default=None, description="images for compensation, as for plan (default: those that the plan was made with)"
+    )
+    compensate: bool = Field(
+        default=True,
+        description="put what the removed units did into those that stay, layer by layer, by least squares on "
+        "calibration images (without images, such as after criterion magnitude, the weights are kept as they are)",
+    )
+    num_compensation_images: int = Field(
+        default=256, ge=1, description="noised images that layers are fitted on; a quarter as many more are held out"
+    )
+    compensation_weighting: Literal["uniform", "snr", "log"] = Field(
+        default="uniform",
+        description="what timesteps count in compensation: all alike, snr (the least noisy less) or log (the noisiest "
+        "most)",
+    )
     reinit: bool = Field(
         default=False, description="fresh weights in the pruned architecture (the scratch-training baseline)"
     )

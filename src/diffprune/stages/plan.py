@@ -123,8 +123,13 @@ def _loaded(source: str) -> Model:
     return load_model(source).whole
 
 
-def calibration_of(model: Model, denoiser: ModelMixin, options: PlanOptions) -> Calibration:
-    """Images and noises that a model is scored on; raises OptionError, ModelError or DataError where there are none."""
+def calibration_of(
+    model: Model, denoiser: ModelMixin, options: PlanOptions, *, fewer_will_do: bool = False
+) -> Calibration:
+    """Images and noises that a model is scored on; raises OptionError, ModelError or DataError where there are none.
+
+    fewer_will_do: take all images where there are fewer than `num_calibration_images`.
+    """
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id, `digits`, or `generated`")
     process, device = process_of(model), pick_device(options.device)
@@ -133,10 +138,9 @@ def calibration_of(model: Model, denoiser: ModelMixin, options: PlanOptions) -> 
     if options.data == GENERATED:
         images = own_images(denoiser, process, options, device)
     else:
-        images = draw_images_of(
-            images_for(process, options.data, options), options.num_calibration_images, options.seed,
-            on_corrupt=options.on_corrupt,
-        )  # fmt: skip
+        found = images_for(process, options.data, options)
+        num = min(options.num_calibration_images, len(found) if fewer_will_do else options.num_calibration_images)
+        images = draw_images_of(found, num, options.seed, on_corrupt=options.on_corrupt)
     return calibrate(images, process, options, device)
 
 

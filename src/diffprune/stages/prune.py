@@ -1,39 +1,76 @@
 """Stage `prune`: carry out a plan."""
 
 import copy
+import shutil
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from diffprune.compensation import Compensation, compensate
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import Model, denoiser_component, denoiser_of, load_model
 from diffprune.models.precision import in_stored_dtype
-from diffprune.options import PlanOptions, PruneOptions
+from diffprune.models.pruned import PrunedMixin
+from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import Existing, run_record
+from diffprune.records import Existing, run_record, write_json
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.plan import make_plan
+from diffprune.stages.plan import calibration_of, make_plan
 from diffprune.surgery import prune_denoiser
+
+SOLVED = ".compensation"
+"""Folder of the layers that compensation has solved, while it lasts."""
 
 
 @with_input_and_options(PruneOptions)
 def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
     """A pruned copy of a pipeline (or bare denoiser); `model` is untouched and shares its other components.
 
-    Raises PlanError when the plan was made for another model.
+    Weights are compensated where there are images: those of the plan, or `data`; never in a bare denoiser, which has no
+    noise schedule. Raises PlanError when the plan was made for another model, DataError for images that are not there.
     """
-    return carry_out(model, plan, options)
+    return carry_out(model, plan, options)[0]
 
 
-def carry_out(model: Any, plan: Plan, options: PruneOptions) -> Any:
-    """`prune` with its options as one value."""
-    small = prune_denoiser(denoiser_of(model), plan, **options.model_dump())
-    if isinstance(model, nn.Module):
-        return small
-    return with_denoiser(model, small)
+def carry_out(
+    model: Any, plan: Plan, options: PruneOptions, *, folder: Path | None = None
+) -> tuple[Any, Compensation | None]:
+    """`prune` with its options as one value, and what compensation did. folder: for its solved layers, to resume."""
+    dense = denoiser_of(model)
+    cut = partial(
+        prune_denoiser, dense, plan, reinit=options.reinit, rescale_queries=options.rescale_queries, seed=options.seed
+    )
+    by = _calibrating(model, plan, options)
+    calibration = None if by is None else calibration_of(model, dense, by, fewer_will_do=True)
+    small, done = cut(), None
+    if by is not None and calibration is not None:
+        done = compensate(dense, small, plan, calibration, options, batch_size=by.batch_size, folder=folder)
+        small = small if done.helped else cut()
+        if isinstance(small, PrunedMixin):
+            small.pruning_provenance[-1]["compensation"] = done.summary()
+    return (small if isinstance(model, nn.Module) else with_denoiser(model, small)), done
+
+
+def _calibrating(model: Any, plan: Plan, options: PruneOptions) -> PlanOptions | None:
+    """The options of the images for compensation; None where it is not wanted, or not possible and not asked for."""
+    asked = "compensate" in options.model_fields_set and options.compensate
+    known = {name: value for name, value in plan.options.items() if name in OF_CALIBRATION}
+    by = PlanOptions.model_validate({**known, **({} if options.data is None else {"data": options.data})})
+    lacking = None
+    if options.reinit:
+        lacking = "fresh weights have nothing to keep"
+    elif isinstance(model, nn.Module):
+        lacking = "a bare denoiser has no noise schedule; give a pipeline"
+    elif by.data is None:
+        lacking = "it needs images: give data (a folder, a parquet file, a dataset id, `digits` or `generated`)"
+    if lacking is not None and asked:
+        raise OptionError(f"compensate: {lacking}")
+    return by if options.compensate and lacking is None else None
 
 
 def with_denoiser(pipeline: Any, denoiser: ModelMixin) -> Any:
@@ -53,15 +90,15 @@ def prune_stage(
     existing: Existing = "refuse",
 ) -> dict[str, Any]:
     """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`."""
-    if plan_file is not None and plan_options.model_fields_set - {"seed"}:
-        given = ", ".join(sorted(plan_options.model_fields_set - {"seed"}))
+    shared = set(PruneOptions.model_fields)
+    if plan_file is not None and plan_options.model_fields_set - shared:
+        given = ", ".join(sorted(plan_options.model_fields_set - shared))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
     by = {} if plan_file is not None else plan_options.resolved()
-    data = None if plan_file is not None else plan_options.data
     inputs = {
         "model": source,
         "plan": str(plan_file) if plan_file is not None else None,
-        "data": data,
+        "data": options.data or plan_options.data,
         **plan_options.files(),
     }
     with run_record(
@@ -70,12 +107,25 @@ def prune_stage(
         if not run.finished_before:
             model = load_model(source)
             whole = model.whole
-            plan = read_plan(plan_file) if plan_file is not None else make_plan(whole, plan_options)
-            in_stored_dtype(carry_out(whole, plan, options), source).save_pretrained(run.folder)
-            plan.save(run.folder / "plan.json")
+            plan = _planned(whole, plan_options, plan_file, run.folder / "plan.json")
+            small, compensation = carry_out(whole, plan, options, folder=run.folder / SOLVED)
+            in_stored_dtype(small, source).save_pretrained(run.folder)
             carry_card(source, run.folder, _paragraph(model, plan, options))
             run.result = plan.summary()
+            if compensation is not None:
+                write_json(run.folder / "compensation.json", asdict(compensation))
+                run.result["compensation"] = compensation.summary()
+            shutil.rmtree(run.folder / SOLVED, ignore_errors=True)
         return run.result
+
+
+def _planned(model: Any, options: PlanOptions, given: Path | None, kept: Path) -> Plan:
+    """The plan that is given or that an interrupted run has kept; else a new one, which is kept."""
+    if kept.exists():
+        return read_plan(kept)
+    plan = read_plan(given) if given is not None else make_plan(model, options)
+    plan.save(kept)
+    return plan
 
 
 def _paragraph(model: Model, plan: Plan, options: PruneOptions) -> str:

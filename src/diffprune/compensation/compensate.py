@@ -1,0 +1,47 @@
+"""Compensation of a pruned denoiser on calibration images."""
+
+from pathlib import Path
+
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from diffprune.compensation.draws import draw_weighted
+from diffprune.compensation.fitting import Compensation, fit_layers
+from diffprune.compensation.store import Store
+from diffprune.data.calibration import Calibration
+from diffprune.groups import find_groups, kept_blocks, kept_indices
+from diffprune.models.depth import moves, path_after
+from diffprune.models.state import borrowed
+from diffprune.options import PruneOptions
+from diffprune.planning import Plan
+
+
+def compensate(
+    dense: ModelMixin,
+    small: ModelMixin,
+    plan: Plan,
+    calibration: Calibration,
+    options: PruneOptions,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
+) -> Compensation:
+    """Change the weights of `small`, which `plan` made of `dense`, so that it gives what `dense` gives.
+
+    Statistics and solutions are in fp32 and fp64; the result is rounded to the dtype that `small` has. batch_size:
+    images per pass (memory only). folder: where solved layers are kept until the end, so that the same call resumes.
+    """
+    groups = find_groups(dense, kinds=plan.kinds)
+    units = {name: group.kept for name, group in plan.groups.items()}
+    kept = kept_indices(groups, units, dense).rows
+    moved = moves(dense, kept_blocks(groups, units))
+    paths = {new: path for path, _ in dense.named_modules() if (new := path_after(path, moved))}
+    batches = draw_weighted(calibration, options, batch_size)
+    dtype, device = next(small.parameters()).dtype, calibration.clean.device
+    nn.Module.float(small)
+    try:
+        with borrowed(dense, device), borrowed(small, device):
+            store = None if folder is None else Store(folder)
+            return fit_layers(dense, small, kept, paths, batches, seed=options.seed, store=store)
+    finally:
+        nn.Module.to(small, dtype)
