@@ -5,7 +5,7 @@ import torch
 from diffusers import Lumina2Transformer2DModel
 
 import diffprune
-from diffprune.models.cost import cost_of, latency_ms
+from diffprune.models.cost import WithoutValues, cost_of, latency_ms
 from diffprune.models.loading import architecture
 
 PUBLISHED = {
@@ -66,3 +66,14 @@ def test_a_forward_pass_that_looks_at_values_is_counted_all_the_same() -> None:
     joint = tokens + text
     assert cost.attention_macs == 2 * width * (tokens**2 + text**2 + joint**2)
     assert cost.macs > 0
+
+
+def test_counting_computes_whole_numbers_and_of_floats_the_shapes_alone() -> None:
+    """The product would take 4 TB."""
+    with WithoutValues():
+        row = torch.rand(1, 1 << 20, generator=torch.Generator())
+        attended = (row.t() @ row).softmax(1).add_(1)
+        chosen = attended[:2, :3].topk(1).indices + torch.arange(2)[:, None]
+    assert attended.shape == (1 << 20, 1 << 20)
+    assert {*chosen.flatten().tolist()} <= {0, 1, 2, 3}
+    assert torch.view_as_complex(torch.ones(2, 2)).shape == (2,)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,9 +23,6 @@ from diffprune.models.resize import is_weighted, on_meta
 
 _ATTENTION_OPS = ("attention", "bmm")
 """Operators that multiply two activations; on the meta device attention runs as two batched products."""
-
-_PRODUCTS = ("aten.mm", "aten.addmm", "aten.bmm", "aten.baddbmm", "convolution", "scaled_dot_product")
-"""Operators that cost the most, which counting can do without."""
 
 _WARM_UP = 5
 """Passes before the first timed one: libraries choose and cache kernels per shape."""
@@ -65,7 +62,7 @@ def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
     except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
-        with WithoutProducts(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
+        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
             return _count(shadow, inputs)
 
 
@@ -101,19 +98,38 @@ def _dense_flex_attention() -> Iterator[None]:
         module.flex_attention = original
 
 
-class WithoutProducts(TorchDispatchMode):
-    """Leaves out the products of matrices, convolutions and attention: zeros of the right shape stand for them."""
+class WithoutValues(TorchDispatchMode):
+    """Computes no floating-point values: zeros of the right shape, which take no memory, stand for them.
+
+    Whole numbers and truth values are computed, of zeros where they come from floats: forward passes look at them.
+    """
 
     def __init__(self) -> None:
         cast(Any, super()).__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run everything else as it is."""
-        if not any(name in str(func) for name in _PRODUCTS):
-            return func(*args, **(kwargs or {}))
-        there = tree_map(lambda v: v.to("meta") if isinstance(v, torch.Tensor) else v, (args, kwargs or {}))
-        given = func(*there[0], **there[1])
-        return tree_map(lambda v: torch.zeros(v.shape, dtype=v.dtype) if isinstance(v, torch.Tensor) else v, given)
+        """Run operators that give whole numbers, or no new tensor, as they are; of all others only the shapes."""
+        given = kwargs or {}
+        if func._schema.is_mutable:
+            return args[0] if _is_stand_in(args[0]) else func(*args, **given)
+        if any(result.alias_info is not None for result in func._schema.returns):
+            try:
+                return func(*args, **given)
+            except RuntimeError:  # a view that wants real strides
+                return func(*tree_map(lambda v: v.contiguous() if _is_stand_in(v) else v, args), **given)
+        try:
+            there = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, given))
+            shapes = func(*there[0], **there[1])
+        except (NotImplementedError, RuntimeError):  # the shape depends on values
+            return func(*args, **given)
+        if not all(isinstance(v, Tensor) and v.is_meta and v.is_floating_point() for v in tree_leaves(shapes)):
+            return func(*args, **given)
+        return tree_map(lambda v: torch.zeros((), dtype=v.dtype).expand(v.shape), shapes)
+
+
+def _is_stand_in(value: Any) -> bool:
+    """Whether a tensor is one zero that stands for many."""
+    return isinstance(value, Tensor) and value.numel() > 1 and not any(value.stride())
 
 
 def _with_zeros(model: nn.Module) -> nn.Module:
