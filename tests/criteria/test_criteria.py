@@ -152,7 +152,7 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
     )
     group = next(g for g in groups if any(part.module.endswith("to_v") for part in g.slices))
     rows = dataclasses.replace(group, slices=tuple(part for part in group.slices if part.dim == "out"))
-    with borrowed(unet, torch.device("cpu"), gradients=True):
+    with borrowed(unet, torch.device("cpu")):
         (told,) = unit_gradients(unet, [rows], batch, settings)
     unit, step = 1, 1e-2
     losses = []
@@ -178,7 +178,7 @@ def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
     batch = calibrate(Drawn(images), process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
     assert batch.clean.shape == (4, 1, 16, 16)
     for name, criterion in CRITERIA.items():
-        with borrowed(pipeline.unet, torch.device("cpu"), gradients=True):
+        with borrowed(pipeline.unet, torch.device("cpu")):
             scores = criterion(pipeline.unet, groups, batch, PlanOptions(criterion=name, timestep_stride=10))
         assert scores.criterion == name
         for group in groups:

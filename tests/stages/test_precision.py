@@ -8,9 +8,11 @@ from safetensors.torch import load_file
 
 import diffprune
 from diffprune.cli import main
-from diffprune.models.precision import stored_dtypes
+from diffprune.models.precision import load_as_stored, stored_dtypes
 from diffprune.options import PlanOptions
 from diffprune.stages.plan import make_plan
+
+from pipelines import tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TINY = ["--num-calibration-images", "2", "--timestep-stride", "500", "--device", "cpu"]
@@ -40,9 +42,8 @@ def test_prune_and_finetune_leave_the_dtype_that_they_were_given(dtype: torch.dt
     assert diffprune.load_pipeline(recovered).unet.dtype == torch.float32  # as in diffusers
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_scores_of_half_precision_are_those_of_its_float32_copy(dtype: torch.dtype, tmp_path: Path) -> None:
-    whole = saved(tmp_path / "whole", dtype)
+def test_scores_of_fp16_are_those_of_its_float32_copy(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole", torch.float16)
     assert main(["prune", str(whole), "--data", "digits", *TINY, "--out", str(tmp_path / "pruned")]) == 0
     options = PlanOptions(data="digits", num_calibration_images=2, timestep_stride=500, device="cpu")
     of_copy = make_plan(diffprune.load_pipeline(whole, dtype=torch.float32), options)
@@ -51,6 +52,29 @@ def test_scores_of_half_precision_are_those_of_its_float32_copy(dtype: torch.dty
     kept = load_file(tmp_path / "pruned" / WEIGHTS)
     original = load_file(whole / WEIGHTS)
     assert torch.isin(kept["conv_in.weight"], original["conv_in.weight"]).all()
+
+
+def test_a_bf16_folder_stays_in_bf16_while_it_is_scored(tmp_path: Path) -> None:
+    whole = saved(tmp_path / "whole", torch.bfloat16)
+    assert load_as_stored(str(whole)).denoiser.dtype == torch.bfloat16
+    assert load_as_stored(str(whole / "unet")).denoiser.dtype == torch.bfloat16
+    assert load_as_stored("digits").denoiser.dtype == torch.float32
+    words = ["plan", str(whole), "--data", "generated", *TINY, "--generation-steps", "2"]
+    assert main([*words, "--out", str(tmp_path / "plan.json")]) == 0
+    found = diffprune.read_plan(tmp_path / "plan.json")
+    options = PlanOptions(**{**found.options, "criterion": "diff-pruning"})
+    assert make_plan(diffprune.load_pipeline(whole, dtype=torch.bfloat16), options).groups == found.groups
+
+
+def test_networks_of_several_dtypes_are_loaded_in_float32(tmp_path: Path) -> None:
+    pipeline = tiny("sd3").to(torch.bfloat16)
+    pipeline.vae.float()
+    pipeline.save_pretrained(tmp_path / "vae")
+    loaded = load_as_stored(str(tmp_path / "vae")).pipeline
+    assert (loaded.transformer.dtype, loaded.vae.dtype) == (torch.bfloat16, torch.float32)
+    pipeline.text_encoder.float()
+    pipeline.save_pretrained(tmp_path / "text")
+    assert load_as_stored(str(tmp_path / "text")).denoiser.dtype == torch.float32
 
 
 def test_float32_and_mixed_dtypes_stay_as_they_are(tmp_path: Path) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diffprune.criteria.gradients import Losses, needed, timestep_gradients, weights_of
-from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.criteria.gradients import fold_gradients, needed, weights_of
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -19,9 +19,11 @@ def absolute(
 
     Source: a variant of Diff-Pruning (Fang, Ma and Wang, NeurIPS 2023) without the signed sum and the threshold.
     """
-    weights, losses = weights_of(denoiser), Losses({}, [])
+    weights = weights_of(denoiser, groups)
     terms = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
-    for gradients in timestep_gradients(denoiser, needed(calibration), options, weights, losses):
-        for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-            terms[path] += (weight.detach().float() * gradient).abs()
-    return Scores("absolute", {g.name: sum_by_unit(g, denoiser, terms) for g in groups}, losses.details())
+
+    def add(path: str, gradient: Tensor) -> None:
+        terms[path] += (weights[path].detach().float() * gradient).abs()
+
+    losses = fold_gradients(denoiser, needed(calibration), options, weights, add, whole_timesteps=True)
+    return Scores("absolute", sums_by_unit(groups, denoiser, weights, terms.__getitem__), losses.details())

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from diffprune.criteria.gradients import norm_weights_of, summed_gradients
-from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -20,11 +20,10 @@ def diff_pruning(
     options.power=2 sums (w * G)^2 instead, options.norms=True adds |w * G| of the norm weights: the form of
     the research code behind the published tables.
     """
-    sums = summed_gradients(denoiser, calibration, options, threshold=options.threshold, norms=options.norms)
-    norms = norm_weights_of(denoiser)
-    terms = {
-        path: (weight * sums.gradients[path]).abs() ** (1 if path in norms else options.power)
-        for path, weight in sums.weights.items()
-    }
-    values = {g.name: sum_by_unit(g, denoiser, terms) for g in groups}
-    return Scores("diff-pruning", values, sums.details)
+    sums = summed_gradients(denoiser, groups, calibration, options, threshold=options.threshold, norms=options.norms)
+    norms = norm_weights_of(denoiser, groups)
+
+    def term(path: str) -> Tensor:
+        return sums.term(path).abs() ** (1 if path in norms else options.power)
+
+    return Scores("diff-pruning", sums_by_unit(groups, denoiser, sums.weights, term), sums.details)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from diffprune.criteria.gradients import summed_gradients
-from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -18,6 +18,6 @@ def first_order(
 
     Source: Molchanov et al., CVPR 2019, equation 8, with every weight counted on its own.
     """
-    sums = summed_gradients(denoiser, calibration, options, threshold=0.0, norms=False)
-    terms = {path: (weight * sums.gradients[path]).square() for path, weight in sums.weights.items()}
-    return Scores("first-order", {g.name: sum_by_unit(g, denoiser, terms) for g in groups}, sums.details)
+    sums = summed_gradients(denoiser, groups, calibration, options, threshold=0.0, norms=False)
+    values = sums_by_unit(groups, denoiser, sums.weights, lambda path: sums.term(path).square())
+    return Scores("first-order", values, sums.details)

@@ -1,8 +1,10 @@
-"""The score pass: gradients of the training loss at one timestep after the other."""
+"""The score pass: gradients of the training loss, timestep by timestep, each folded away as soon as it is there."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -10,14 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from diffprune.criteria.scores import is_weighted
-from diffprune.data.calibration import Calibration
+from diffprune.data.calibration import Calibration, NoisyBatch
 from diffprune.errors import ModelError
+from diffprune.groups import Group
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
 from diffprune.progress import progress
 
 Weights = Mapping[str, nn.Parameter]
 """Path of a layer -> its weight."""
+
+Fold = Callable[[str, Tensor], None]
+"""Takes the path of a layer and an fp32 gradient of its weight, of which nothing else is kept."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +47,30 @@ class Losses:
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Weights and their gradients summed over timesteps, by path; details as in `Losses.details`."""
+    """Weights, in their own dtype, and their gradients summed over timesteps, fp32; details as in `Losses.details`."""
 
-    weights: Mapping[str, Tensor]
+    weights: Weights
     gradients: Mapping[str, Tensor]
     details: Mapping[str, Any]
 
+    def term(self, path: str) -> Tensor:
+        """The product w * G of one layer, fp32."""
+        return self.weights[path].detach().float() * self.gradients[path]
 
-def weights_of(denoiser: nn.Module) -> Weights:
-    """The weights that enter scores: of convolutions and linears."""
-    return {p: m.weight for p, m in denoiser.named_modules() if is_weighted(m) and isinstance(m.weight, nn.Parameter)}
+
+def weights_of(denoiser: nn.Module, groups: Sequence[Group]) -> Weights:
+    """The weights that enter the scores of these groups: of convolutions and linears."""
+    return {p: m.weight for p, m in _layers(denoiser, groups) if is_weighted(m) and isinstance(m.weight, nn.Parameter)}
 
 
-def norm_weights_of(denoiser: nn.Module) -> Weights:
-    """The weights of group norms."""
-    return {p: m.weight for p, m in denoiser.named_modules() if isinstance(m, nn.GroupNorm)}
+def norm_weights_of(denoiser: nn.Module, groups: Sequence[Group]) -> Weights:
+    """The weights of the group norms over units of these groups."""
+    return {p: m.weight for p, m in _layers(denoiser, groups) if isinstance(m, nn.GroupNorm)}
+
+
+def _layers(denoiser: nn.Module, groups: Sequence[Group]) -> list[tuple[str, Any]]:
+    places = {part.module for group in groups for part in group.slices}
+    return [(path, module) for path, module in denoiser.named_modules() if path in places]
 
 
 def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
@@ -72,43 +87,67 @@ def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
     return found
 
 
-def timestep_gradients(
-    denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, losses: Losses
-) -> Iterator[list[Tensor]]:
-    """Yield, timestep by timestep, the fp32 gradients dL_t/dw of `weights`; fills `losses` on the way.
+def fold_gradients(
+    denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, fold: Fold,
+    *, threshold: float = 0.0, whole_timesteps: bool = False,
+) -> Losses:  # fmt: skip
+    """Give `fold` the gradients dL_t/dw of `weights`, each in the middle of the backward pass, and drop it there.
 
-    L_t is the mean squared error of the prediction over the calibration batch. The denoiser must take gradients.
+    L_t is the mean squared error of the prediction over the calibration batch. So the gradients of all weights are
+    never there together, and no other parameter gets one. With several micro-batches `fold` is given the parts of a
+    gradient; with `whole_timesteps` their sum, for which they are held meanwhile.
+    threshold: the pass ends before the first t with L_t < threshold * (largest loss so far).
     Raises ModelError when the loss is not finite.
     """
+    losses = Losses({}, [])
+    held: dict[str, Tensor] = {}
+    holds = whole_timesteps and len(calibration) > options.batch_size
+
+    def take(path: str, gradient: Tensor) -> None:
+        if not holds:
+            fold(path, gradient)
+        elif path in held:
+            held[path] += gradient
+        else:
+            held[path] = gradient
+
     timesteps = scored_timesteps(calibration.num_timesteps, options)
-    with progress("scores", len(timesteps), "timesteps") as advance:
+    with _differentiated(denoiser, weights, take), progress("scores", len(timesteps), "timesteps") as advance:
         for t in timesteps:
-            loss, gradients = _at(denoiser, calibration, t, list(weights.values()), options.batch_size)
-            check_loss(loss, t)
-            losses.by_timestep[t] = loss
-            yield gradients
-            advance(1, f"loss {loss:.4f}")
+            limit = threshold * max(losses.by_timestep.values(), default=0.0)
+            total = 0.0
+            for number, batch in enumerate(calibration.batches(t, options.batch_size)):
+                loss = _loss(denoiser, batch, calibration)
+                total += float(loss.detach())
+                check_loss(total, t)
+                below = number == 0 and total < limit
+                if below and not _reaches(limit, total, denoiser, calibration, t, options):
+                    losses.stopped_at.append(t)
+                    return losses
+                loss.backward()
+            losses.by_timestep[t] = total
+            for path in list(held):
+                fold(path, held.pop(path))
+            advance(1, f"loss {total:.4f}")
+    return losses
 
 
 def summed_gradients(
-    denoiser: nn.Module, calibration: Calibration | None, options: PlanOptions, *, threshold: float, norms: bool
-) -> GradientSums:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    *, threshold: float, norms: bool,
+) -> GradientSums:  # fmt: skip
     """G = sum over t of dL_t/dw with its sign, before the first t with L_t < threshold * (largest loss so far).
 
     Source: Fang, Ma and Wang, NeurIPS 2023, section 3.
     """
-    weights = {**weights_of(denoiser), **(norm_weights_of(denoiser) if norms else {})}
-    losses = Losses({}, [])
-    total = [torch.zeros_like(w, dtype=torch.float32) for w in weights.values()]
-    for gradients in timestep_gradients(denoiser, needed(calibration), options, weights, losses):
-        t, loss = next(reversed(losses.by_timestep.items()))
-        if loss < threshold * max(losses.by_timestep.values()):
-            del losses.by_timestep[t]
-            losses.stopped_at.append(t)
-            break
-        torch._foreach_add_(total, gradients)
-    values = {path: weight.detach().float() for path, weight in weights.items()}
-    return GradientSums(values, dict(zip(weights, total, strict=True)), losses.details())
+    weights = {**weights_of(denoiser, groups), **(norm_weights_of(denoiser, groups) if norms else {})}
+    total = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
+
+    def add(path: str, gradient: Tensor) -> None:
+        total[path] += gradient
+
+    losses = fold_gradients(denoiser, needed(calibration), options, weights, add, threshold=threshold)
+    return GradientSums(weights, total, losses.details())
 
 
 def needed(calibration: Calibration | None) -> Calibration:
@@ -124,18 +163,49 @@ def check_loss(loss: float, timestep: int) -> None:
         raise ModelError(f"the loss at timestep {timestep} is {loss}; the model or its images hold broken values")
 
 
-def _at(
-    denoiser: nn.Module, calibration: Calibration, timestep: int, weights: list[nn.Parameter], batch_size: int
-) -> tuple[float, list[Tensor]]:
-    total_loss = 0.0
-    sums: list[Tensor] | None = None
-    for batch in calibration.batches(timestep, batch_size):
-        share = len(batch.noisy) / len(calibration.clean)
-        output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
-        loss = functional.mse_loss(output.float(), batch.target.float()) * share
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True)
-        found = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)]
-        sums = found if sums is None else [a + b for a, b in zip(sums, found, strict=True)]
-        total_loss += float(loss.detach())
-    assert sums is not None
-    return total_loss, [g.float() for g in sums]
+def _loss(denoiser: nn.Module, batch: NoisyBatch, calibration: Calibration) -> Tensor:
+    """The part of L_t that a micro-batch contributes."""
+    output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+    return functional.mse_loss(output.float(), batch.target.float()) * (len(batch.noisy) / len(calibration))
+
+
+@torch.no_grad()
+def _reaches(
+    limit: float, first: float, denoiser: nn.Module, calibration: Calibration, timestep: int, options: PlanOptions
+) -> bool:
+    """Whether L_t reaches a limit that the part of the first micro-batch did not; looks at no more than it must."""
+    total = first
+    for batch in islice(calibration.batches(timestep, options.batch_size), 1, None):
+        total += float(_loss(denoiser, batch, calibration))
+        if total >= limit:
+            return True
+    return False
+
+
+@contextmanager
+def _differentiated(denoiser: nn.Module, weights: Weights, take: Fold) -> Iterator[None]:
+    """While it lasts, backward passes hand the gradients of `weights` to `take`; no other parameter gets any."""
+    before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in denoiser.parameters()]
+
+    def hand_over(path: str) -> Callable[[Tensor], None]:
+        def hook(weight: Tensor) -> None:
+            assert weight.grad is not None
+            gradient, weight.grad = weight.grad.float(), None
+            take(path, gradient)
+
+        return hook
+
+    denoiser.requires_grad_(False)
+    handles = []
+    try:
+        for path, weight in weights.items():
+            weight.grad = None
+            weight.requires_grad_(True)
+            handles.append(weight.register_post_accumulate_grad_hook(hand_over(path)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, wanted, gradient in before:
+            parameter.requires_grad_(wanted)
+            parameter.grad = gradient

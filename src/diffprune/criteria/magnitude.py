@@ -4,7 +4,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from diffprune.criteria.scores import Scores, is_weighted, sum_by_unit
+from diffprune.criteria.gradients import weights_of
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -17,9 +18,6 @@ def magnitude(
 
     Needs weights, but no images.
     """
-    terms = {
-        path: layer.weight.detach().float().square()
-        for path, layer in denoiser.named_modules()
-        if isinstance(layer, nn.Conv2d | nn.Linear) and is_weighted(layer)
-    }
-    return Scores("magnitude", {g.name: sum_by_unit(g, denoiser, terms) for g in groups})
+    weights = weights_of(denoiser, groups)
+    values = sums_by_unit(groups, denoiser, weights, lambda path: weights[path].detach().float().square())
+    return Scores("magnitude", values)

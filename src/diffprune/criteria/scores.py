@@ -1,6 +1,7 @@
 """Scores: one number per unit of each group, and how weights are summed into them."""
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from diffprune.groups import Group
 from diffprune.models.resize import AXES, is_weighted, layer_type
 
-__all__ = ["Scores", "is_weighted", "sum_by_unit"]
+__all__ = ["Scores", "is_weighted", "sums_by_unit"]
 
 
 @dataclass(frozen=True)
@@ -25,22 +26,27 @@ class Scores:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
-def sum_by_unit(group: Group, model: nn.Module, terms: Mapping[str, Tensor]) -> Tensor:
-    """Sum terms over all weights that belong to each unit, in float64.
+def sums_by_unit(
+    groups: Sequence[Group], model: nn.Module, layers: Iterable[str], term: Callable[[str], Tensor]
+) -> dict[str, Tensor]:
+    """Sum terms over all weights that belong to each unit, in float64: group name -> (num_units,) on the CPU.
 
-    terms: path of a layer -> one term per element of its weight; layers that are missing do not count.
-    A weight counts for the unit of its row and for the unit of its column. Returns (num_units,) on the CPU.
+    layers: paths of those whose weights count. term: path -> one term per element of the weight; the terms of one
+    layer are there at a time. A weight counts for the unit of its row and for the unit of its column.
     """
-    total = torch.zeros(group.num_units, dtype=torch.float64)
-    for part in group.slices:
-        if part.module not in terms:
-            continue
-        kind = layer_type(model.get_submodule(part.module))
+    totals = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in groups}
+    parts = defaultdict(list)
+    for group in groups:
+        for part in group.slices:
+            parts[part.module].append((group, part))
+    for path in layers:
+        kind = layer_type(model.get_submodule(path))
         assert kind is not None
-        term = terms[part.module]
-        axis = AXES[kind]["weight"][part.dim]
-        others = [d for d in range(term.ndim) if d != axis]
-        rows = term.double().sum(others) if others else term.double()
-        mine = rows[part.start : part.start + group.num_units * part.width]
-        total += mine.view(group.num_units, part.width).sum(1).cpu()
-    return total
+        terms = term(path)
+        for group, part in parts[path]:
+            axis = AXES[kind]["weight"][part.dim]
+            others = [d for d in range(terms.ndim) if d != axis]
+            rows = terms.sum(others, dtype=torch.float64) if others else terms.double()
+            mine = rows[part.start : part.start + group.num_units * part.width]
+            totals[group.name] += mine.view(group.num_units, part.width).sum(1).cpu()
+    return totals

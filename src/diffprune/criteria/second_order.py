@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from diffprune.criteria.gradients import Losses, needed, timestep_gradients, weights_of
-from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.criteria.gradients import fold_gradients, needed, weights_of
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -21,12 +21,13 @@ def second_order(
     Fisher information in place of the Hessian's diagonal (LeCun et al., NeurIPS 1989; the combination as in Ma,
     Fang and Wang, NeurIPS 2023, equation 5), all timesteps counting.
     """
-    weights, losses = weights_of(denoiser), Losses({}, [])
+    weights = weights_of(denoiser, groups)
     terms = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
-    for gradients in timestep_gradients(denoiser, needed(calibration), options, weights, losses):
-        for (path, weight), gradient in zip(weights.items(), gradients, strict=True):
-            term = weight.detach().float() * gradient
-            terms[path] += term - term.square() / 2
-    absolute = {path: term.abs() for path, term in terms.items()}
-    values = {g.name: sum_by_unit(g, denoiser, absolute) for g in groups}
+
+    def add(path: str, gradient: Tensor) -> None:
+        term = weights[path].detach().float() * gradient
+        terms[path] += term - term.square() / 2
+
+    losses = fold_gradients(denoiser, needed(calibration), options, weights, add, whole_timesteps=True)
+    values = sums_by_unit(groups, denoiser, weights, lambda path: terms[path].abs())
     return Scores("second-order", values, losses.details())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from diffprune.criteria.gradients import summed_gradients
-from diffprune.criteria.scores import Scores, sum_by_unit
+from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
@@ -18,7 +18,6 @@ def taylor(
 
     Source: Molchanov et al. 2019, as the baseline of Diff-Pruning (Fang et al. 2023).
     """
-    sums = summed_gradients(denoiser, calibration, options, threshold=0.0, norms=False)
-    terms = {path: weight * sums.gradients[path] for path, weight in sums.weights.items()}
-    values = {g.name: sum_by_unit(g, denoiser, terms).abs() for g in groups}
-    return Scores("taylor", values, sums.details)
+    sums = summed_gradients(denoiser, groups, calibration, options, threshold=0.0, norms=False)
+    sums_of_terms = sums_by_unit(groups, denoiser, sums.weights, sums.term)
+    return Scores("taylor", {name: values.abs() for name, values in sums_of_terms.items()}, sums.details)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
@@ -120,10 +121,13 @@ HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
 def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, condition: Mapping[str, Any]) -> Tensor:
     """One forward pass: noisy images (N, ...), (N,) timesteps and a condition -> the prediction, as `noisy`.
 
-    The noisy input comes first in every denoiser, whatever its name; all else goes by name, in the dtype of `noisy`.
-    Of an output of twice as many channels the second half is a learned variance, which is left out.
+    The noisy input comes first in every denoiser, whatever its name; all else goes by name. Floats but the timesteps
+    are brought to the dtype of the denoiser. Of an output of twice as many channels the second half is a learned
+    variance, which is left out.
     """
-    told = tree_map(lambda v: v.to(noisy.dtype) if torch.is_tensor(v) and v.is_floating_point() else v, dict(condition))
+    dtype = denoiser.dtype if isinstance(denoiser, ModelMixin) else next(denoiser.parameters()).dtype
+    noisy = noisy.to(dtype)
+    told = tree_map(lambda v: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v, dict(condition))
     output: Tensor = denoiser(noisy, timestep=timesteps, **told, return_dict=False)[0]
     return output[:, : noisy.shape[1]] if output.shape[1] == 2 * noisy.shape[1] else output
 

@@ -3,7 +3,7 @@
 import importlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -49,9 +49,10 @@ class Model:
         return self.pipeline or self.denoiser
 
 
-def load_model(source: str | os.PathLike[str]) -> Model:
+def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
     """Load MODEL: a pipeline or denoiser folder, a hub id, a `config.json`, or a built-in name.
 
+    options: of `from_pretrained`, such as dtype (default: float32).
     Raises ModelError with what was found and what would do. Weights are read from safetensors only.
     """
     name = str(source)
@@ -61,7 +62,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     if name in ARCHITECTURES:
         return Model(_architecture(ARCHITECTURES[name], name), None, False, name)
     if name in PIPELINES or (path / "model_index.json").is_file():
-        pipeline = load_pipeline(name)
+        pipeline = load_pipeline(name, **options)
         return Model(denoiser_of(pipeline), pipeline, True, name)
     if path.suffix.lower() in _PICKLES:
         raise ModelError(
@@ -71,7 +72,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     if path.is_file() and path.suffix == ".json":
         return Model(_architecture(_read_config(path), name), None, False, name)
     if (path / "config.json").is_file():
-        return Model(_load_denoiser(path), None, True, name)
+        return Model(_load_denoiser(path, options), None, True, name)
     if path.exists():
         raise ModelError(
             f"{name} is neither a pipeline folder (no model_index.json) nor a denoiser folder (no config.json)"
@@ -79,7 +80,7 @@ def load_model(source: str | os.PathLike[str]) -> Model:
     if not is_hub_id(name):
         known = ", ".join([*PIPELINES, *ARCHITECTURES])
         raise ModelError(f"no folder or file {name}; built-in names: {known}; hub ids look like owner/name")
-    pipeline = load_pipeline(name)
+    pipeline = load_pipeline(name, **options)
     return Model(denoiser_of(pipeline), pipeline, True, name)
 
 
@@ -199,10 +200,10 @@ def _denoiser_class(config: dict[str, Any], name: str) -> type[ModelMixin]:
     return kind
 
 
-def _load_denoiser(folder: Path) -> ModelMixin:
+def _load_denoiser(folder: Path, options: Mapping[str, Any]) -> ModelMixin:
     kind = class_by_name(_denoiser_class(_read_config(folder / "config.json"), str(folder)).__name__)
     try:
-        return cast(ModelMixin, cast(Any, kind).from_pretrained(folder, use_safetensors=True))
+        return cast(ModelMixin, cast(Any, kind).from_pretrained(folder, use_safetensors=True, **options))
     except DiffpruneError:
         raise
     except Exception as error:  # as above

@@ -1,19 +1,42 @@
-"""The dtype that a folder is stored in, and back into it: stages compute in float32 and leave what they were given."""
+"""The dtype that a folder is stored in: what is loaded in it, and back into it for what was computed in float32."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import safe_open
 from torch import nn
 
 from diffprune.models.builtin import PIPELINES
-from diffprune.models.loading import is_hub_id
+from diffprune.models.loading import Model, is_hub_id, load_model
+from diffprune.models.registration import register_with_diffusers
+
+AUTOENCODERS = ("vae", "vqvae")
+"""Components that scores do not pass through."""
 
 _FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+
+
+def load_as_stored(source: str) -> Model:
+    """`load_model`, where a model that is stored in bfloat16 stays so, for stages that do not train it.
+
+    That is a denoiser whose pipeline's other networks are in bfloat16 too (the autoencoder may be in another dtype);
+    anything else comes in float32.
+    """
+    folder = _fetched(source)
+    if not (folder / "model_index.json").is_file():
+        dtypes = set(stored_dtypes(folder).values()) if (folder / "config.json").is_file() else set()
+        return load_model(source, **({"dtype": torch.bfloat16} if dtypes == {torch.bfloat16} else {}))
+    found = {place.name: set(stored_dtypes(place).values()) for place in folder.iterdir() if place.is_dir()}
+    networks = {name: dtypes for name, dtypes in found.items() if dtypes}
+    if all(dtypes == {torch.bfloat16} for name, dtypes in networks.items() if name not in AUTOENCODERS) and networks:
+        stored = {name: next(iter(dtypes)) for name, dtypes in networks.items() if len(dtypes) == 1}
+        return load_model(source, dtype={**stored, "default": torch.float32})
+    return load_model(source)
 
 
 def in_stored_dtype(model: Any, source: str) -> Any:
@@ -49,6 +72,17 @@ def _cast(component: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
         return
     for name, value in (*component.named_parameters(), *component.named_buffers()):
         value.data = value.data.to(dtypes.get(name, value.dtype))
+
+
+def _fetched(source: str) -> Path:
+    """Where MODEL lies, downloaded where need be; a place that is not there is for `load_model` to tell of."""
+    if is_hub_id(source):
+        register_with_diffusers()
+        try:
+            return Path(cast(Any, DiffusionPipeline).download(source, use_safetensors=True))
+        except (OSError, ValueError):
+            return Path(source)
+    return PIPELINES.get(source, Path(source))
 
 
 def _folder(source: str) -> Path:

@@ -3,18 +3,21 @@
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from diffprune.errors import ModelError
+
 
 @contextmanager
-def borrowed(model: nn.Module, device: torch.device, *, gradients: bool = False) -> Iterator[nn.Module]:
-    """Yield `model` on `device`, in eval mode, with gradients switched on or off; restore all three after."""
+def borrowed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
+    """Yield `model` on `device`, in eval mode and without gradients; restore all three after."""
     before = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.to(device).eval().requires_grad_(gradients)
+    model.to(device).eval().requires_grad_(False)
     try:
         yield model
     finally:
@@ -23,6 +26,29 @@ def borrowed(model: nn.Module, device: torch.device, *, gradients: bool = False)
             module.training = mode
         for parameter, value in wanted.items():
             parameter.requires_grad_(value)
+
+
+@contextmanager
+def checkpointed(model: nn.Module) -> Iterator[None]:
+    """Keep no activations inside blocks while it lasts; backward passes compute them anew.
+
+    Raises ModelError for a class that cannot.
+    """
+    there: Any = model
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        raise ModelError(f"{type(model).__name__} has no gradient checkpointing; leave gradient_checkpointing out")
+    names = ("gradient_checkpointing", "_gradient_checkpointing_func")
+    before = [
+        (module, {name: vars(module)[name] for name in names if name in vars(module)}) for module in model.modules()
+    ]
+    there.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module, values in before:
+            for name in names:
+                vars(module).pop(name, None)
+            vars(module).update(values)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -33,6 +33,8 @@ T = TypeVar("T")
 class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
+    neutral = ComputeOptions.neutral | {"gradient_checkpointing"}
+
     criterion: Criterion | None = Field(
         default=None,
         description="how units are scored (default: diff-pruning; random for an architecture without weights)",
@@ -66,6 +68,10 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
     )
     batch_size: int = Field(
         default=128, ge=1, description="images per backward pass (memory only; the scores stay the same)"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep no activations inside blocks while scoring and compute them anew: less memory, more time",
     )
 
     @field_validator("last_timestep")

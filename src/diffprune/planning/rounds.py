@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,7 +15,8 @@ from diffprune.criteria.blocks import with_fixed
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.depth import moves, path_after
-from diffprune.models.state import borrowed
+from diffprune.models.families import predict
+from diffprune.models.state import borrowed, checkpointed
 from diffprune.options import PlanOptions
 from diffprune.planning.fitting import Kept, fit
 
@@ -58,24 +60,43 @@ def score(
     assert options.criterion is not None
     units, blocks = [g for g in groups if g.kind != "blocks"], [g for g in groups if g.kind == "blocks"]
     parts = []
-    whole = (
-        denoiser
-        if next(denoiser.parameters()).dtype == torch.float32
-        else cast(Any, nn.Module).float(copy.deepcopy(denoiser))
-    )
     if calibration is None:
         parts = [CRITERIA[options.criterion](denoiser, g, None, options) for g in (units, blocks) if g]
     else:
-        if units:
-            with borrowed(whole, calibration.clean.device, gradients=True):
-                parts.append(CRITERIA[options.criterion](whole, units, calibration, options))
-        if blocks:
-            with borrowed(whole, calibration.clean.device):
+        device = calibration.clean.device
+        with borrowed(denoiser, device):
+            serves = _computes(denoiser, calibration, options)
+        whole = denoiser if serves else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
+        with borrowed(whole, device):
+            if units:
+                with checkpointed(whole) if options.gradient_checkpointing else nullcontext():
+                    parts.append(CRITERIA[options.criterion](whole, units, calibration, options))
+            if blocks:
                 parts.append(BLOCK_CRITERIA[options.block_criterion](whole, blocks, calibration, options))
     values = {name: value for part in parts for name, value in part.values.items()}
     values |= with_fixed(denoiser, {g.name: values[g.name] for g in blocks})
     details = {name: fact for part in parts for name, fact in part.details.items()}
     return Scores(" and ".join(dict.fromkeys(part.criterion for part in parts)), values, details)
+
+
+@torch.no_grad()
+def _computes(denoiser: ModelMixin, calibration: Calibration, options: PlanOptions) -> bool:
+    """Whether gradients can be taken of the denoiser as it is stored; of others an fp32 copy is scored.
+
+    fp16 has no range for gradients, and CPUs compute it slowly. bf16 has the range of fp32; sums, which need more
+    digits, are kept in fp32. Few classes mix in fp32 values that bf16 layers then do not take: one pass tells.
+    """
+    dtypes = {parameter.dtype for parameter in denoiser.parameters()}
+    if dtypes == {torch.float32} or torch.float16 in dtypes:
+        return torch.float16 not in dtypes
+    batch = next(calibration.batches(0, options.batch_size))
+    try:
+        predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        return False
+    return True
 
 
 def _of_all(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], scores: Scores) -> Scores:

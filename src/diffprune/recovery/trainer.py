@@ -210,8 +210,7 @@ class _Run:
             return denoising_loss(output, batch.target)
         assert isinstance(self.options, FinetuneOptions)
         with torch.no_grad():
-            noisy = batch.noisy.to(next(self.teacher.parameters()).dtype)
-            teacher_output = predict(self.teacher, noisy, batch.timesteps, batch.condition)
+            teacher_output = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
         return distillation_loss(output, batch.target, teacher_output, self.options.teacher_weight)
 
     def _log(self, window: list[Tensor]) -> None:

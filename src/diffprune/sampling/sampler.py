@@ -84,14 +84,13 @@ def predictor(
     Guidance: eps = eps_null + s * (eps_class - eps_null) (Ho and Salimans 2022, equation 6), for any prediction
     type, since they are linear in each other.
     """
-    dtype = next(denoiser.parameters()).dtype
     condition, null = conditions_of(process, indices, options, device)
 
     def output(x_t: Tensor, timesteps: Tensor) -> Tensor:
-        told = predict(denoiser, x_t.to(dtype), timesteps, condition).float()
+        told = predict(denoiser, x_t, timesteps, condition).float()
         if null is None:
             return told
-        untold = predict(denoiser, x_t.to(dtype), timesteps, null).float()
+        untold = predict(denoiser, x_t, timesteps, null).float()
         return untold + (options.guidance_scale or 0.0) * (told - untold)
 
     return output

@@ -21,7 +21,8 @@ from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.cost import cost_of
 from diffprune.models.depth import moves, path_after
-from diffprune.models.loading import denoiser_of, has_weights, load_model, pick_device
+from diffprune.models.loading import denoiser_of, has_weights, pick_device
+from diffprune.models.precision import load_as_stored
 from diffprune.models.process import process_of
 from diffprune.models.resize import without_weights
 from diffprune.models.soundness import check_sound
@@ -120,7 +121,7 @@ def _plan_to_file(
 
 
 def _loaded(source: str) -> Model:
-    return load_model(source).whole
+    return load_as_stored(source).whole
 
 
 def calibration_of(

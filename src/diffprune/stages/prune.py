@@ -13,8 +13,8 @@ from torch import nn
 from diffprune.compensation import Compensation, compensate
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
-from diffprune.models.loading import Model, denoiser_component, denoiser_of, load_model
-from diffprune.models.precision import in_stored_dtype
+from diffprune.models.loading import Model, denoiser_component, denoiser_of
+from diffprune.models.precision import in_stored_dtype, load_as_stored
 from diffprune.models.pruned import PrunedMixin
 from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
@@ -105,7 +105,7 @@ def prune_stage(
         out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            model = load_model(source)
+            model = load_as_stored(source)
             whole = model.whole
             plan = _planned(whole, plan_options, plan_file, run.folder / "plan.json")
             small, compensation = carry_out(whole, plan, options, folder=run.folder / SOLVED)
