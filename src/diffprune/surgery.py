@@ -1,16 +1,21 @@
-"""Surgery: a model and a plan in, a smaller model out; the original is untouched."""
+"""Surgery: a model and a plan in, a smaller model out, in memory or on disk; the original is untouched."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.modeling_utils import ModelMixin
-from torch import nn
+from torch import Tensor, nn
 
 from diffprune.errors import ModelError
-from diffprune.groups import find_groups, smaller
+from diffprune.groups import Group, find_groups, kept_blocks, kept_indices, smaller
+from diffprune.models.depth import moves, path_after
 from diffprune.models.manifest import manifest_of
 from diffprune.models.pruned import PrunedMixin, pruned_class, stock_class, stock_model
+from diffprune.models.resize import cut, cuts_of
+from diffprune.models.shards import FLOATING, Stored, read_tensor, write_shards
 from diffprune.models.soundness import check_sound
 from diffprune.planning import Plan
 
@@ -25,20 +30,56 @@ def prune_denoiser(
     Raises PlanError when the plan is for another model, ModelError when there are no weights to keep or the denoiser is
     not sound (`check_sound`).
     """
-    check_sound(denoiser)
-    groups = find_groups(denoiser, kinds=plan.kinds)
-    plan.check_fits(denoiser, groups)
+    groups, kept = _fitting(denoiser, plan)
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
         raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
-    small = smaller(denoiser, groups, {name: units.kept for name, units in plan.groups.items()})
+    small = smaller(denoiser, groups, kept)
     if reinit:
         _materialise(small)
         reset_weights(small, seed)
     entry = _provenance(plan, reinit)
     if rescale_queries:
         entry["rescaled_queries"] = rescale(denoiser, small)
-    history = list(denoiser.pruning_provenance) if isinstance(denoiser, PrunedMixin) else []
-    return _as_pruned(small, [*history, entry])
+    return _as_pruned(small, [*_history(denoiser), entry])
+
+
+def prune_stored(denoiser: ModelMixin, weights: Mapping[str, Stored], plan: Plan, out: Path) -> ModelMixin:
+    """Write what `prune_denoiser` would leave into the folder `out`, reading and writing one tensor at a time.
+
+    denoiser: the architecture, on the meta device. weights: its tensors, by name. Returns the pruned architecture.
+    Raises PlanError when the plan is for another model.
+    """
+    groups, kept = _fitting(denoiser, plan)
+    small = _as_pruned(smaller(denoiser, groups, kept), [*_history(denoiser), _provenance(plan, reinit=False)])
+    cuts = cuts_of(denoiser, kept_indices(groups, kept, denoiser))
+    moved = moves(denoiser, kept_blocks(groups, kept))
+    sources = {new: name for name in weights if (new := path_after(name, moved)) is not None}
+    tensors = {
+        name: torch.empty(value.shape, dtype=FLOATING[weights[sources[name]].dtype], device="meta")
+        for name, value in cast(nn.Module, small).state_dict().items()
+    }
+    small.save_config(out)
+    if isinstance(small, PrunedMixin):
+        small.save_manifest(out)
+
+    def value(name: str) -> Tensor:
+        source = sources[name]
+        return cut(read_tensor(source, weights[source]), cuts.get(source, ()))
+
+    write_shards(out, tensors, value)
+    return small
+
+
+def _fitting(denoiser: ModelMixin, plan: Plan) -> tuple[tuple[Group, ...], dict[str, tuple[int, ...]]]:
+    """The groups of a sound denoiser, and what a plan that fits it keeps of them."""
+    check_sound(denoiser)
+    groups = find_groups(denoiser, kinds=plan.kinds)
+    plan.check_fits(denoiser, groups)
+    return groups, {name: units.kept for name, units in plan.groups.items()}
+
+
+def _history(denoiser: nn.Module) -> list[dict[str, Any]]:
+    return list(denoiser.pruning_provenance) if isinstance(denoiser, PrunedMixin) else []
 
 
 @torch.no_grad()

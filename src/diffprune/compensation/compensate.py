@@ -37,11 +37,12 @@ def compensate(
     moved = moves(dense, kept_blocks(groups, units))
     paths = {new: path for path, _ in dense.named_modules() if (new := path_after(path, moved))}
     batches = draw_weighted(calibration, options, batch_size)
-    dtype, device = next(small.parameters()).dtype, calibration.clean.device
+    dtypes, device = [parameter.dtype for parameter in small.parameters()], calibration.clean.device
     nn.Module.float(small)
     try:
         with borrowed(dense, device), borrowed(small, device):
             store = None if folder is None else Store(folder)
             return fit_layers(dense, small, kept, paths, batches, seed=options.seed, store=store)
     finally:
-        nn.Module.to(small, dtype)
+        for parameter, dtype in zip(small.parameters(), dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)

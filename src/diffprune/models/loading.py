@@ -17,6 +17,7 @@ from torch import nn
 
 from diffprune.errors import DiffpruneError, ModelError
 from diffprune.models.builtin import ARCHITECTURES, PIPELINES
+from diffprune.models.manifest import MANIFEST_NAME, read_manifest
 from diffprune.models.pruned import class_by_name, empty_model
 from diffprune.models.registration import register_with_diffusers
 from diffprune.models.soundness import check_unwrapped
@@ -26,7 +27,8 @@ _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision",
 _OWN_PIPELINES = {"ClassConditionalLDMPipeline": "diffprune.models.class_conditional"}
 """Pipeline classes that diffusers does not have, with the module of each."""
 
-_PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
+"""Endings of files that are not opened."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
     if name in PIPELINES or (path / "model_index.json").is_file():
         pipeline = load_pipeline(name, **options)
         return Model(denoiser_of(pipeline), pipeline, True, name)
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise ModelError(
             f"{name} is a pickle file, which can run code when it is read; it was not opened. "
             "Load it where you trust it, save it with `save_pretrained` as safetensors, and give that folder"
@@ -183,6 +185,16 @@ def architecture(name: str) -> ModelMixin:
             f"no architecture {name!r}; built in: {', '.join(ARCHITECTURES)}; or the path of a config.json"
         )
     return _architecture(_read_config(Path(name)), name)
+
+
+def stored_architecture(folder: Path) -> ModelMixin:
+    """The denoiser of a folder, pruned or not, with its parameters on the meta device."""
+    config = _read_config(folder / "config.json")
+    manifest = folder / MANIFEST_NAME
+    if not manifest.is_file():
+        return _architecture(config, str(folder))
+    kind = class_by_name(_denoiser_class(config, str(folder)).__name__)
+    return empty_model(kind, config, pruning_manifest=read_manifest(manifest))
 
 
 def _architecture(config: dict[str, Any], name: str) -> ModelMixin:

@@ -8,17 +8,15 @@ import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import safe_open
 from torch import nn
 
 from diffprune.models.builtin import PIPELINES
 from diffprune.models.loading import Model, is_hub_id, load_model
 from diffprune.models.registration import register_with_diffusers
+from diffprune.models.shards import FLOATING, stored_tensors
 
 AUTOENCODERS = ("vae", "vqvae")
 """Components that scores do not pass through."""
-
-_FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 def load_as_stored(source: str) -> Model:
@@ -53,17 +51,8 @@ def in_stored_dtype(model: Any, source: str) -> Any:
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Name -> dtype of every floating tensor in a folder's safetensors, from their headers alone.
-
-    Of a folder that holds variants (`model.fp16.safetensors`), the files without one count, as they are what is loaded.
-    """
-    found: dict[str, torch.dtype] = {}
-    for path in folder.glob("*.safetensors"):
-        if "." not in path.stem:
-            with safe_open(path, framework="pt") as file:
-                names = {name: file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-            found |= {name: _FLOATING[kind] for name, kind in names.items() if kind in _FLOATING}
-    return found
+    """Name -> dtype of every floating tensor in a folder's safetensors."""
+    return {name: FLOATING[t.dtype] for name, t in stored_tensors(folder).items() if t.dtype in FLOATING}
 
 
 def _cast(component: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from diffprune.errors import ManifestError, ModelError
 from diffprune.models.manifest import MANIFEST_NAME, Manifest, apply_manifest, manifest_of, read_manifest
+from diffprune.models.shards import MAX_SHARD_SIZE
 from diffprune.records import write_whole
 
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -85,12 +86,30 @@ class PrunedMixin:
             bare.pruning_provenance = list(pruning_manifest.provenance)
         return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as the diffusers class does, with `pruning.json` beside `config.json`; safetensors only."""
-        if kwargs.get("safe_serialization") is False or False in args[2:3]:
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        is_main_process: bool = True,
+        save_function: Any = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = MAX_SHARD_SIZE,
+        **kwargs: Any,
+    ) -> None:
+        """Save as the diffusers class does, with `pruning.json` beside `config.json`; safetensors only.
+
+        Pipelines look at the names of these arguments before they pass them on.
+        """
+        if not safe_serialization:
             raise ModelError("pruned models are saved as safetensors; drop safe_serialization=False")
+        self.save_manifest(save_directory)
+        cast(Any, super()).save_pretrained(
+            save_directory, is_main_process, save_function, variant=variant, max_shard_size=max_shard_size, **kwargs
+        )
+
+    def save_manifest(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write `pruning.json` alone."""
         write_whole(Path(save_directory) / MANIFEST_NAME, self.pruning.to_json())
-        cast(Any, super()).save_pretrained(save_directory, *args, **kwargs)
 
 
 _CLASSES: dict[type, type[ModelMixin]] = {}
@@ -129,10 +148,10 @@ def stock_model(model: nn.Module) -> ModelMixin:
     return empty_model(stock_class(model), cast(Any, model).config)
 
 
-def empty_model(kind: type[ModelMixin], config: Mapping[str, Any]) -> ModelMixin:
-    """Build a model with its parameters on the meta device and its buffers real."""
+def empty_model(kind: type[ModelMixin], config: Mapping[str, Any], **options: Any) -> ModelMixin:
+    """Build a model with its parameters on the meta device and its buffers real; options are those of from_config."""
     with torch.random.fork_rng(devices=[]), init_empty_weights(include_buffers=False):
-        return cast(ModelMixin, cast(Any, kind).from_config(config))
+        return cast(ModelMixin, cast(Any, kind).from_config(config, **options))
 
 
 def _fetch_manifest(source: str | os.PathLike[str], options: Mapping[str, Any]) -> Path | None:

@@ -1,7 +1,8 @@
 """Resize primitives: keep chosen rows and columns of layers, and the attributes that repeat their widths."""
 
 import copy
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -18,6 +19,9 @@ from diffprune.models.rotary import keep_rotary
 
 Place = tuple[str, Dim]
 """A layer's path, and which of its dimensions is meant."""
+
+Cut = tuple[int, Tensor]
+"""An axis of a parameter, and the indices on it that stay."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,27 @@ def set_number(module: nn.Module, attribute: str, value: int) -> None:
     setattr(module, attribute, (value,) if isinstance(vars(module).get(attribute), tuple) else value)
 
 
+def cuts_of(model: nn.Module, kept: Kept) -> dict[str, list[Cut]]:
+    """Parameter -> how it is cut; parameters that stay whole are left out."""
+    found: dict[str, list[Cut]] = defaultdict(list)
+    for (path, dim), indices in kept.rows.items():
+        layer = model.get_submodule(path)
+        kind = layer_type(layer)
+        if kind is None:
+            raise TypeError(f"{path}: {type(layer).__name__} is not a resizable layer")
+        for name, axes in AXES[kind].items():
+            if getattr(layer, name, None) is not None and dim in axes:
+                found[f"{path}.{name}"].append((axes[dim], indices))
+    return found
+
+
+def cut(tensor: Tensor, cuts: Sequence[Cut]) -> Tensor:
+    """A copy of what stays of a tensor; the tensor itself where nothing is cut."""
+    for axis, indices in cuts:
+        tensor = tensor.index_select(axis, indices.to(tensor.device))
+    return tensor
+
+
 def shrink(model: M, kept: Kept) -> M:
     """A copy of `model` in which only the kept rows and columns remain; `model` is untouched.
 
@@ -124,18 +149,10 @@ def shrink(model: M, kept: Kept) -> M:
     Only the smaller parameters are allocated.
     """
     replaced: dict[int, nn.Parameter] = {}
-    for (path, dim), indices in kept.rows.items():
-        layer = model.get_submodule(path)
-        kind = layer_type(layer)
-        if kind is None:
-            raise TypeError(f"{path}: {type(layer).__name__} is not a resizable layer")
-        for name, axes in AXES[kind].items():
-            parameter = getattr(layer, name, None)
-            if parameter is None or dim not in axes:
-                continue
-            current = replaced.get(id(parameter), parameter)
-            smaller = current.detach().index_select(axes[dim], indices.to(current.device))
-            replaced[id(parameter)] = nn.Parameter(smaller, requires_grad=parameter.requires_grad)
+    for name, cuts in cuts_of(model, kept).items():
+        parameter = model.get_parameter(name)
+        smaller = cut(replaced.get(id(parameter), parameter).detach(), cuts)
+        replaced[id(parameter)] = nn.Parameter(smaller, requires_grad=parameter.requires_grad)
     small = copy.deepcopy(model, dict(replaced))
     for (path, dim), indices in kept.rows.items():
         layer = small.get_submodule(path)

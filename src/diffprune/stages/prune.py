@@ -13,7 +13,7 @@ from torch import nn
 from diffprune.compensation import Compensation, compensate
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
-from diffprune.models.loading import Model, denoiser_component, denoiser_of
+from diffprune.models.loading import denoiser_component, denoiser_of
 from diffprune.models.precision import in_stored_dtype, load_as_stored
 from diffprune.models.pruned import PrunedMixin
 from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
@@ -21,6 +21,7 @@ from diffprune.planning import Plan, read_plan
 from diffprune.records import Existing, run_record, write_json
 from diffprune.stages.calls import with_input_and_options
 from diffprune.stages.plan import calibration_of, make_plan
+from diffprune.stages.stored import prune_folder, stored_model
 from diffprune.surgery import prune_denoiser
 
 SOLVED = ".compensation"
@@ -45,7 +46,7 @@ def carry_out(
     cut = partial(
         prune_denoiser, dense, plan, reinit=options.reinit, rescale_queries=options.rescale_queries, seed=options.seed
     )
-    by = _calibrating(model, plan, options)
+    by = _calibrating(plan, options, bare=isinstance(model, nn.Module))
     calibration = None if by is None else calibration_of(model, dense, by, fewer_will_do=True)
     small, done = cut(), None
     if by is not None and calibration is not None:
@@ -56,7 +57,7 @@ def carry_out(
     return (small if isinstance(model, nn.Module) else with_denoiser(model, small)), done
 
 
-def _calibrating(model: Any, plan: Plan, options: PruneOptions) -> PlanOptions | None:
+def _calibrating(plan: Plan, options: PruneOptions, *, bare: bool = False) -> PlanOptions | None:
     """The options of the images for compensation; None where it is not wanted, or not possible and not asked for."""
     asked = "compensate" in options.model_fields_set and options.compensate
     known = {name: value for name, value in plan.options.items() if name in OF_CALIBRATION}
@@ -64,7 +65,7 @@ def _calibrating(model: Any, plan: Plan, options: PruneOptions) -> PlanOptions |
     lacking = None
     if options.reinit:
         lacking = "fresh weights have nothing to keep"
-    elif isinstance(model, nn.Module):
+    elif bare:
         lacking = "a bare denoiser has no noise schedule; give a pipeline"
     elif by.data is None:
         lacking = "it needs images: give data (a folder, a parquet file, a dataset id, `digits` or `generated`)"
@@ -89,7 +90,10 @@ def prune_stage(
     *,
     existing: Existing = "refuse",
 ) -> dict[str, Any]:
-    """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`."""
+    """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`.
+
+    With a plan file, and where the weights only have to be cut, a folder is pruned without loading it.
+    """
     shared = set(PruneOptions.model_fields)
     if plan_file is not None and plan_options.model_fields_set - shared:
         given = ", ".join(sorted(plan_options.model_fields_set - shared))
@@ -105,12 +109,20 @@ def prune_stage(
         out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            model = load_as_stored(source)
-            whole = model.whole
-            plan = _planned(whole, plan_options, plan_file, run.folder / "plan.json")
-            small, compensation = carry_out(whole, plan, options, folder=run.folder / SOLVED)
-            in_stored_dtype(small, source).save_pretrained(run.folder)
-            carry_card(source, run.folder, _paragraph(model, plan, options))
+            kept, compensation = run.folder / "plan.json", None
+            there = kept if kept.exists() else plan_file
+            plan = None if there is None else read_plan(there)
+            stored = stored_model(source) if plan is not None and _only_cuts(plan, options) else None
+            if plan is not None and stored is not None:
+                plan.save(kept)
+                prune_folder(stored, plan, run.folder)
+            else:
+                whole = load_as_stored(source).whole
+                plan = plan or make_plan(whole, plan_options)
+                plan.save(kept)
+                small, compensation = carry_out(whole, plan, options, folder=run.folder / SOLVED)
+                in_stored_dtype(small, source).save_pretrained(run.folder)
+            carry_card(source, run.folder, _paragraph(source, plan, options))
             run.result = plan.summary()
             if compensation is not None:
                 write_json(run.folder / "compensation.json", asdict(compensation))
@@ -119,20 +131,16 @@ def prune_stage(
         return run.result
 
 
-def _planned(model: Any, options: PlanOptions, given: Path | None, kept: Path) -> Plan:
-    """The plan that is given or that an interrupted run has kept; else a new one, which is kept."""
-    if kept.exists():
-        return read_plan(kept)
-    plan = read_plan(given) if given is not None else make_plan(model, options)
-    plan.save(kept)
-    return plan
+def _only_cuts(plan: Plan, options: PruneOptions) -> bool:
+    """Whether the weights that stay are those of the original."""
+    return not options.reinit and not options.rescale_queries and _calibrating(plan, options) is None
 
 
-def _paragraph(model: Model, plan: Plan, options: PruneOptions) -> str:
+def _paragraph(source: str, plan: Plan, options: PruneOptions) -> str:
     before, after = plan.before, plan.after
     weights = " Its weights were then drawn afresh." if options.reinit else ""
     return (
-        f"## Pruned with diffprune\n\nThe {plan.class_name} of `{model.source}` was pruned structurally "
+        f"## Pruned with diffprune\n\nThe {plan.class_name} of `{source}` was pruned structurally "
         f"(criterion {plan.criterion}, ratio {plan.options.get('ratio')}): from {before.params / 1e6:.2f}M parameters "
         f"and {before.macs / 1e9:.3f} GMACs to {after.params / 1e6:.2f}M and {after.macs / 1e9:.3f} GMACs.{weights} "
         "Load it with `import diffprune` before `DiffusionPipeline.from_pretrained`. "
