@@ -98,3 +98,8 @@ def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.setattr("diffprune.stages.inspect.inspect_stage", interrupted)
     assert main(["inspect", "digits"]) == 130
     assert capsys.readouterr().err.endswith("diffprune: interrupted\n")
+
+
+def test_no_result_is_held_to_the_device_or_the_number_of_workers_that_made_it() -> None:
+    for kind in (kind for command in COMMANDS.values() if command.out for kind in command.options):
+        assert kind.neutral >= {"device", "num_workers"} & kind.model_fields.keys(), kind

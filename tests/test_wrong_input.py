@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DModel
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
 from PIL import Image
 
 import diffprune
@@ -69,6 +69,17 @@ def test_a_missing_model_is_named_with_what_would_do(command: str, refused: Refu
     message = refused(command, tmp_path / "nowhere", *out)
     assert "nowhere" in message
     assert "built-in names: digits" in message
+
+
+def test_a_missing_folder_that_looks_like_a_hub_id_is_told_apart(
+    refused: Refused, caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").mkdir()
+    told = "there is no folder {} here, so it was looked for on the hub"
+    assert told.format("out/pruned") in refused("inspect", "out/pruned")
+    assert "there is no out/pruned in the folder out; looking for it on the hub" in caplog.text
+    assert told.format("out/images") in refused("plan", "digits", "--data", "out/images", "--criterion", "taylor")
 
 
 def test_an_empty_folder_is_not_a_model(refused: Refused, tmp_path: Path) -> None:
@@ -258,6 +269,12 @@ def test_all_wrong_options_are_reported_at_once(refused: Refused) -> None:
     assert all(name in message for name in ("ratio: got '2'", "threshold: belongs", "batch_size: got '0'"))
 
 
+def test_an_option_that_took_the_model_for_its_value_is_named(refused: Refused, tmp_path: Path) -> None:
+    message = refused("prune", "--ratio", 0.3, "digits", "--out", tmp_path / "out", status=2)
+    assert "required: model; --ratio took every word up to the next option: write what is required first" in message
+    assert "--set took every word" in refused("run", "--out", tmp_path, "--set", "a=1", "recipe.yaml", status=2)
+
+
 def test_missing_arguments_are_named(refused: Refused) -> None:
     assert "model" in refused("plan", status=2)
     assert "--out" in refused("prune", "digits", status=2)
@@ -280,6 +297,20 @@ def test_a_device_that_is_not_there_is_refused(model: Path, refused: Refused, tm
 
 def test_more_steps_than_timesteps_are_refused(model: Path, refused: Refused, tmp_path: Path) -> None:
     assert "20 timesteps" in refused("sample", model, "--out", tmp_path / "images", "--steps", 21, status=2)
+
+
+def test_steps_that_an_offset_moves_past_the_last_timestep_are_refused(refused: Refused, tmp_path: Path) -> None:
+    scheduler = DDIMScheduler(num_train_timesteps=20, steps_offset=1)
+    DDIMPipeline(tiny_unet(), scheduler).save_pretrained(tmp_path / "model")
+    words = ["sample", tmp_path / "model", "--out", tmp_path / "images", "--num", 1, "--scheduler", "own"]
+    message = refused(*words, "--steps", 20, status=2)
+    assert "got 20, with which DDIMScheduler starts at timestep 20; the model has 0 to 19" in message
+    assert main([str(word) for word in [*words, "--steps", 19]]) == 0
+
+
+def test_steps_that_a_scheduler_does_not_take_are_refused(model: Path, refused: Refused, tmp_path: Path) -> None:
+    words = ["sample", model, "--out", tmp_path / "images", "--scheduler", "LCMScheduler", "--steps", 20]
+    assert "steps: got 20, which LCMScheduler does not take" in refused(*words, status=2)
 
 
 def test_a_batch_that_does_not_divide_is_refused(model: Path, refused: Refused, tmp_path: Path) -> None:

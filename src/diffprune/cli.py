@@ -15,7 +15,14 @@ from diffprune.errors import DiffpruneError, OptionError
 
 
 class _Parser(argparse.ArgumentParser):
+    words: Sequence[str] = ()
+    """What was given."""
+
     def error(self, message: str) -> NoReturn:
+        greedy = [a.option_strings[0] for a in self._actions if a.nargs == "+" and a.option_strings]
+        given = [flag for flag in greedy if flag in self.words]
+        if given and message.startswith("the following arguments are required"):
+            message += f"; {' and '.join(given)} took every word up to the next option: write what is required first"
         raise OptionError(f"{message}\n{self.format_usage().strip().splitlines()[0]} ...; see --help")
 
 
@@ -45,7 +52,8 @@ def _run_command(words: list[str]) -> int:
         raise OptionError(f"no command {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; see --help"))
     command = COMMANDS[name]
     parser = _parser(name, command)
-    parsed, unknown = parser.parse_known_args(words[len(name.split()) :])
+    parser.words = words[len(name.split()) :]
+    parsed, unknown = parser.parse_known_args(parser.words)
     if unknown:
         flags = [s for action in parser._actions for s in action.option_strings]
         near = get_close_matches(unknown[0].split("=")[0], flags, n=1)
@@ -64,7 +72,7 @@ def _run_command(words: list[str]) -> int:
     return 0
 
 
-def _parser(name: str, command: Command) -> argparse.ArgumentParser:
+def _parser(name: str, command: Command) -> _Parser:
     parser = _Parser(prog=f"diffprune {name}", description=command.summary, allow_abbrev=False)
     for positional, text in command.positionals.items():
         many = positional[-1] if positional[-1] in "?+" else None

@@ -17,7 +17,7 @@ from diffprune.data.digits import digits
 from diffprune.data.items import SUFFIXES, is_image
 from diffprune.data.presets import Preprocessing
 from diffprune.errors import DataError
-from diffprune.models.loading import is_hub_id
+from diffprune.models.loading import is_hub_id, sought_on_hub
 from diffprune.progress import progress
 from diffprune.sampling.folder import SEQUENCES
 
@@ -215,7 +215,7 @@ def _dataset(path: Path, name: str) -> Any:
     except DataError:
         raise
     except Exception as error:  # datasets raises a different class for each way a source can be broken
-        raise DataError(f"cannot read images from {name}: {error}") from error
+        raise DataError(f"cannot read images from {name}: {sought_on_hub(name)}{error}") from error
     return rows["train"] if isinstance(rows, dict) else rows
 
 

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from diffprune.models.soundness import check_unwrapped
 
 DENOISER_COMPONENTS = ("unet", "transformer")
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+_log = logging.getLogger(__name__)
+
 _OWN_PIPELINES = {"ClassConditionalLDMPipeline": "diffprune.models.class_conditional"}
 """Pipeline classes that diffusers does not have, with the module of each."""
 
@@ -91,6 +94,11 @@ def is_hub_id(source: str) -> bool:
     return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
 
 
+def sought_on_hub(source: str) -> str:
+    """What an error about a MODEL or DATA starts its reason with: a path that is not here was taken for a hub id."""
+    return f"there is no folder {source} here, so it was looked for on the hub: " if is_hub_id(source) else ""
+
+
 def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
     """Load a pipeline, pruned or not, from a folder, a hub id or a built-in name such as `digits`.
 
@@ -98,6 +106,8 @@ def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPi
     Raises ModelError when it cannot be loaded.
     """
     register_with_diffusers()
+    if is_hub_id(str(source)) and Path(source).parent.is_dir():
+        _log.warning("there is no %s in the folder %s; looking for it on the hub", source, Path(source).parent)
     place = PIPELINES.get(str(source), Path(source) if Path(source).exists() else source)
     try:
         kind = _pipeline_class(place, options)
@@ -239,7 +249,7 @@ def _unreadable(source: object, error: Exception) -> ModelError:
             " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors."
             " A folder that was saved with a variant loads in Python, with variant=NAME"
         )
-    return ModelError(f"cannot load {source}: {reason}")
+    return ModelError(f"cannot load {source}: {sought_on_hub(str(source))}{reason}")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -67,8 +67,6 @@ class StatsOptions(InceptionOptions):
 class EvaluateOptions(InceptionOptions):
     """Comparing two sets of images."""
 
-    neutral = frozenset({"device", "batch_size"})
-
     metrics: tuple[Metric, ...] = Field(
         default=("ssim", "mse"),
         min_length=1,

@@ -11,6 +11,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from diffprune.errors import ModelError, OptionError
+from diffprune.models.process import is_flow
 from diffprune.sampling.by_grid import Predict, Record
 
 OWN = "own"
@@ -32,6 +33,26 @@ def scheduler_named(name: str, own: Any) -> Any:
         return cast(Any, kind).from_config(own.config)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
         raise ModelError(f"{name} cannot take over the schedule of {type(own).__name__}: {error}") from error
+
+
+def check_steps(scheduler: Any, steps: int, num_timesteps: int) -> None:
+    """Raise OptionError for steps that a scheduler cannot place on the timesteps of a model, its offset counted.
+
+    Sets the timesteps of `scheduler`.
+    """
+    if steps > num_timesteps:
+        raise OptionError(f"steps: got {steps}, the model has {num_timesteps} timesteps; give at most that")
+    name = type(scheduler).__name__
+    try:
+        scheduler.set_timesteps(steps)
+    except ValueError as error:
+        raise OptionError(f"steps: got {steps}, which {name} does not take: {error}") from error
+    first = int(max(scheduler.timesteps))
+    if first >= num_timesteps and not is_flow(scheduler):
+        raise OptionError(
+            f"steps: got {steps}, with which {name} starts at timestep {first}; the model has 0 to "
+            f"{num_timesteps - 1}: give fewer steps"
+        )
 
 
 def denoise_with(

@@ -10,16 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from diffprune.errors import OptionError
 from diffprune.models.loading import pick_device
-from diffprune.models.process import DiffusionProcess
+from diffprune.models.process import DiffusionProcess, is_flow
 from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
 from diffprune.records import write_whole
 from diffprune.sampling.by_pipeline import check_prompts
-from diffprune.sampling.by_scheduler import scheduler_named
+from diffprune.sampling.by_scheduler import OWN, check_steps, scheduler_named
 from diffprune.sampling.grids import timestep_grid
 from diffprune.sampling.sampler import conditions_of, draw_images
 
@@ -83,14 +82,14 @@ def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
     num_timesteps, scheduler = process.num_timesteps, process.scheduler
     if process.pipeline is not None:
         check_prompts(process.pipeline, options)
+        if not is_flow(scheduler):  # flows are spaced by the pipeline's call
+            check_steps(scheduler_named(options.scheduler or OWN, scheduler), options.steps, num_timesteps)
         return options.steps
     conditions_of(process, [0], options, torch.device("cpu"))
     if options.scheduler is None:
         return len(timestep_grid(options.grid, options.steps, num_timesteps))
     chosen = scheduler_named(options.scheduler, scheduler)
-    if options.steps > num_timesteps:
-        raise OptionError(f"steps: got {options.steps}, the model has {num_timesteps} timesteps; give at most that")
-    chosen.set_timesteps(options.steps)
+    check_steps(chosen, options.steps, num_timesteps)
     return len(chosen.timesteps)
 
 
