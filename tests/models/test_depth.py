@@ -17,9 +17,10 @@ from diffusers import (
 )
 from torch import Tensor, nn
 
-from diffprune.models.depth import block_lists, keep_blocks
+from diffprune.models.blocks import block_lists
+from diffprune.models.depth import keep_blocks
 
-from bypass import Bypass
+from bypass import Bypass, bypass_blocks
 
 _random = torch.Generator().manual_seed(1)
 IMAGE, TEXT, POOLED = (torch.randn(shape, generator=_random) for shape in ((2, 4, 8, 8), (2, 5, 16), (2, 12)))
@@ -101,10 +102,10 @@ def test_the_shorter_model_equals_the_whole_one_with_the_block_bypassed(name: st
     make, inputs = MODELS[name]
     whole = make()
     (blocks,) = [found for found in block_lists(whole) if found.name == path]
-    num = len(whole.get_submodule(path))
-    for gone in sorted({0, 1, num - 1} - blocks.fixed(num)):
+    num = len(blocks.units)
+    for gone in sorted({0, 1, num - 1} - blocks.fixed):
         masked = copy.deepcopy(whole)
-        masked.get_submodule(path)[gone] = Bypass(masked.get_submodule(path)[gone])
+        bypass_blocks(masked, [f"{path}.{gone}"])
         small = keep_blocks(whole, {path: [i for i in range(num) if i != gone]})
         assert type(small) is type(whole)
         assert torch.equal(output_of(small, inputs), output_of(masked, inputs))
@@ -136,8 +137,7 @@ def test_block_indices_in_a_config_move_up_and_the_old_ones_would_not_fit() -> N
 def test_plain_diffusers_loads_a_shorter_model_where_diffprune_is_not_installed(tmp_path: Path) -> None:
     for name, (make, inputs) in MODELS.items():
         whole = make()
-        kept = {found.name: range(len(whole.get_submodule(found.name)))[::2] for found in block_lists(whole)}
-        kept = {path: sorted({*indices, len(whole.get_submodule(path)) - 1}) for path, indices in kept.items()}
+        kept = {found.name: sorted({*range(len(found.units))[::2], *found.fixed}) for found in block_lists(whole)}
         small = keep_blocks(whole, kept)
         small.save_pretrained(tmp_path / name)
         torch.save((type(small).__name__, inputs, output_of(small, inputs)), tmp_path / f"{name}.pt")

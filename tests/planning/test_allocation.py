@@ -39,6 +39,22 @@ def test_at_least_one_unit_stays_in_each_part(balance: int) -> None:
     assert len(kept(8, balance, 0.999)) == balance
 
 
+def blocks(num_units: int, least: int, **options: object) -> tuple[int, ...]:
+    group = Group("g", "blocks", num_units, (), least=least)
+    return allocate([group], Scores("", {"g": torch.arange(num_units).double()}), BudgetOptions(**options))["g"]
+
+
+def test_blocks_that_have_to_stay_stay_whatever_the_ratio() -> None:
+    assert blocks(4, 3, ratio=0.9) == (1, 2, 3)
+    assert blocks(4, 1, ratio=0.9) == (3,)
+
+
+def test_blocks_that_may_all_go_do_so_by_the_nearest_number() -> None:
+    assert [blocks(1, 0, ratio=ratio) for ratio in (0.3, 0.7)] == [(0,), ()]
+    assert [len(blocks(10, 0, ratio=ratio)) for ratio in (0.12, 0.3, 0.96)] == [9, 7, 0]
+    assert blocks(10, 0, ratio=0.96, min_units=2) == (8, 9)
+
+
 def test_equal_scores_are_broken_by_index() -> None:
     assert kept(4, 1, 0.5, [1.0, 1.0, 1.0, 1.0]) == (2, 3)
 

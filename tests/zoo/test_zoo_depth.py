@@ -1,24 +1,23 @@
-"""Depth, for every class that `models/depth.py` names: the shorter model equals the one with the block bypassed."""
+"""Depth, for every class that `models/blocks.py` names: the shorter model equals the one with the block bypassed."""
 
 import copy
-from typing import Any, cast
+from typing import Any
 
-import diffusers
 import pytest
-import torch
-from torch import nn
 
 from diffprune.groups import find_groups, smaller
 from diffprune.models import inputs
-from diffprune.models.depth import DEPTHS, block_lists, keep_blocks
+from diffprune.models.blocks import DEPTHS, block_lists
+from diffprune.models.depth import keep_blocks
 
-from bypass import Bypass
+from bypass import bypass_blocks
 from tiny_configs import CONFIGS
-from zoo import SMALL_INPUTS, largest_difference, outputs_of
+from zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # diffusers' own
 
 NUM_BLOCKS = 3
+DEPTH_SETTINGS = ("num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers", "n_layers", "depth")
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +27,8 @@ def _small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def deep_model(name: str) -> Any:
-    """A tiny model of a class with three blocks in each of its lists, its constant parameters made to matter."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        depths = {found.setting: NUM_BLOCKS for found in DEPTHS[name]}
-        model = getattr(diffusers, name)(**{**CONFIGS[name], **depths}).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.numel() == 1 or parameter.std() < 1e-6:
-                    parameter.add_(0.3 * torch.randn(parameter.shape))
-    return model
+    """A tiny model of a class with three blocks in each of its lists."""
+    return tiny_model(name, **{setting: NUM_BLOCKS for setting in DEPTH_SETTINGS if setting in CONFIGS[name]})
 
 
 @pytest.mark.parametrize("name", DEPTHS)
@@ -47,12 +38,10 @@ def test_any_block_that_may_go_can_go(name: str) -> None:
     assert lists, "the class has no list of several blocks"
     expected = outputs_of(whole)
     for blocks in lists:
-        for gone in sorted({*range(NUM_BLOCKS)} - blocks.fixed(NUM_BLOCKS)):
+        for gone in sorted({*range(len(blocks.units))} - blocks.fixed):
             bypassed = copy.deepcopy(whole)
-            for path in blocks.paths:
-                modules = cast(nn.ModuleList, bypassed.get_submodule(path))
-                modules[gone] = Bypass(modules[gone])
-            small = keep_blocks(whole, {blocks.name: [i for i in range(NUM_BLOCKS) if i != gone]})
+            bypass_blocks(bypassed, blocks.units[gone])
+            small = keep_blocks(whole, {blocks.name: [i for i in range(len(blocks.units)) if i != gone]})
             assert type(small) is type(whole)
             assert largest_difference(outputs_of(small), outputs_of(bypassed)) == 0
             assert largest_difference(outputs_of(small), expected) > 1e-6
@@ -67,6 +56,5 @@ def test_heads_with_rotary_tables_go_together_with_blocks(name: str) -> None:
     narrow = smaller(whole, find_groups(whole, kinds=["heads"]), heads)
     both = smaller(whole, [*find_groups(whole, kinds=["heads"]), *blocks], {**heads, blocks[0].name: [1, 2]})
     bypassed = copy.deepcopy(narrow)
-    modules = cast(nn.ModuleList, bypassed.get_submodule(blocks[0].name))
-    modules[0] = Bypass(modules[0])
+    bypass_blocks(bypassed, [f"{blocks[0].name}.0"])
     assert largest_difference(outputs_of(both), outputs_of(bypassed)) == 0

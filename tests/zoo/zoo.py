@@ -7,7 +7,6 @@ from typing import Any
 import diffusers
 import torch
 import torch_pruning
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.groups import Group, kept_indices
@@ -18,11 +17,14 @@ from diffprune.models.resize import is_weighted
 from tiny_configs import CONFIGS
 
 
-def tiny_model(name: str) -> ModelMixin:
-    """A seeded model of a class, in eval mode; parameters that start as constants are made to matter."""
+def tiny_model(name: str, **changes: Any) -> Any:
+    """A seeded model of a class, in eval mode; parameters that start as constants are made to matter.
+
+    changes: entries of its tiny configuration.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(diffusers, name)(**CONFIGS[name]).eval()
+        model = getattr(diffusers, name)(**{**CONFIGS[name], **changes}).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.numel() == 1 or parameter.std() < 1e-6:

@@ -1,6 +1,6 @@
 """Block scores by direction: how much a block turns what passes through it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from diffprune.criteria.blocks import spaced_batches, with_fixed
 from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
-from diffprune.models.depth import block_lists
+from diffprune.models.blocks import block_lists
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
 from diffprune.progress import progress
@@ -26,16 +26,12 @@ def cosine(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibratio
     """
     total = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
     handles = []
-    for found in block_lists(denoiser):
-        for path in found.paths:
-            for block, module in enumerate(denoiser.get_submodule(path).children()):
+    for name, block, module in _blocks(denoiser):
 
-                def add(
-                    module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = found.name, block: int = block
-                ) -> None:
-                    total[name][block] += _turned([*args, *kwargs.values()], output)
+        def add(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, block: int = block) -> None:
+            total[name][block] += _turned([*args, *kwargs.values()], output)
 
-                handles.append(module.register_forward_hook(add, with_kwargs=True))
+        handles.append(module.register_forward_hook(add, with_kwargs=True))
     batches = spaced_batches(calibration, options, options.block_timesteps)
     try:
         with progress("blocks", len(batches), "batches") as advance:
@@ -47,6 +43,14 @@ def cosine(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibratio
             handle.remove()
     num_images = sum(len(batch.noisy) for batch in batches)
     return Scores("cosine", with_fixed(denoiser, {name: sums / num_images for name, sums in total.items()}))
+
+
+def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
+    """List, index and module of each block; of modules that go together those of the class of the first."""
+    for found in block_lists(denoiser):
+        for index, unit in enumerate(found.units):
+            modules = [denoiser.get_submodule(path) for path in unit]
+            yield from ((found.name, index, module) for module in modules if type(module) is type(modules[0]))
 
 
 def _turned(inputs: Sequence[Any], output: Any) -> float:

@@ -1,21 +1,24 @@
-"""Whole blocks as units: each list of equal blocks is a group."""
+"""Whole blocks as units: each list of blocks is a group."""
 
 from collections.abc import Mapping, Sequence
 
 from torch import nn
 
 from diffprune.groups.group import Group
-from diffprune.models.depth import block_lists, num_blocks
+from diffprune.models.blocks import block_lists
 
 
 def find_blocks(denoiser: nn.Module) -> tuple[Group, ...]:
     """One group per list of blocks that the denoiser's config can shorten; empty for classes without such a list."""
-    return tuple(Group(found.name, "blocks", num_blocks(denoiser, found), ()) for found in block_lists(denoiser))
+    return tuple(
+        Group(found.name, "blocks", len(found.units), (), least=len(found.fixed) or (0 if found.may_empty else 1))
+        for found in block_lists(denoiser)
+    )
 
 
-def fixed_blocks(denoiser: nn.Module) -> Mapping[str, set[int]]:
+def fixed_blocks(denoiser: nn.Module) -> Mapping[str, frozenset[int]]:
     """Group name -> blocks that have to stay."""
-    return {found.name: found.fixed(num_blocks(denoiser, found)) for found in block_lists(denoiser)}
+    return {found.name: found.fixed for found in block_lists(denoiser)}
 
 
 def kept_blocks(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:

@@ -39,6 +39,7 @@ class Group:
 
     name: path of the first layer that produces the units.
     balance: number of equal parts (of consecutive units) that must lose the same number; 1 is no constraint.
+    least: units that stay whatever is asked for.
     rotary: path of the attention whose heads the units are, where it is given rotary tables for all heads.
     """
 
@@ -49,6 +50,7 @@ class Group:
     balance: int = 1
     counts: tuple[Count, ...] = ()
     rotary: str | None = None
+    least: int = 1
 
 
 def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> Kept:

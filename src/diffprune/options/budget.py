@@ -57,7 +57,11 @@ class BudgetOptions(Options):
         description="local: every group loses its ratio; global: the lowest scores of all groups of one kind; "
         "isomorphic: the lowest of all groups of one shape and role",
     )
-    min_units: int = Field(default=1, ge=1, description="units that stay in each group, at least")
+    min_units: int = Field(
+        default=1,
+        ge=1,
+        description="units that stay in each group, at least; with 1, blocks that the model can do without may all go",
+    )
     max_ratio: float | None = Field(
         default=None, gt=0, le=1, description="largest share that a group may lose (default: all but min_units)"
     )

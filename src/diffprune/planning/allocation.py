@@ -28,6 +28,8 @@ def allocate(
     - isomorphic: the same among groups whose layers have the same names (but for numbers) and sizes (Fang et al. 2024,
       Isomorphic Pruning).
 
+    Of blocks that may all go, the local ranking takes C * ratio rounded to the nearest: a single one goes at 0.5.
+
     progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
     ratios = {g.name: options.ratio_of(producers(g)) * progress for g in groups}
@@ -57,12 +59,16 @@ def producers(group: Group) -> list[str]:
 
 def _share_of(group: Group, ratio: float) -> int:
     """Units that go from each part."""
+    if group.least == 0:
+        return int(group.num_units * ratio + 0.5)
     return (group.num_units - int(group.num_units * (1 - ratio) + _ROUNDING)) // group.balance
 
 
 def _limit(group: Group, options: BudgetOptions) -> int:
     """The largest number of units that may go from each part."""
-    by_number = group.num_units // group.balance - max(1, -(-options.min_units // group.balance))
+    asked = -(-options.min_units // group.balance) if options.min_units > 1 else 0
+    least = max(group.least, asked)
+    by_number = group.num_units // group.balance - least
     by_share = int(group.num_units * (options.max_ratio or 1.0) + _ROUNDING) // group.balance
     return max(0, min(by_number, by_share))
 

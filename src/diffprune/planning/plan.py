@@ -94,15 +94,15 @@ class Plan(BaseModel):
                 mistakes.append(
                     f"{name}: the plan has {units.num_units} {units.kind}, the model {group.num_units} {group.kind}"
                 )
-            elif list(units.kept) != sorted(set(units.kept)) or not units.kept:
+            elif list(units.kept) != sorted(set(units.kept)) or len(units.kept) < min(group.least, 1):
                 mistakes.append(f"{name}: kept units must be ascending, without repeats, at least one")
-            elif units.kept[0] < 0 or units.kept[-1] >= group.num_units:
+            elif not {*units.kept} <= {*range(group.num_units)}:
                 mistakes.append(f"{name}: kept units must lie in 0..{group.num_units - 1}")
             elif group.balance > 1 and len({len(p) for p in _parts(units.kept, group)}) > 1:
                 mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
-            elif fixed := fixed_blocks(denoiser).get(name, set()) - {*units.kept}:
+            elif lacking := fixed_blocks(denoiser).get(name, frozenset()) - {*units.kept}:
                 mistakes.append(
-                    f"{name}: block {min(fixed)} has to stay, the model uses it in a way of its own; keep it"
+                    f"{name}: block {min(lacking)} has to stay, the model uses it in a way of its own; keep it"
                 )
         if mistakes:
             raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))

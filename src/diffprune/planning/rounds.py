@@ -105,6 +105,7 @@ def _of_all(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Se
     values = {}
     for group in groups:
         values[group.name] = torch.full((group.num_units,), GONE, dtype=torch.float64)
-        name = path_after(group.name, moved)
-        values[group.name][torch.tensor(kept[group.name])] = 0.0 if name is None else scores.values[name]
+        name, left = path_after(group.name, moved), list(kept[group.name])
+        if left:  # else none of a list of blocks
+            values[group.name][left] = 0.0 if name is None else scores.values[name]
     return Scores(scores.criterion, values, scores.details)

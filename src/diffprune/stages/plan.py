@@ -1,6 +1,5 @@
 """Stage `plan`: score the units of a model and choose which stay."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from diffprune.data.calibration import (
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.cost import cost_of
-from diffprune.models.depth import moves, path_after
+from diffprune.models.depth import Moves, moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, pick_device
 from diffprune.models.precision import load_as_stored
 from diffprune.models.process import process_of
@@ -145,9 +144,7 @@ def calibration_of(
     return calibrate(images, process, options, device)
 
 
-def _layer_sizes(
-    before: ModelMixin, after: ModelMixin, moved: Mapping[str, Mapping[int, int]]
-) -> dict[str, tuple[int, int]]:
+def _layer_sizes(before: ModelMixin, after: ModelMixin, moved: Moves) -> dict[str, tuple[int, int]]:
     """Parameters of each layer before and after; 0 after where its block is gone."""
     sizes = {path: _own_params(module) for path, module in before.named_modules()}
     left = {path: _own_params(module) for path, module in after.named_modules()}

@@ -34,7 +34,8 @@ def _rows(plan: Plan, other: Plan | None) -> list[dict[str, Any]]:
         if other is not None and name in other.groups:
             theirs = other.groups[name]
             row["other_share"] = len(theirs.kept) / theirs.num_units
-            row["agreement"] = len({*units.kept} & {*theirs.kept}) / len({*units.kept} | {*theirs.kept})
+            either = {*units.kept} | {*theirs.kept}
+            row["agreement"] = len({*units.kept} & {*theirs.kept}) / len(either) if either else 1.0
         rows.append(row)
     return rows
 
