@@ -18,6 +18,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  #
 
 NUM_BLOCKS = 3
 DEPTH_SETTINGS = ("num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers", "n_layers", "depth")
+DEEPER = {
+    "HunyuanDiT2DModel": {"num_layers": 8},
+    # the last layer of the text encoder twice, so that its number shows without either
+    "HiDreamImageTransformer2DModel": {"llama_layers": (3, 0, 1, 2, 1, 3)},
+    "WanVACETransformer3DModel": {"vace_layers": [0, 2]},
+    "EasyAnimateTransformer3DModel": {"mmdit_layers": 2},
+}
 
 
 @pytest.fixture(autouse=True)
@@ -27,8 +34,9 @@ def _small_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def deep_model(name: str) -> Any:
-    """A tiny model of a class with three blocks in each of its lists."""
-    return tiny_model(name, **{setting: NUM_BLOCKS for setting in DEPTH_SETTINGS if setting in CONFIGS[name]})
+    """A tiny model of a class with three blocks in each of its lists, or pairs of blocks."""
+    blocks = {setting: NUM_BLOCKS for setting in DEPTH_SETTINGS if setting in CONFIGS[name]}
+    return tiny_model(name, **{**blocks, **DEEPER.get(name, {})})
 
 
 @pytest.mark.parametrize("name", DEPTHS)

@@ -39,11 +39,14 @@ def listed(
     first_stays: bool = False,
     last_stays: bool = False,
     positions: str | None = None,
+    positions_stay: bool = False,
+    leading: str | None = None,
 ) -> Finder:
     """A list of equal blocks, `path`, whose number is the entry `setting` of the config.
 
     beside: module lists that lose the same entries. first_stays, last_stays: the forward uses that block in a way of
-    its own. positions: entry of the config that lists block indices, which move up when blocks before them go.
+    its own. positions: entry of the config that lists block indices, which move up when blocks before them go;
+    positions_stay: those blocks have to stay. leading: entry with the number of first blocks that are of another make.
     """
 
     def shorter(config: Config, kept: Sequence[int]) -> Config:
@@ -51,14 +54,49 @@ def listed(
         if positions is not None:
             new = {old: position for position, old in enumerate(kept)}
             changed[positions] = [new[i] for i in config.get(positions) or () if i in new]
+        if leading is not None:
+            changed[leading] = sum(i < config[leading] for i in kept)
         return changed
 
     def found(denoiser: Any) -> Iterator[BlockList]:
         number = len(denoiser.get_submodule(path))
         units = tuple(tuple(f"{one}.{i}" for one in (path, *beside)) for i in range(number))
-        yield BlockList(path, units, shorter, frozenset([0] * first_stays + [number - 1] * last_stays))
+        fixed = [0] * first_stays + [number - 1] * last_stays
+        if positions is not None and positions_stay:
+            fixed += denoiser.config[positions]
+        yield BlockList(path, units, shorter, frozenset(fixed))
 
     return found
+
+
+def with_captions(denoiser: Any) -> Iterator[BlockList]:
+    """The two lists of HiDream: each block has a layer of the text encoder and a projection of its own.
+
+    Those of the last block also start the text stream.
+    """
+    double, single = len(denoiser.double_stream_blocks), len(denoiser.single_stream_blocks)
+
+    def shorter_double(config: Config, kept: Sequence[int]) -> Config:
+        layers = list(config["llama_layers"])
+        own = [layers[i] for i in kept]
+        return {"num_layers": len(kept), "llama_layers": own + layers[config["num_layers"] :]}
+
+    def shorter_single(config: Config, kept: Sequence[int]) -> Config:
+        layers, first = list(config["llama_layers"]), config["num_layers"]
+        own = [layers[first + i] for i in kept]
+        return {"num_single_layers": len(kept), "llama_layers": layers[:first] + own}
+
+    doubles = tuple((f"double_stream_blocks.{i}", f"caption_projection.{i}") for i in range(double))
+    singles = tuple((f"single_stream_blocks.{i}", f"caption_projection.{double + i}") for i in range(single))
+    yield BlockList("double_stream_blocks", doubles, shorter_double)
+    yield BlockList("single_stream_blocks", singles, shorter_single, frozenset([single - 1]))
+
+
+def by_long_skips(denoiser: Any) -> Iterator[BlockList]:
+    """The blocks of HunyuanDiT in pairs, the source of a long skip with its target; the two in the middle have none."""
+    number = len(denoiser.blocks)
+    pairs = tuple((f"blocks.{i}", f"blocks.{number - 1 - i}") for i in range(number // 2 - 1))
+    yield BlockList("blocks", pairs, lambda config, kept: {"num_layers": 2 * len(kept) + 2}, may_empty=True)
 
 
 _PLAIN = (listed("transformer_blocks", "num_layers"),)
@@ -95,6 +133,11 @@ DEPTHS: Mapping[str, tuple[Finder, ...]] = {
     ),
     "MochiTransformer3DModel": (listed("transformer_blocks", "num_layers", last_stays=True),),
     "WanTransformer3DModel": _BLOCKS,
+    # hints come in behind the blocks that are listed
+    "WanVACETransformer3DModel": (listed("blocks", "num_layers", positions="vace_layers", positions_stay=True),),
+    "EasyAnimateTransformer3DModel": (listed("transformer_blocks", "num_layers", leading="mmdit_layers"),),
+    "HiDreamImageTransformer2DModel": (with_captions,),
+    "HunyuanDiT2DModel": (by_long_skips,),
     "PRXTransformer2DModel": (listed("blocks", "depth"),),
 }
 """By diffusers class. A class is here when the model without a block equals the one with that block bypassed."""
