@@ -134,6 +134,13 @@ def test_block_indices_in_a_config_move_up_and_the_old_ones_would_not_fit() -> N
     assert small.config.num_layers == 3
 
 
+def test_a_number_of_blocks_that_was_left_to_its_default_is_shortened_too() -> None:
+    config = {name: value for name, value in pixart().config.items() if name != "num_layers"}
+    whole = PixArtTransformer2DModel.from_config(config)
+    kept = range(0, whole.config.num_layers, 2)
+    assert len(keep_blocks(whole, {"transformer_blocks": kept}).transformer_blocks) == len(kept)
+
+
 def test_plain_diffusers_loads_a_shorter_model_where_diffprune_is_not_installed(tmp_path: Path) -> None:
     for name, (make, inputs) in MODELS.items():
         whole = make()

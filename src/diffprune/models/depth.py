@@ -21,6 +21,7 @@ def keep_blocks(denoiser: ModelMixin, kept: Mapping[str, Sequence[int]]) -> Mode
     is a stock model where no widths were pruned. Raises ValueError for a block that has to stay.
     """
     config: dict[str, Any] = {**cast(Any, denoiser).config}
+    config.pop("_use_default_values", None)  # names entries that diffusers would set back to their defaults
     moved = moves(denoiser, kept)
     for blocks in block_lists(denoiser):
         if blocks.name not in kept:
