@@ -15,6 +15,7 @@ class Bypass(nn.Module):
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
         self.block = [block]
+        self.has_cross_attention = getattr(block, "has_cross_attention", False)  # UNets ask their middle
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         outputs = self.block[0](*args, **kwargs)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DModel
 from PIL import Image
 from torchvision.models import inception_v3
 
@@ -34,6 +34,19 @@ def tiny_unet(**changes: object) -> UNet2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DModel(**{**config, **changes}).eval()
+
+
+def text_unet(**changes: object) -> UNet2DConditionModel:
+    """A text-conditioned UNet with levels as in SDXL: without attention, with several transformer blocks in each."""
+    config: dict[str, object] = {
+        "sample_size": 8, "block_out_channels": (8, 8, 16), "layers_per_block": 2, "norm_num_groups": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 12,
+        "attention_head_dim": 2, "transformer_layers_per_block": [1, 2, 3], "use_linear_projection": True,
+    }  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DConditionModel(**{**config, **changes}).eval()
 
 
 def tiny_pipeline(**changes: object) -> DDPMPipeline:

@@ -21,6 +21,7 @@ from diffprune.models.blocks import block_lists
 from diffprune.models.depth import keep_blocks
 
 from bypass import Bypass, bypass_blocks
+from conftest import text_unet
 
 _random = torch.Generator().manual_seed(1)
 IMAGE, TEXT, POOLED = (torch.randn(shape, generator=_random) for shape in ((2, 4, 8, 8), (2, 5, 16), (2, 12)))
@@ -81,6 +82,7 @@ MODELS: dict[str, tuple[Callable[[], Any], dict[str, Tensor]]] = {
         },
     ),
 }
+UNEVEN = {"mid_block": [], "up_blocks.0.attentions.1.transformer_blocks": []}
 LISTS = [*((name, "transformer_blocks") for name in MODELS), ("Flux", "single_transformer_blocks")]
 
 
@@ -142,9 +144,11 @@ def test_a_number_of_blocks_that_was_left_to_its_default_is_shortened_too() -> N
 
 
 def test_plain_diffusers_loads_a_shorter_model_where_diffprune_is_not_installed(tmp_path: Path) -> None:
-    for name, (make, inputs) in MODELS.items():
+    of_unet = {"sample": IMAGE, "timestep": TIMESTEP, "encoder_hidden_states": TEXT[..., :12]}
+    for name, (make, inputs) in {**MODELS, "UNet": (text_unet, of_unet)}.items():
         whole = make()
         kept = {found.name: sorted({*range(len(found.units))[::2], *found.fixed}) for found in block_lists(whole)}
+        kept |= UNEVEN if name == "UNet" else {}
         small = keep_blocks(whole, kept)
         small.save_pretrained(tmp_path / name)
         torch.save((type(small).__name__, inputs, output_of(small, inputs)), tmp_path / f"{name}.pt")

@@ -24,6 +24,7 @@ DEEPER = {
     "HiDreamImageTransformer2DModel": {"llama_layers": (3, 0, 1, 2, 1, 3)},
     "WanVACETransformer3DModel": {"vace_layers": [0, 2]},
     "EasyAnimateTransformer3DModel": {"mmdit_layers": 2},
+    "UNet2DConditionModel": {"transformer_layers_per_block": [2, 1], "layers_per_block": 2},
 }
 
 

@@ -39,10 +39,14 @@ def fit(
     limits = {name: 1 - (1 - share) * progress for name, share in wanted.items()}
     shadow = without_weights(denoiser)
     before = _sizes(shadow, limits)
+    known: dict[tuple[tuple[int, ...], ...], bool] = {}
 
     def fits(kept: Kept) -> bool:
-        after = _sizes(smaller(shadow, groups, kept), limits)
-        return all(after[name] <= limit * before[name] for name, limit in limits.items())
+        choice = tuple(kept.values())
+        if choice not in known:  # few units make few choices
+            after = _sizes(smaller(shadow, groups, kept), limits)
+            known[choice] = all(after[name] <= limit * before[name] for name, limit in limits.items())
+        return known[choice]
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
     if largest == 0:
