@@ -89,6 +89,20 @@ def test_blocks_of_a_text_conditioned_pipeline_are_scored_and_what_is_left_is_st
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_blocks_of_all_attentions_and_the_middle_of_a_unet_compete(prompts: Path, tmp_path: Path) -> None:
+    model, out = saved("sdxl", tmp_path), tmp_path / "out"
+    words = ["--kinds", "blocks", "--ranking", "global", "--block-timesteps", "2", "--ratio", "0.5"]
+    words += ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
+    assert main(["prune", str(model), *words, *words_for("sdxl", prompts), "--out", str(out)]) == 0
+    groups = diffprune.read_plan(out / "plan.json").groups
+    assert sum(units.num_units for units in groups.values()) == 4
+    assert sum(len(units.kept) for units in groups.values()) == 2
+    assert read_json(out / "model_index.json")["unet"] == ["diffusers", "UNet2DConditionModel"]
+    drawing = ["--num", "1", "--steps", "2", *words_for("sdxl", prompts)]
+    assert main(["sample", str(out), *drawing, "--out", str(tmp_path / "images")]) == 0
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_image_i_draws_prompt_i_in_turn_whatever_the_batch_size(prompts: Path, tmp_path: Path) -> None:
     pipeline = tiny("sd")
     drawn = []

@@ -18,6 +18,7 @@ import diffprune
 from diffprune.groups import find_groups, kept_indices
 from diffprune.groups.finding import block_lists
 from diffprune.models import inputs
+from diffprune.models.blocks import DEPTHS
 from diffprune.models.families import FAMILIES
 from diffprune.models.resize import is_weighted, shrink
 
@@ -134,13 +135,16 @@ equals the dense one in which nothing listens to them (to 1e-5; channels: torch-
 Covered: {covered} of {all} classes. Every repeated block has prunable units.
 
 - **norm**: a norm spans all heads, or all neurons. Its statistics are those of the kept units afterwards, so that
-  removing units changes more than their own contribution; nothing is rescaled.
+  removing some also moves those that stay: the smaller model is an approximation of the dense one without them, and
+  nothing is rescaled. Where that costs too much, give these layers a lower ratio by pattern, or leave the kind out.
 - **rotary**: rotary tables span all heads. The manifest records which heads an attention kept, and it takes their part
   of the table.
-- removed: share of the parameters of the tiny configuration at ratio 0.3.
+- blocks: whole blocks that the class's config can do without; the smaller model equals the dense one with the block
+  bypassed, difference 0 (`tests/zoo/test_zoo_depth.py`). They go only when asked for: `--kinds blocks`.
+- removed: share of the parameters of the tiny configuration at ratio 0.3, without blocks.
 
-| class | channels | heads | neurons | note | removed |
-|---|---|---|---|---|---|"""
+| class | channels | heads | neurons | blocks | note | removed |
+|---|---|---|---|---|---|---|"""
 
 
 def page() -> str:
@@ -152,7 +156,8 @@ def page() -> str:
         found = result(name)
         notes = [word for word, holds in {"norm": found.across_units, "rotary": found.rotary}.items() if holds]
         kinds = " | ".join("yes" if kind in found.kinds else "" for kind in ("channels", "heads", "neurons"))
-        lines.append(f"| {name} | {kinds} | {', '.join(notes)} | {found.removed:.0%} |")
+        blocks = "yes" if name in DEPTHS else ""
+        lines.append(f"| {name} | {kinds} | {blocks} | {', '.join(notes)} | {found.removed:.0%} |")
     lines += ["", "Not covered:", ""]
     lines += [f"- {name}: {NOT_COVERED[name]}" for name in sorted(NOT_COVERED)]
     lines += ["", "No denoisers of their own, and not counted:", ""]

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from diffprune.groups import find_groups
+from diffprune.groups import find_blocks, find_groups
 from diffprune.models.cost import cost_of, latency_ms
 from diffprune.models.loading import load_model, pick_device
 from diffprune.models.pruned import PrunedMixin, stock_model
@@ -16,7 +16,7 @@ def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
     """Facts about MODEL, with a row per block; latency only where there are weights to run."""
     model = load_model(source)
     denoiser = model.denoiser
-    groups = find_groups(denoiser)
+    groups = (*find_groups(denoiser), *find_blocks(denoiser))
     kinds = Counter(group.kind for group in groups)
     facts: dict[str, Any] = {
         "class_name": type(denoiser).__name__,
