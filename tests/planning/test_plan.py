@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import DiTTransformer2DModel, UNet2DModel
 
 import diffprune
 from diffprune.cli import main
@@ -35,6 +37,22 @@ def test_a_plan_for_another_number_of_heads_is_refused() -> None:
     assert fingerprint(tiny_unet(attention_head_dim=16)) != fingerprint(tiny_unet(attention_head_dim=8))
     with pytest.raises(PlanError, match="another model"):
         diffprune.prune(tiny_unet(attention_head_dim=8), plan)
+
+
+def keeping(plan: diffprune.Plan, name: str, kept: tuple[int, ...]) -> diffprune.Plan:
+    changed = plan.groups[name].model_copy(update={"kept": kept})
+    return plan.model_copy(update={"groups": {**plan.groups, name: changed}})
+
+
+def test_a_plan_may_take_all_blocks_only_where_the_model_can_do_without(unet: UNet2DModel) -> None:
+    small = diffprune.prune(unet, keeping(diffprune.plan(unet, kinds=("blocks",), criterion="random"), "mid_block", ()))
+    assert small.mid_block is None
+    with torch.random.fork_rng():
+        dit = DiTTransformer2DModel(num_attention_heads=2, attention_head_dim=8, num_layers=3, sample_size=8)
+    plan = diffprune.plan(dit, kinds=("blocks",), criterion="random")
+    for kept, expected in {(): "at least one", (1, 2): "block 0 has to stay", (0, 3): "must lie in 0..2"}.items():
+        with pytest.raises(PlanError, match=expected):
+            diffprune.prune(dit, keeping(plan, "transformer_blocks", kept))
 
 
 def test_a_plan_file_is_kept_or_refused_but_not_lost(
