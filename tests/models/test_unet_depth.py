@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import diffprune
 from diffprune.criteria.bypass import bypass
-from diffprune.criteria.cosine import cosine
+from diffprune.criteria.cosine import _turned, cosine
 from diffprune.data.calibration import Calibration
 from diffprune.groups import find_blocks, find_groups, smaller
 from diffprune.models.blocks import block_lists
@@ -154,6 +154,13 @@ def test_a_block_that_does_nothing_scores_nothing(criterion: Any) -> None:
     assert values["up_blocks.0.attentions.1.transformer_blocks"][1] == pytest.approx(0, abs=1e-6)
     others = torch.cat([scores for name, scores in values.items()])
     assert (others > 1e-6).sum() == len(others) - 1
+
+
+def test_the_middle_turns_the_channels_of_each_place() -> None:
+    feature_map = torch.randn(2, 8, 4, 4)
+    brighter = feature_map * torch.rand(2, 1, 4, 4)
+    assert _turned([feature_map], brighter) == pytest.approx(0, abs=1e-5)
+    assert _turned([feature_map], (-feature_map,)) == pytest.approx(4)
 
 
 def test_a_plan_meets_a_budget_of_macs_and_is_carried_out_exactly() -> None:

@@ -54,13 +54,16 @@ def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
 
 
 def _turned(inputs: Sequence[Any], output: Any) -> float:
-    """1 - cosine, summed over images: of each output stream and the input of its shape that is nearest to it."""
+    """1 - cosine, summed over images: of each output stream and the input of its shape that is nearest to it.
+
+    Streams are tokens (N, L, C), or (N, C, H, W) where UNets are convolutional.
+    """
     streams = [x for x in (output if isinstance(output, tuple) else (output,)) if isinstance(x, Tensor)]
     known = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
     turned = []
     for stream in streams:
         near = [
-            1 - functional.cosine_similarity(x.float(), stream.float(), dim=-1)
+            1 - functional.cosine_similarity(x.float(), stream.float(), dim=1 if x.dim() == 4 else -1)
             for x in known
             if x.shape == stream.shape
         ]
