@@ -117,8 +117,12 @@ def test_no_block_of_chroma_is_offered() -> None:
         ("SD3Transformer2DModel", {"num_layers": 3}, "transformer_blocks", 2),
         ("WanVACETransformer3DModel", {"num_layers": 4, "vace_layers": [0, 2]}, "blocks", 2),
         ("HiDreamImageTransformer2DModel", {"llama_layers": (0, 1, 2, 3)}, "single_stream_blocks", 1),
+        (
+            "HiDreamImageTransformer2DModel", {"num_single_layers": 0, "llama_layers": (0, 1)}, "double_stream_blocks",
+            1,
+        ),
     ],
-)
+)  # fmt: skip
 def test_blocks_that_are_used_in_a_way_of_their_own_have_to_stay(
     name: str, dense: dict[str, Any], path: str, index: int
 ) -> None:

@@ -11,7 +11,7 @@ from diffprune.models.block_lists import BlockList, Config
 def with_captions(denoiser: Any) -> Iterator[BlockList]:
     """The two lists of HiDream: each block has a layer of the text encoder and a projection of its own.
 
-    Those of the last block also start the text stream.
+    Those of the last block of all also start the text stream, so that it stays.
     """
     double, single = len(denoiser.double_stream_blocks), len(denoiser.single_stream_blocks)
 
@@ -27,7 +27,7 @@ def with_captions(denoiser: Any) -> Iterator[BlockList]:
 
     doubles = tuple((f"double_stream_blocks.{i}", f"caption_projection.{i}") for i in range(double))
     singles = tuple((f"single_stream_blocks.{i}", f"caption_projection.{double + i}") for i in range(single))
-    yield BlockList("double_stream_blocks", doubles, shorter_double)
+    yield BlockList("double_stream_blocks", doubles, shorter_double, frozenset([] if single else [double - 1]))
     yield BlockList("single_stream_blocks", singles, shorter_single, frozenset([single - 1]))
 
 
@@ -45,20 +45,20 @@ def of_attentions(denoiser: Any) -> Iterator[BlockList]:
     middle has as many as the first attention of the last level, so that those two lose theirs together.
     """
     last = len(denoiser.down_blocks) - 1
-    middle = _numbers(denoiser.mid_block)[:1]
+    in_middle = _numbers(denoiser.mid_block)
     for level, block in enumerate(denoiser.down_blocks):
         numbers = _numbers(block)
         for position, number in enumerate(numbers):
             path = f"down_blocks.{level}.attentions.{position}.transformer_blocks"
-            along = (path, _MIDDLE) if middle and (level, position) == (last, 0) else (path,)
-            yield _of_attention(along, number, False, level, position, len(numbers))
-    if middle and not _numbers(denoiser.down_blocks[last]):
-        yield _of_attention((_MIDDLE,), middle[0], False, last, 0, 1)
+            along = (path, _MIDDLE) if in_middle and (level, position) == (last, 0) else (path,)
+            yield _of_attention(along, number, _DOWN, level, position, len(numbers))
+    if in_middle and not _numbers(denoiser.down_blocks[last]):
+        yield _of_attention((_MIDDLE,), in_middle[0], _DOWN, last, 0, 1)
     for level, block in enumerate(denoiser.up_blocks):
         numbers = _numbers(block)
         for position, number in enumerate(numbers):
             path = f"up_blocks.{level}.attentions.{position}.transformer_blocks"
-            yield _of_attention((path,), number, True, level, position, len(numbers))
+            yield _of_attention((path,), number, _UP, level, position, len(numbers))
 
 
 def middle(denoiser: Any) -> Iterator[BlockList]:
@@ -84,13 +84,15 @@ def _numbers(block: nn.Module | None) -> list[int]:
 
 
 def _of_attention(
-    paths: tuple[str, ...], number: int, up: bool, level: int, position: int, num_attentions: int
+    paths: tuple[str, ...], number: int, setting: str, level: int, position: int, num_attentions: int
 ) -> BlockList:
+    """The list at `paths`, counted in the entry `setting` as attention `position` of `num_attentions` of a level."""
+
     def shorter(config: Config, kept: Sequence[int]) -> Config:
         given = config[_DOWN]
         down = [given] * len(config["down_block_types"]) if isinstance(given, int) else list(given)
         way_up = list(config.get(_UP) or reversed(down))
-        side = way_up if up else down
+        side = way_up if setting == _UP else down
         there = side[level]
         numbers = [there] * num_attentions if isinstance(there, int) else list(there)
         numbers[position] = len(kept)
