@@ -15,7 +15,7 @@ from diffprune.compensation.draws import WeightedBatch, draw_weighted, weights_o
 from diffprune.compensation.fitting import fit_layers
 from diffprune.compensation.layers import LayerFit
 from diffprune.compensation.norms import NormFit
-from diffprune.compensation.store import Store
+from diffprune.compensation.solved import SolvedLayers
 from diffprune.data.calibration import Calibration, NoisyBatch
 from diffprune.groups import find_groups, kept_indices, smaller
 from diffprune.models.families import predict
@@ -231,19 +231,19 @@ def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkey
     plan = plan_for(dense)
     whole, again = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
     expected = compensate(dense, whole, plan, calibration(), IMAGES, batch_size=16)
-    save, solved = Store.save, []
+    save, solved = SolvedLayers.save, []
 
-    def save_some(store: Store, fit: object, layer: nn.Module) -> None:
+    def save_some(store: SolvedLayers, fit: object, layer: nn.Module) -> None:
         if len(solved) == 9:
             raise KeyboardInterrupt
         solved.append(fit)
         save(store, fit, layer)
 
-    monkeypatch.setattr(Store, "save", save_some)
+    monkeypatch.setattr(SolvedLayers, "save", save_some)
     with pytest.raises(KeyboardInterrupt):
         compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 9
-    monkeypatch.setattr(Store, "save", save)
+    monkeypatch.setattr(SolvedLayers, "save", save)
     again = prune_denoiser(dense, plan)
     done = compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
     assert done == expected

@@ -12,7 +12,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
 from diffprune.cli import main
-from diffprune.data.calibration import calibrate_on_prompts
+from diffprune.data.conditioned import calibrate_on_texts
 from diffprune.models.loading import denoiser_of
 from diffprune.models.process import process_of
 from diffprune.options import PlanOptions
@@ -122,7 +122,7 @@ def test_what_is_recorded_is_what_the_pipeline_computes(prompts: Path) -> None:
         size = {"height": 16, "width": 16} if name == "flux" else {}
         pipeline = tiny(name)
         options = PlanOptions(data="generated", prompts=prompts, num_calibration_images=3, generation_steps=2, **size)
-        calibration = calibrate_on_prompts(process_of(pipeline), options, torch.device("cpu"))
+        calibration = calibrate_on_texts(process_of(pipeline), options, torch.device("cpu"))
         assert calibration.convention.scale == pytest.approx(scale)
         assert calibration.num_timesteps == 20
         first, second = calibration.batches(19, 2)
@@ -143,7 +143,7 @@ def test_stochastic_schedulers_draw_from_the_generators_of_the_images(prompts: P
     pipeline.register_modules(scheduler=EulerAncestralDiscreteScheduler(num_train_timesteps=20))
     options = PlanOptions(data="generated", prompts=prompts, num_calibration_images=3, generation_steps=3)
     one, three = (
-        calibrate_on_prompts(process_of(pipeline), options.model_copy(update={"batch_size": n}), torch.device("cpu"))
+        calibrate_on_texts(process_of(pipeline), options.model_copy(update={"batch_size": n}), torch.device("cpu"))
         for n in (1, 3)
     )
     assert torch.allclose(one.clean, three.clean, atol=1e-3)
@@ -154,7 +154,7 @@ def test_guidance_that_is_told_is_that_of_the_latents(prompts: Path) -> None:
     size: dict[str, object] = {"height": 16, "width": 16, "num_calibration_images": 2, "generation_steps": 2}
     for guidance, expected in ((None, 3.5), (2.0, 2.0)):
         options = PlanOptions(data="generated", prompts=prompts, generation_guidance=guidance, **size)
-        calibration = calibrate_on_prompts(process_of(tiny("flux")), options, torch.device("cpu"))
+        calibration = calibrate_on_texts(process_of(tiny("flux")), options, torch.device("cpu"))
         assert calibration.condition["guidance"].tolist() == [expected] * 2
 
 
@@ -184,7 +184,7 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         (["sample", str(model), "--prompts", str(tmp_path / "nowhere")], "cannot read the prompts"),
         (["sample", str(pipeline_folder), "--prompts", str(prompts)], "not conditioned on text"),
         (["sample", str(model), "--prompts", str(prompts), "--num-frames", "4"], "num_frames: the call of Stable"),
-        (["finetune", str(model), "--data", "digits", "--steps", "1"], "finetuned on its own images"),
+        (["finetune", str(model), "--data", "digits", "--steps", "1"], "needs a text for each image"),
         (["finetune", str(model), "--data", "generated", "--steps", "1"], "prompts: missing"),
         (["finetune", str(pipeline_folder), "--data", "generated", "--steps", "1"], "serve text-conditioned models"),
         (["sample", str(model), "--prompts", str(prompts), "--scheduler", FLOW], "for flows"),

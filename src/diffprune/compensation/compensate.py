@@ -7,7 +7,7 @@ from torch import nn
 
 from diffprune.compensation.draws import draw_weighted
 from diffprune.compensation.fitting import Compensation, fit_layers
-from diffprune.compensation.store import Store
+from diffprune.compensation.solved import SolvedLayers
 from diffprune.data.calibration import Calibration
 from diffprune.groups import find_groups, kept_blocks, kept_indices
 from diffprune.models.depth import moves, path_after
@@ -41,7 +41,7 @@ def compensate(
     nn.Module.float(small)
     try:
         with borrowed(dense, device), borrowed(small, device):
-            store = None if folder is None else Store(folder)
+            store = None if folder is None else SolvedLayers(folder)
             return fit_layers(dense, small, kept, paths, batches, seed=options.seed, store=store)
     finally:
         for parameter, dtype in zip(small.parameters(), dtypes, strict=True):

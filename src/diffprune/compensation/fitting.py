@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from diffprune.compensation.draws import WeightedBatch
 from diffprune.compensation.layers import Fit, LayerFit
 from diffprune.compensation.norms import NORMS, NormFit
-from diffprune.compensation.store import Store
+from diffprune.compensation.solved import SolvedLayers
 from diffprune.compensation.walks import Walk, pausing
 from diffprune.compensation.windows import is_served
 from diffprune.errors import ModelError
@@ -59,7 +59,7 @@ def fit_layers(
     batches: Sequence[WeightedBatch],
     *,
     seed: int,
-    store: Store | None = None,
+    store: SolvedLayers | None = None,
 ) -> Compensation:
     """Fit the layers of `small`, in place, so that each gives on its own inputs what it gave in `dense`.
 
@@ -105,7 +105,7 @@ def _fit_next(
     batches: Sequence[WeightedBatch],
     walks: Sequence[tuple[Walk, Walk]],
     generator: torch.Generator,
-    store: Store | None,
+    store: SolvedLayers | None,
 ) -> Fit | None:
     """Lead all passes to the next layer and fit it; None where it gives what the original gave."""
     layer_fit: LayerFit | NormFit | None = None

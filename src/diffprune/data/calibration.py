@@ -3,8 +3,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,27 +11,15 @@ from torch import Tensor, nn
 from diffprune.data.images import ImageSet, open_images
 from diffprune.data.labels import labels_of
 from diffprune.data.presets import preprocessing_of
-from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.errors import DataError, ModelError
+from diffprune.models.conditions import select_rows
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, is_flow, num_timesteps_of
-from diffprune.models.prompts import read_prompts
-from diffprune.models.recording import (
-    PLAIN,
-    UNGUIDED,
-    Convention,
-    call_options,
-    find_rows,
-    generate_latents,
-    is_told_guidance,
-    record_conditions,
-    rows_of,
-    select_rows,
-)
-from diffprune.models.state import borrowed
+from diffprune.models.recording import PLAIN, Convention
+from diffprune.models.state import borrowed, given_back
 from diffprune.options import ImageOptions, PlanOptions, SampleOptions
 from diffprune.options.images import OnCorrupt
 from diffprune.progress import progress
-from diffprune.sampling.by_pipeline import check_text_encoder
-from diffprune.sampling.sampler import conditions_of, draw_images, image_generator
+from diffprune.sampling.sampler import conditions_of, draw_images
 
 _log = logging.getLogger(__name__)
 
@@ -134,8 +121,7 @@ def images_for(process: DiffusionProcess, source: str, options: ImageOptions | N
     options: how images are prepared (None: by the preset `model`). For a class-conditional model the classes come with
     them. Raises OptionError when images come out in another size, DataError where the classes are not there.
     """
-    if process.pipeline is not None:
-        raise ModelError("a text-conditioned model needs a text for each image: give data `generated` and prompts")
+    assert process.pipeline is None, "text-conditioned models have `open_texts`"
     channels, height, width = process.image_shape
     labels = None if process.classes is None else labels_of(source, process.classes.num_classes)
     return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels, labels=labels)
@@ -211,68 +197,17 @@ def calibrate(drawn: Drawn, process: DiffusionProcess, options: PlanOptions, dev
     An image without a class is one that the model drew itself: image i is of the class that the model draws as image i.
     """
     images = drawn.images
-    clean = torch.cat([process.encode(part.to(device)) for part in images.split(options.batch_size)])
+    with given_back([] if process.autoencoder is None else [process.autoencoder]):
+        clean = torch.cat([process.encode(part.to(device)) for part in images.split(options.batch_size)])
     condition: Condition = UNCONDITIONAL
     if process.classes is not None and drawn.labels is not None:
         condition = process.classes.embed(drawn.labels.to(device))
     elif process.classes is not None:
         condition, _ = conditions_of(process, range(len(images)), own_drawing(options), device)
-    return _with_noise(Calibration(clean, clean, process.scheduler, condition), options)
+    return with_noise(Calibration(clean, clean, process.scheduler, condition), options)
 
 
-def calibrate_on_prompts(process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Calibration:
-    """Calibration of a text-conditioned model on its own latents, as `own_latents`, each `num_noises` times."""
-    return _with_noise(own_latents(process, options, options.num_calibration_images, device), options)
-
-
-class _Drawing(Protocol):
-    """What a model's own images depend on."""
-
-    seed: int
-    batch_size: int
-    generation_steps: int
-    generation_guidance: float | None
-    prompts: Path | None
-
-    def call(self) -> dict[str, Any]: ...
-
-
-def own_latents(process: DiffusionProcess, options: _Drawing, num: int, device: torch.device) -> Calibration:
-    """Latents of a text-conditioned model, image i of prompt i in turn, with what its denoiser is told; no noise yet.
-
-    What the denoiser is told is recorded from the pipeline's own call, then text encoder and VAE are not needed.
-    Raises OptionError without prompts, ModelError for a pipeline whose calls cannot be made sense of.
-    """
-    if options.prompts is None:
-        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
-    check_text_encoder(process.pipeline)
-    prompts = read_prompts(options.prompts)
-    pipeline = process.pipeline.to(device)
-    unknown = [name for name, value in options.call().items() if value and name not in call_options(pipeline)]
-    if unknown:
-        raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
-    guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
-    more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
-    is_rows = find_rows(pipeline, prompts[0], more)
-    latents, recordings = [], []
-    with progress("own images", num, "images") as advance:
-        for start in range(0, num, options.batch_size):
-            indices = range(start, min(start + options.batch_size, num))
-            texts = [prompts[i % len(prompts)] for i in indices]
-            generators = [image_generator(options.seed, i) for i in indices]
-            latents.append(generate_latents(pipeline, texts, generators, options.generation_steps, more))
-            recordings.append(record_conditions(pipeline, texts, generators, is_rows, more))
-            advance(len(indices), "")
-    clean, first = torch.cat(latents), recordings[0]
-    if clean.shape[1:] != first.shape:
-        raise ModelError(
-            f"the pipeline draws latents of {tuple(clean.shape[1:])}, its denoiser takes {tuple(first.shape)}; extra "
-            "inputs are not served"
-        )
-    return Calibration(clean, clean, process.scheduler, rows_of(recordings), first.is_rows, first.convention)
-
-
-def _with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:
+def with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:
     """Every item `num_noises` times, each with a noise of its own, by seed."""
     clean = calibration.clean.repeat_interleave(options.num_noises, 0)
     is_rows = calibration.is_rows or (True,) * len(calibration.condition)

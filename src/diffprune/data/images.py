@@ -147,10 +147,14 @@ def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
     num_corrupt = len(images) - len(readable)
     if num_corrupt == 0:
         return images
-    rows: Any = images.rows
-    kept = rows.select(readable) if hasattr(rows, "select") else [rows[i] for i in readable]
+    kept = rows_at(images.rows, readable)
     labels = None if images.labels is None else [images.labels[i] for i in readable]
     return ImageSet(kept, images.preprocessing, images.channels, images.source, num_corrupt=num_corrupt, labels=labels)
+
+
+def rows_at(rows: Any, indices: Sequence[int]) -> Any:
+    """Some rows of DATA, in this order."""
+    return rows.select(indices) if hasattr(rows, "select") else [rows[i] for i in indices]
 
 
 class _Attempts(Dataset["Tensor | DataError | None"]):

@@ -61,9 +61,8 @@ class DiffusionProcess:
         if self.autoencoder is None:
             return images
         autoencoder: Any = self.autoencoder
-        encoded = autoencoder.to(images.device).encode(images.to(autoencoder.dtype))
-        latents: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
-        return (latents.float() - _shift(autoencoder)) * float(autoencoder.config.scaling_factor)
+        latents = encoded(autoencoder.to(images.device), images)
+        return (latents - _shift(autoencoder)) * float(autoencoder.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
@@ -108,6 +107,15 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
         factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
         image_shape = (autoencoder.config.in_channels, shape[1] * factor, shape[2] * factor)
     return DiffusionProcess(scheduler, shape, image_shape, autoencoder, _classes(model, denoiser))
+
+
+def encoded(autoencoder: Any, images: Tensor) -> Tensor:
+    """What an autoencoder makes of images in [-1, 1], in float32; of a distribution its mode."""
+    output = autoencoder.encode(images.to(autoencoder.dtype))
+    names = ("latents", "latent")  # of VQModel and of AutoencoderDC
+    found = next((getattr(output, name) for name in names if hasattr(output, name)), None)
+    latents: Tensor = output.latent_dist.mode() if found is None else found
+    return latents.float()
 
 
 def is_flow(scheduler: Any) -> bool:

@@ -8,14 +8,14 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, cast
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_map
 
 from diffprune.errors import ModelError
 from diffprune.models.loading import denoiser_of
@@ -59,17 +59,20 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Recording:
-    """What a denoiser is told of some prompts.
+class Interface:
+    """How a pipeline uses its denoiser, whatever the prompts.
 
-    condition: keyword arguments with one row per prompt in every tensor that has rows. is_rows: of which leaves of
-    `condition`, flattened, that is so; the others are shared by all prompts. shape: of the noisy input of one prompt.
+    is_rows: of which leaves of what the denoiser is told, flattened, there is a row per prompt; the others are shared
+    by all prompts. shape: of the noisy input of one prompt.
     """
 
-    condition: Mapping[str, Any]
     is_rows: tuple[bool, ...]
     convention: Convention
     shape: torch.Size
+
+
+class _Heard(Exception):  # noqa: N818 - nothing is wrong
+    """Ends a run of a pipeline whose denoiser has been told what there was to hear."""
 
 
 def takes_prompts(pipeline: Any) -> bool:
@@ -78,31 +81,44 @@ def takes_prompts(pipeline: Any) -> bool:
     return "prompt" in known and "image" not in known
 
 
-def find_rows(pipeline: DiffusionPipeline, prompt: str, more: Mapping[str, Any]) -> tuple[bool, ...]:
-    """Of which leaves of what the denoiser is told there is a row per prompt: found by asking with one and with two.
+def find_interface(pipeline: DiffusionPipeline, prompt: str, more: Mapping[str, Any]) -> Interface:
+    """Run the pipeline for a few steps with one prompt and with two, without guidance by a second pass, and compare.
 
-    more: further arguments of the pipeline's call. Raises ModelError for a pipeline whose calls make no sense here.
+    more: further arguments of its call, such as height and width. Raises ModelError for a pipeline whose calls make no
+    sense here.
     """
     generator = torch.Generator().manual_seed(0)
-    one, two = (tree_flatten(dict(_recorded(pipeline, [prompt] * n, [generator] * n, more)[0].told))[0] for n in (1, 2))
+    alone, both = (_recorded(pipeline, [prompt] * n, [generator] * n, more) for n in (1, 2))
+    one, two = (tree_flatten(dict(calls[0].told))[0] for calls in (alone, both))
     if len(one) != len(two):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists with an entry per prompt; not served")
-    return tuple(
+    is_rows = tuple(
         isinstance(a, Tensor) and a.ndim > 0 and (len(a), len(b)) == (1, 2) for a, b in zip(one, two, strict=True)
     )
+    return Interface(is_rows, _convention(alone), alone[0].noisy.shape[1:])
 
 
-def record_conditions(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator],
-    is_rows: tuple[bool, ...], more: Mapping[str, Any],
-) -> Recording:  # fmt: skip
-    """Run the pipeline for a few steps, without guidance by a second pass, and note what it tells its denoiser.
+def record_told(
+    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the pipeline tells its denoiser of some prompts: its call is run up to the first pass, which is left out."""
+    heard: list[dict[str, Any]] = []
 
-    is_rows: as `find_rows` found it. more: further arguments of its call, such as height and width. Raises ModelError
-    for a pipeline whose calls make no sense here.
-    """
-    calls = _recorded(pipeline, prompts, generators, more)
-    return Recording(calls[0].told, is_rows, _convention(calls), calls[0].noisy.shape[1:])
+    def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
+        noisy, _, told = _arguments(module, args, kwargs)
+        if len(noisy) == len(prompts):
+            heard.append(told)
+        raise _Heard
+
+    handle = denoiser_of(pipeline).register_forward_pre_hook(hear, with_kwargs=True)
+    try:
+        with listening(pipeline) as (listener, _), suppress(_Heard):
+            run_call(listener, prompts, generators, RECORDED_STEPS, unguided(pipeline, more))
+    finally:
+        handle.remove()
+    if not heard:
+        raise ModelError(f"{type(pipeline).__name__} does not call its denoiser with one row a prompt; not served")
+    return heard[0]
 
 
 def generate_latents(
@@ -110,36 +126,9 @@ def generate_latents(
     more: Mapping[str, Any],
 ) -> Tensor:  # fmt: skip
     """Clean x_0 of the pipeline's own images, in the layout that its denoiser takes: what its last step gives."""
-    with _listening(pipeline) as (listener, steps_taken):
-        _run(listener, prompts, generators, steps, more)
+    with listening(pipeline) as (listener, steps_taken):
+        run_call(listener, prompts, generators, steps, more)
     return steps_taken[-1][2].detach().float()
-
-
-def rows_of(recordings: Sequence[Recording]) -> dict[str, Any]:
-    """The conditions of several recordings as one; raises ModelError where their rows have different lengths."""
-    first, spec = tree_flatten(dict(recordings[0].condition))
-    leaves = [tree_flatten(dict(recording.condition))[0] for recording in recordings]
-    joined = []
-    for position, leaf in enumerate(first):
-        parts = [each[position] for each in leaves]
-        if not recordings[0].is_rows[position]:
-            joined.append(leaf)
-        elif len({part.shape[1:] for part in parts}) > 1:
-            raise ModelError(
-                "the texts of these prompts differ in length from batch to batch; give a larger batch_size"
-            )
-        else:
-            joined.append(torch.cat(parts))
-    return cast(dict[str, Any], tree_unflatten(joined, spec))
-
-
-def select_rows(
-    condition: Mapping[str, Any], is_rows: Sequence[bool], choose: Callable[[Tensor], Tensor]
-) -> dict[str, Any]:
-    """A condition with `choose` applied to every tensor that has a row per image."""
-    leaves, spec = tree_flatten(dict(condition))
-    chosen = [choose(leaf) if rows else leaf for leaf, rows in zip(leaves, is_rows, strict=True)]
-    return cast(dict[str, Any], tree_unflatten(chosen, spec))
 
 
 def call_options(pipeline: Any) -> set[str]:
@@ -157,10 +146,8 @@ def _recorded(
     pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
 ) -> list[Call]:
     calls: list[dict[str, Any]] = []
-    with _listening(pipeline) as (listener, steps), _noting(denoiser_of(pipeline), calls):
-        _run(
-            listener, prompts, generators, RECORDED_STEPS, {**more, **({} if is_told_guidance(pipeline) else UNGUIDED)}
-        )
+    with listening(pipeline) as (listener, steps), _noting(denoiser_of(pipeline), calls):
+        run_call(listener, prompts, generators, RECORDED_STEPS, unguided(pipeline, more))
     if not calls or len(calls) != len(steps) or len(calls[0]["noisy"]) != len(prompts):
         raise ModelError(
             f"{type(pipeline).__name__} called its denoiser {len(calls)} times in {len(steps)} steps, expected one "
@@ -172,9 +159,15 @@ def _recorded(
     ]
 
 
-def _run(
+def unguided(pipeline: Any, more: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call with guidance by a second pass switched off."""
+    return {**more, **({} if is_told_guidance(pipeline) else UNGUIDED)}
+
+
+def run_call(
     pipeline: Any, prompts: Sequence[str], generators: Sequence[torch.Generator], steps: int, more: Mapping[str, Any]
 ) -> None:
+    """The pipeline's own call, up to its latents unless `more` says otherwise; the generators stay as they are."""
     with torch.random.fork_rng():  # some pipelines draw from the global state beside their generators
         pipeline(
             prompt=list(prompts),
@@ -197,8 +190,13 @@ def is_told_guidance(pipeline: Any) -> bool:
 
 
 @contextmanager
-def _listening(pipeline: DiffusionPipeline) -> Iterator[tuple[Any, list[tuple[Tensor, float, Tensor]]]]:
-    """A copy of the pipeline whose scheduler notes what each step is given, its time, and what it makes of it."""
+def listening(
+    pipeline: DiffusionPipeline, put: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Any, list[tuple[Tensor, float, Tensor]]]]:
+    """A copy of the pipeline whose scheduler notes what each step is given, its time, and what it makes of it.
+
+    put: what the pipeline gets in place of what a step makes; None for that itself.
+    """
     listener: Any = copy.copy(pipeline)
     listener.set_progress_bar_config(disable=True)
     scheduler = copy.deepcopy(listener.scheduler)
@@ -213,7 +211,9 @@ def _listening(pipeline: DiffusionPipeline) -> Iterator[tuple[Any, list[tuple[Te
         made = original(*args, **kwargs)
         result = made[0] if isinstance(made, tuple) else made.prev_sample
         steps.append((given["model_output"], float(given["timestep"]), result))
-        return made
+        if put is None:
+            return made
+        return (put(result), *made[1:]) if isinstance(made, tuple) else replace(made, prev_sample=put(result))
 
     scheduler.step = step
     listener.register_modules(scheduler=scheduler)
@@ -223,27 +223,31 @@ def _listening(pipeline: DiffusionPipeline) -> Iterator[tuple[Any, list[tuple[Te
 @contextmanager
 def _noting(denoiser: nn.Module, calls: list[dict[str, Any]]) -> Iterator[None]:
     """Note every pass of a denoiser while it lasts."""
-    signature = inspect.signature(type(denoiser).forward)
-    first = list(signature.parameters)[1]
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        told = dict(signature.bind(module, *args, **kwargs).arguments)
-        told.pop("self", None)
-        noisy, time = told.pop(first), told.pop("timestep", None)
-        if not isinstance(noisy, Tensor) or time is None:
-            raise ModelError(f"{type(module).__name__} is not called with one noisy tensor and a timestep; not served")
-        told.pop("return_dict", None)
-        told |= told.pop("kwargs", {})
-        known = {name: _detached(value) for name, value in told.items() if value is not None}
+        noisy, time, told = _arguments(module, args, kwargs)
         result = output[0] if isinstance(output, tuple) else output.sample
-        time = float(time.flatten()[0]) if isinstance(time, Tensor) else float(time)
-        calls.append({"noisy": noisy.detach(), "time": time, "told": known, "output": result.detach()})
+        calls.append({"noisy": noisy.detach(), "time": time, "told": told, "output": result.detach()})
 
     handle = denoiser.register_forward_hook(note, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, float, dict[str, Any]]:
+    """The noisy input, the time, and whatever else a denoiser is called with."""
+    signature = inspect.signature(type(denoiser).forward)
+    told = dict(signature.bind(denoiser, *args, **kwargs).arguments)
+    told.pop("self", None)
+    noisy, time = told.pop(list(signature.parameters)[1]), told.pop("timestep", None)
+    if not isinstance(noisy, Tensor) or time is None:
+        raise ModelError(f"{type(denoiser).__name__} is not called with one noisy tensor and a timestep; not served")
+    told.pop("return_dict", None)
+    told |= told.pop("kwargs", {})
+    known = {name: _detached(value) for name, value in told.items() if value is not None}
+    return noisy, float(time.flatten()[0]) if isinstance(time, Tensor) else float(time), known
 
 
 def _detached(value: Any) -> Any:

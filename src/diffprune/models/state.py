@@ -1,7 +1,7 @@
 """The state of a model: borrowed for a while and given back as it was, and told apart by its weights."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,6 +49,18 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
             for name in names:
                 vars(module).pop(name, None)
             vars(module).update(values)
+
+
+@contextmanager
+def given_back(models: Sequence[nn.Module]) -> Iterator[None]:
+    """Bring models back to the devices that they were on before, whatever has moved them since."""
+    before = [next((parameter.device for parameter in model.parameters()), None) for model in models]
+    try:
+        yield
+    finally:
+        for model, device in zip(models, before, strict=True):
+            if device is not None:
+                nn.Module.to(model, device)
 
 
 def weights_hash(model: nn.Module) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from diffprune.data.calibration import Calibration, NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet, load_batches
 from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.models.conditions import on_device
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
@@ -195,7 +196,7 @@ class _Run:
     def _condition(self, indices: Sequence[int], unlabelled: Tensor) -> Condition:
         """What the model is told of these images."""
         if isinstance(self.images, Calibration):
-            return self.images.told(indices)
+            return on_device(self.images.told(indices), self.device)
         classes, labels = self.process.classes, self.images.labels
         if classes is None or labels is None:
             return UNCONDITIONAL

@@ -11,7 +11,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.data.calibration import GENERATED, draw_images_of, images_for
-from diffprune.data.images import open_rows
+from diffprune.data.captions import captions_of
+from diffprune.data.images import load_image, open_rows
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
 from diffprune.evaluation.perceptual import BACKBONES, load_perceptual
@@ -138,7 +139,10 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
         needed = options.num_calibration_images
     if num < needed:
         raise DataError(f"{source} holds {num} images, num_calibration_images asks for {needed}")
-    if process is not None:
+    if process is not None and process.pipeline is not None:
+        captions_of(source)
+        load_image(open_rows(source)[0], source)
+    elif process is not None:
         images = images_for(process, source, options)
         draw_images_of(images, 1, 0, on_corrupt=options.on_corrupt)
         if isinstance(options, TrainingOptions):

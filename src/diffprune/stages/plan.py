@@ -1,5 +1,7 @@
 """Stage `plan`: score the units of a model and choose which stay."""
 
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,12 @@ from diffprune.data.calibration import (
     GENERATED,
     Calibration,
     calibrate,
-    calibrate_on_prompts,
     draw_images_of,
     images_for,
     own_images,
 )
+from diffprune.data.conditioned import calibrate_on_texts
+from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.models.cost import cost_of
@@ -45,8 +48,8 @@ def plan(model: Model, options: PlanOptions) -> Plan:
     return make_plan(model, options)
 
 
-def make_plan(model: Model, options: PlanOptions) -> Plan:
-    """`plan` with its options as one value."""
+def make_plan(model: Model, options: PlanOptions, store: Store | None = None) -> Plan:
+    """`plan` with its options as one value. store: where latents of a text-conditioned model are kept meanwhile."""
     denoiser = denoiser_of(model)
     check_sound(denoiser)
     criterion = options.criterion or ("diff-pruning" if has_weights(denoiser) else "random")
@@ -65,7 +68,7 @@ def make_plan(model: Model, options: PlanOptions) -> Plan:
     options = options.model_copy(update={"criterion": criterion})
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
-    calibration = calibration_of(model, denoiser, options) if calibrated else None
+    calibration = calibration_of(model, denoiser, options, store) if calibrated else None
     chosen = choose_units(denoiser, groups, calibration, options)
     kept = chosen.kept
     small = smaller(without_weights(denoiser), groups, kept)
@@ -89,12 +92,20 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         return make_plan(_loaded(source), options).summary()
     if out.suffix == ".json":
         return _plan_to_file(source, options, out, inputs, existing)
-    with run_record(out, "plan", options.resolved(), inputs, existing=existing, neutral=options.neutral) as run:
+    with run_record(
+        out, "plan", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
+    ) as run:
         if not run.finished_before:
-            made = make_plan(_loaded(source), options)
+            made = make_plan(_loaded(source), options, store_in(run.folder, inputs))
             made.save(run.folder / "plan.json")
+            shutil.rmtree(run.folder / LATENTS, ignore_errors=True)
             run.result = made.summary()
         return run.result
+
+
+def store_in(folder: Path, inputs: Mapping[str, str | None]) -> Store:
+    """Where a stage keeps latents while it works on its folder. inputs: what it reads."""
+    return Store(folder / LATENTS, {name: [given, identity(given)] for name, given in inputs.items()})
 
 
 def _plan_to_file(
@@ -124,7 +135,12 @@ def _loaded(source: str) -> Model:
 
 
 def calibration_of(
-    model: Model, denoiser: ModelMixin, options: PlanOptions, *, fewer_will_do: bool = False
+    model: Model,
+    denoiser: ModelMixin,
+    options: PlanOptions,
+    store: Store | None = None,
+    *,
+    fewer_will_do: bool = False,
 ) -> Calibration:
     """Images and noises that a model is scored on; raises OptionError, ModelError or DataError where there are none.
 
@@ -133,8 +149,8 @@ def calibration_of(
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id, `digits`, or `generated`")
     process, device = process_of(model), pick_device(options.device)
-    if process.pipeline is not None and options.data == GENERATED:
-        return calibrate_on_prompts(process, options, device)
+    if process.pipeline is not None:
+        return calibrate_on_texts(process, options, device, store)
     if options.data == GENERATED:
         images = own_images(denoiser, process, options, device)
     else:

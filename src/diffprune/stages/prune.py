@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.compensation import Compensation, compensate
+from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
@@ -18,9 +20,9 @@ from diffprune.models.precision import in_stored_dtype, load_as_stored
 from diffprune.models.pruned import PrunedMixin
 from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import Existing, run_record, write_json
+from diffprune.records import Existing, run_record, whole_folder, write_json
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.plan import calibration_of, make_plan
+from diffprune.stages.plan import calibration_of, make_plan, store_in
 from diffprune.stages.stored import prune_folder, stored_model
 from diffprune.surgery import prune_denoiser
 
@@ -39,15 +41,15 @@ def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
 
 
 def carry_out(
-    model: Any, plan: Plan, options: PruneOptions, *, folder: Path | None = None
+    model: Any, plan: Plan, options: PruneOptions, *, store: Store | None = None, folder: Path | None = None
 ) -> tuple[Any, Compensation | None]:
-    """`prune` with its options as one value, and what compensation did. folder: for its solved layers, to resume."""
+    """`prune` with its options as one value, and what compensation did. store: of latents. folder: of solved layers."""
     dense = denoiser_of(model)
     cut = partial(
         prune_denoiser, dense, plan, reinit=options.reinit, rescale_queries=options.rescale_queries, seed=options.seed
     )
     by = _calibrating(plan, options, bare=isinstance(model, nn.Module))
-    calibration = None if by is None else calibration_of(model, dense, by, fewer_will_do=True)
+    calibration = None if by is None else calibration_of(model, dense, by, store, fewer_will_do=True)
     small, done = cut(), None
     if by is not None and calibration is not None:
         done = compensate(dense, small, plan, calibration, options, batch_size=by.batch_size, folder=folder)
@@ -81,6 +83,19 @@ def with_denoiser(pipeline: Any, denoiser: ModelMixin) -> Any:
     return changed
 
 
+def publish(model: DiffusionPipeline | ModelMixin, folder: Path) -> None:
+    """Save a model and move it into the stage's folder, its index last."""
+    with whole_folder(folder / ".pipeline") as beside:
+        model.save_pretrained(beside)
+    saved = folder / ".pipeline"
+    for part in sorted(saved.iterdir(), key=lambda p: p.name == "model_index.json"):
+        target = folder / part.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        part.replace(target)
+    saved.rmdir()
+
+
 def prune_stage(
     source: str,
     options: PruneOptions,
@@ -106,7 +121,7 @@ def prune_stage(
         **plan_options.files(),
     }
     with run_record(
-        out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral
+        out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral, resumable=True
     ) as run:
         if not run.finished_before:
             kept, compensation = run.folder / "plan.json", None
@@ -117,17 +132,18 @@ def prune_stage(
                 plan.save(kept)
                 prune_folder(stored, plan, run.folder)
             else:
-                whole = load_as_stored(source).whole
-                plan = plan or make_plan(whole, plan_options)
+                whole, store = load_as_stored(source).whole, store_in(run.folder, inputs)
+                plan = plan or make_plan(whole, plan_options, store)
                 plan.save(kept)
-                small, compensation = carry_out(whole, plan, options, folder=run.folder / SOLVED)
-                in_stored_dtype(small, source).save_pretrained(run.folder)
+                small, compensation = carry_out(whole, plan, options, store=store, folder=run.folder / SOLVED)
+                publish(in_stored_dtype(small, source), run.folder)
+            for work in (LATENTS, SOLVED):
+                shutil.rmtree(run.folder / work, ignore_errors=True)
             carry_card(source, run.folder, _paragraph(source, plan, options))
             run.result = plan.summary()
             if compensation is not None:
                 write_json(run.folder / "compensation.json", asdict(compensation))
                 run.result["compensation"] = compensation.summary()
-            shutil.rmtree(run.folder / SOLVED, ignore_errors=True)
         return run.result
 
 

@@ -81,7 +81,7 @@ def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
     if model.component is None:
         return
     for name in model.others:
-        shutil.copytree(model.folder / name, out / name, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        shutil.copytree(model.folder / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     index = read_json(model.folder / INDEX)
     index[model.component] = [type(small).__module__.partition(".")[0], type(small).__name__]
     write_whole(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")

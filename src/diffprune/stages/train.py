@@ -6,30 +6,31 @@ from typing import Any, cast
 
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
-from diffprune.data.calibration import GENERATED, Calibration, images_for, own_latents
+from diffprune.data.calibration import GENERATED, Calibration, images_for
+from diffprune.data.conditioned import Texts, open_texts, told_latents
 from diffprune.data.images import ImageSet, without_corrupt
+from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model, pick_device
 from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
-from diffprune.models.prompts import read_prompts
 from diffprune.models.pruned import stock_class
+from diffprune.models.state import given_back
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
-from diffprune.processes import process_state, shared_run
-from diffprune.records import Existing, whole_folder
+from diffprune.processes import by_main, process_state, shared_run
+from diffprune.records import Existing
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.trainer import Preview, check_conditions, train_denoiser
-from diffprune.sampling.by_pipeline import check_text_encoder
 from diffprune.sampling.by_scheduler import OWN
 from diffprune.sampling.sampler import draw_images
 from diffprune.stages.calls import with_input_and_options, with_options
-from diffprune.stages.prune import with_denoiser
+from diffprune.stages.plan import store_in
+from diffprune.stages.prune import publish, with_denoiser
 from diffprune.surgery import reset_weights
 
 NUM_PREVIEWED = 16
@@ -49,9 +50,10 @@ def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULT
     Nothing is saved on the way; use the command line for checkpoints, logs and previews.
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
-    images = _images(process_of(model), options)
+    process = process_of(model)
+    images = _latents(process, _opened(process, options), options)
     trained, _ = train_denoiser(
-        denoiser_of(model), process_of(model), images, options,
+        denoiser_of(model), process, images, options,
         teacher=None if teacher is None else denoiser_of(teacher),
     )  # fmt: skip
     return with_denoiser(model, trained)
@@ -94,11 +96,7 @@ def finetune_stage(
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
     process = process_of(model.pipeline)
-    images = None
-    if process.pipeline is None:
-        images = _images(process, options)
-    else:  # drawing them is work, which a finished folder spares
-        _check_generated(process, options)
+    opened = _opened(process, options)
     original = None if teacher is None else load_model(teacher).denoiser
     if original is not None:
         _check_teacher(model.denoiser, original)
@@ -107,7 +105,7 @@ def finetune_stage(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            images = images or _images(process, options)
+            images = _latents(process, opened, options, store_in(run.folder, inputs))
             run.result = _train_into(run.folder, model.pipeline, images, options, teacher=original, source=source)
             if process_state(options.device).is_main_process:
                 carry_card(source, run.folder, _paragraph(options, teacher))
@@ -143,7 +141,9 @@ def _train_into(
     )  # fmt: skip
     if process_state(options.device).is_main_process:
         whole = with_denoiser(pipeline, trained)
-        _publish(whole if source is None else in_stored_dtype(whole, source), folder)
+        publish(whole if source is None else in_stored_dtype(whole, source), folder)
+        for name in (CHECKPOINTS, LATENTS):
+            shutil.rmtree(folder / name, ignore_errors=True)
     read: dict[str, Any] = {}
     if isinstance(images, ImageSet):
         read = {"num_corrupt": images.num_corrupt, "preprocessing": images.preprocessing.resolved()}
@@ -153,20 +153,6 @@ def _train_into(
         "final_loss": history[-1]["loss"],
         "history": history,
     }
-
-
-def _publish(pipeline: DiffusionPipeline, folder: Path) -> None:
-    """Move a saved pipeline into the stage's folder, its index last; then the checkpoints can go."""
-    with whole_folder(folder / ".pipeline") as beside:
-        pipeline.save_pretrained(beside)
-    saved = folder / ".pipeline"
-    for part in sorted(saved.iterdir(), key=lambda p: p.name == "model_index.json"):
-        target = folder / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        part.replace(target)
-    saved.rmdir()
-    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
 
 
 def untrained(options: TrainOptions) -> Any:
@@ -181,25 +167,42 @@ def untrained(options: TrainOptions) -> Any:
     return DDPMPipeline(cast(Any, denoiser), scheduler)
 
 
-def _check_generated(process: DiffusionProcess, options: TrainingOptions) -> None:
-    """Raise OptionError or ModelError for options that a text-conditioned model cannot be finetuned with."""
-    if not isinstance(options, FinetuneOptions) or options.data != GENERATED:
-        raise OptionError("data: a text-conditioned model is finetuned on its own images: give data `generated`")
-    if options.prompts is None:
-        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
+def _opened(process: DiffusionProcess, options: FinetuneOptions) -> ImageSet | Texts:
+    """What a model is finetuned on, as far as it can be looked at without work."""
+    if options.data is None:
+        raise OptionError(
+            "data: missing; give a folder, a parquet file, a dataset id or `digits`; for text-conditioned models with "
+            "captions, or `generated`"
+        )
+    if process.pipeline is None:
+        if options.prompts is not None or options.data == GENERATED:
+            raise OptionError("prompts and data `generated` serve text-conditioned models; give images")
+        return _images(process, options)
     if options.class_dropout:
         raise OptionError("class_dropout: the model is conditioned on text; leave it out")
-    check_text_encoder(process.pipeline)
-    read_prompts(options.prompts)
+    if options.preview_every and options.prompts is None:
+        raise OptionError("prompts: missing; previews of a text-conditioned model are drawn by a file of prompts")
+    if options.data == GENERATED:
+        return open_texts(process, options, options.num_generated)
+    return open_texts(process, options, options.steps * options.batch_size, at_most=True)
 
 
-def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet | Calibration:
-    if process.pipeline is not None:
-        _check_generated(process, options)
-        assert isinstance(options, FinetuneOptions)
-        return own_latents(process, options, options.num_generated, pick_device(options.device))
-    if isinstance(options, FinetuneOptions) and (options.prompts is not None or options.data == GENERATED):
-        raise OptionError("prompts and data `generated` serve text-conditioned models; give images")
+def _latents(
+    process: DiffusionProcess, opened: ImageSet | Texts, options: FinetuneOptions, store: Store | None = None
+) -> ImageSet | Calibration:
+    """What the training loop takes; of several processes the first one makes the latents that all read."""
+    if isinstance(opened, ImageSet):
+        return opened
+    if store is not None and process_state(options.device).num_processes > 1:
+
+        def make() -> None:
+            told_latents(process, opened, options, pick_device(options.device), store)
+
+        by_main(make, options.device)
+    return told_latents(process, opened, options, pick_device(options.device), store)
+
+
+def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
     if options.data is None:
         raise OptionError("data: missing; give a folder, a parquet file, a dataset id or `digits`")
     images = images_for(process, options.data, options)
@@ -218,7 +221,8 @@ def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
 
     def draw(denoiser: nn.Module, path: Path) -> None:
         device = next(denoiser.parameters()).device
-        images = draw_images(denoiser, process, range(NUM_PREVIEWED), drawing, device)
+        with given_back([c for c in pipeline.components.values() if isinstance(c, nn.Module)]):
+            images = draw_images(denoiser, process, range(NUM_PREVIEWED), drawing, device)
         path.parent.mkdir(parents=True, exist_ok=True)
         to_pil_image(make_grid(images, nrow=4)).save(path)
 

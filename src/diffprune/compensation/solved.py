@@ -13,7 +13,7 @@ from diffprune.compensation.layers import Fit
 from diffprune.records import write_whole
 
 
-class Store:
+class SolvedLayers:
     """A folder with one file per solved layer: its weight and bias as corrected, and how it was fitted."""
 
     def __init__(self, folder: Path) -> None:

@@ -1,0 +1,119 @@
+"""Latents and conditions on disk: computed once, batch by batch, for a stage that is killed and repeated."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffprune.errors import ModelError
+from diffprune.models.recording import Convention, Interface
+from diffprune.records import whole_file
+
+LATENTS = "latents"
+"""Folder of the batches below the stage's own; it goes when the stage has finished."""
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Told:
+    """A batch of clean latents (N, ...) with what the denoiser is told of each, on the CPU."""
+
+    clean: Tensor
+    condition: Mapping[str, Any]
+    interface: Interface
+
+
+@dataclass(frozen=True)
+class Store:
+    """A folder of batches, one file each. made_from: what all of them depend on, as JSON types."""
+
+    folder: Path
+    made_from: Mapping[str, Any]
+
+    def load(self, name: str, key: Mapping[str, Any]) -> Told | None:
+        """A batch that was made from the same; None where there is none, or a damaged one."""
+        path = self.folder / f"{name}.safetensors"
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                told = file.metadata()
+                tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
+            if told["key"] != self._hash(key):
+                return None
+            if told["digest"] != _digest(tensors):
+                raise ValueError("its values are not those that were written")
+            return _unpacked(json.loads(told["batch"]), tensors)
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            _log.warning("%s is made again: %s", path, error)
+            return None
+
+    def save(self, name: str, key: Mapping[str, Any], batch: Told) -> None:
+        """Write a batch, whole or not at all. Raises ModelError for conditions that no file can hold."""
+        tensors: dict[str, Tensor] = {}
+        interface = batch.interface
+        packed = {
+            "clean": _packed(batch.clean, tensors),
+            "condition": _packed(dict(batch.condition), tensors),
+            "is_rows": list(interface.is_rows),
+            "convention": vars(interface.convention),
+            "shape": list(interface.shape),
+        }
+        metadata = {"key": self._hash(key), "digest": _digest(tensors), "batch": json.dumps(packed)}
+        with whole_file(self.folder / f"{name}.safetensors") as beside:
+            save_file(tensors, beside, metadata)
+
+    def _hash(self, key: Mapping[str, Any]) -> str:
+        whole = json.dumps({**self.made_from, **key}, sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON types, its tensors by name in `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {name: _packed(part, tensors) for name, part in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_packed(part, tensors) for part in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ModelError(f"the denoiser is told a {type(value).__name__}, which cannot be kept in a file; not served")
+
+
+def _value(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {name: _value(part, tensors) for name, part in value.items()}
+    if kind == "value":
+        return value
+    parts = [_value(part, tensors) for part in value]
+    return parts if kind == "list" else tuple(parts)
+
+
+def _unpacked(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Told:
+    convention = Convention(**packed["convention"])
+    interface = Interface(tuple(packed["is_rows"]), convention, torch.Size(packed["shape"]))
+    return Told(_value(packed["clean"], tensors), _value(packed["condition"], tensors), interface)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
