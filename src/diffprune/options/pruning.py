@@ -42,7 +42,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
     data: str | None = Field(
         default=None,
         description="images to calibrate on: a folder, a parquet file, a dataset id, `digits`, or `generated`: "
-        "drawn by the model itself",
+        "drawn by the model itself; for text-conditioned models with captions, as in finetune",
     )
     num_calibration_images: int = Field(default=128, ge=1, description="images in the calibration batch")
     threshold: float = Field(

@@ -17,7 +17,8 @@ class TrainingOptions(ImageOptions, ComputeOptions):
     data: str | None = Field(
         default=None,
         description="training images: a folder, a parquet file, a dataset id or `digits`; for class-conditional models "
-        "with a column `label`, or a sub-folder per class",
+        "with a column `label`, or a sub-folder per class; for text-conditioned ones with a column `text` or "
+        "`caption`, a metadata.jsonl in the folder, or `generated`: drawn by the model itself",
     )
     steps: int = Field(default=1000, ge=1, description="optimizer steps")
     batch_size: int = Field(
@@ -47,7 +48,16 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         lt=1,
         description="class-conditional models: share of images whose class is kept from the model, for guidance",
     )
-    flip: bool = Field(default=True, description="mirror half of the images (switch off for digits or text)")
+    flip: bool = Field(
+        default=True,
+        description="mirror half of the images (switch off for digits or text); latents of text-conditioned models are "
+        "computed once and not mirrored",
+    )
+    timestep_sampling: Literal["auto", "uniform", "logit-normal"] = Field(
+        default="auto",
+        description="how training draws timesteps: uniform, or logit-normal, where those in the middle come more often "
+        "(auto: logit-normal for flow matching, uniform for others)",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="precision of forward and backward"
     )

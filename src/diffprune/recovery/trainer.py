@@ -157,7 +157,7 @@ class _Run:
     def _step(self, step: int, batches: Any) -> Tensor:
         options, accelerator = self.options, self.accelerator
         losses = []
-        draws = draw(self._shape, self.process.num_timesteps, options, step)
+        draws = draw(self._shape, self.process.scheduler, options, step)
         indices = image_indices(len(self.images), options.batch_size, options.seed, step)
         for number, shard in enumerate(self.shards):
             clean = self._clean(next(batches), draws.mirrored[shard])

@@ -24,6 +24,7 @@ from diffprune.models.state import given_back
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
 from diffprune.processes import by_main, process_state, shared_run
 from diffprune.records import Existing
+from diffprune.recovery.batches import sampling_of
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.trainer import Preview, check_conditions, train_denoiser
 from diffprune.sampling.by_scheduler import OWN
@@ -149,6 +150,7 @@ def _train_into(
         read = {"num_corrupt": images.num_corrupt, "preprocessing": images.preprocessing.resolved()}
     return {
         "num_images": len(images),
+        "timestep_sampling": sampling_of(process_of(pipeline).scheduler, options),
         **read,
         "final_loss": history[-1]["loss"],
         "history": history,
