@@ -5,12 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
+from diffprune.data.conditioned import calibrate_on_texts
 from diffprune.models.process import process_of
+from diffprune.options import PlanOptions
 from diffprune.recovery.trainer import train_denoiser
 from diffprune.stages.train import FinetuneOptions, images_for
+
+from pipelines import tiny
 
 pytestmark = pytest.mark.gpu
 
@@ -46,6 +51,21 @@ def test_finetuning_lowers_the_loss(precision: str) -> None:
     images = images_for(process_of(small), "digits")
     _, history = train_denoiser(small.unet, process_of(small), images, options, teacher=pipeline.unet)
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+
+
+@pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
+def test_text_encoders_and_autoencoder_leave_the_gpu_before_scoring(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("a red cat\nblue\n")
+    pipeline = tiny("sd3")
+    options = PlanOptions(
+        data="generated", prompts=tmp_path / "prompts.txt", num_calibration_images=2, generation_steps=2
+    )  # fmt: skip
+    calibration = calibrate_on_texts(process_of(pipeline), options, torch.device("cuda"))
+    assert calibration.clean.device.type == "cuda"
+    assert {
+        p.device.type for c in pipeline.components.values() if isinstance(c, nn.Module) for p in c.parameters()
+    } == {"cpu"}
+    next(calibration.batches(10, 2)).noisy.sum().item()
 
 
 @pytest.mark.parametrize("method", ["enable_model_cpu_offload", "enable_sequential_cpu_offload"])

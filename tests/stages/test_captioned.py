@@ -1,0 +1,315 @@
+"""Text-conditioned models on images with captions, and what is kept on disk while a stage works."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import to_pil_image
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
+
+import diffprune
+from diffprune.cli import main
+from diffprune.data.conditioned import calibrate_on_texts, open_texts, told_latents
+from diffprune.data.stored import Store
+from diffprune.models.loading import denoiser_of
+from diffprune.models.process import process_of
+from diffprune.models.state import given_back
+from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.records import read_json
+from diffprune.stages import train
+
+from pipelines import SIZES, tiny
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
+
+CPU = torch.device("cpu")
+CAPTIONS = ("a red cat", "blue", "a dog", "a blue cat", "red")
+SCORING = [
+    "--num-calibration-images", "3", "--timestep-stride", "10", "--ratio", "0.4", "--threshold", "0",
+    "--batch-size", "2",
+]  # fmt: skip
+
+
+def images() -> list[Image.Image]:
+    generator = torch.Generator().manual_seed(0)
+    return [to_pil_image(torch.rand((3, 16, 16), generator=generator)) for _ in CAPTIONS]
+
+
+@pytest.fixture
+def captioned(tmp_path: Path) -> str:
+    rows = datasets.Dataset.from_dict({"image": images(), "text": list(CAPTIONS)})
+    file = str(tmp_path / "captioned.parquet")
+    rows.cast_column("image", datasets.Image()).to_parquet(file)
+    return file
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red cat\nblue\n")
+    return file
+
+
+def saved(name: str, folder: Path) -> Path:
+    tiny(name).save_pretrained(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("name", ["sd", "sd3", "flux", "pixart"])
+def test_a_pipeline_is_scored_and_finetuned_on_images_with_captions(name: str, captioned: str, tmp_path: Path) -> None:
+    model = saved(name, tmp_path)
+    told = ["--data", captioned, *SIZES[name]]
+    assert main(["prune", str(model), *SCORING, *told, "--out", str(tmp_path / "small")]) == 0
+    small = ["finetune", str(tmp_path / "small"), "--teacher", str(model), "--steps", "2", "--batch-size", "4"]
+    assert main([*small, *told, "--out", str(tmp_path / "recovered")]) == 0
+    with torch.random.fork_rng():
+        again = DiffusionPipeline.from_pretrained(tmp_path / "recovered")
+    assert type(denoiser_of(again)).__module__ == "diffprune"
+    result = read_json(tmp_path / "recovered" / "run.json")["result"]
+    assert result["num_images"] == 5
+    assert result["timestep_sampling"] == ("logit-normal" if name in ("sd3", "flux") else "uniform")
+    for folder in ("small", "recovered"):
+        assert not (tmp_path / folder / "latents").exists()
+
+
+def test_each_latent_is_that_of_its_image_and_told_its_caption(captioned: str) -> None:
+    pipeline = tiny("sd")
+    options = PlanOptions(data=captioned, num_calibration_images=5, batch_size=2)
+    calibration = calibrate_on_texts(process_of(pipeline), options, CPU)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(0)).tolist()
+    pixels = torch.stack([pipeline.image_processor.preprocess(images()[i])[0] for i in order])
+    with torch.no_grad():
+        latents = pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.config.scaling_factor
+        texts, _ = pipeline.encode_prompt([CAPTIONS[i] for i in order], "cpu", 1, False)
+    assert torch.allclose(calibration.clean, latents, atol=1e-4)
+    assert torch.allclose(calibration.condition["encoder_hidden_states"], texts, atol=1e-4)
+
+
+def test_no_more_images_are_encoded_than_training_sees(captioned: str) -> None:
+    options = FinetuneOptions(data=captioned, steps=1, batch_size=3)
+    opened = train._opened(process_of(tiny("sd")), options)
+    assert len(opened) == 3
+    assert len(set(opened.indices)) == 3  # type: ignore[union-attr]
+
+
+class Passes:
+    """Counts the forward passes of text encoders, and what autoencoders encode or decode."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.num = 0
+        for kind, names in (
+            (CLIPTextModel, ("forward",)), (CLIPTextModelWithProjection, ("forward",)), (T5EncoderModel, ("forward",)),
+            (AutoencoderKL, ("encode", "decode")),
+        ):  # fmt: skip
+            for name in names:
+                monkeypatch.setattr(kind, name, self._counted(getattr(kind, name)))
+
+    def _counted(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(call)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self.num += 1
+            return call(*args, **kwargs)
+
+        return counted
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("source", ["generated", "captions"])
+def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_encoder_again(
+    source: str, captioned: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved("sd", tmp_path)
+    words = ["finetune", str(model), "--steps", "6", "--batch-size", "2", "--checkpoint-every", "2"]
+    words += ["--data", captioned]
+    if source == "generated":
+        words[-1] = "generated"
+        words += ["--prompts", str(prompts), "--num-generated", "4", "--generation-steps", "2"]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    original = diffprune.recovery.trainer.save_checkpoint
+
+    def save_and_die(*given: Any) -> None:
+        original(*given)
+        raise KeyboardInterrupt
+
+    passes = Passes(monkeypatch)
+    with monkeypatch.context() as dying:
+        dying.setattr("diffprune.recovery.trainer.save_checkpoint", save_and_die)
+        assert main([*words, "--out", str(tmp_path / "killed")]) != 0
+    assert read_json(tmp_path / "killed" / "run.json")["status"] == "running"
+    assert list((tmp_path / "killed" / "latents").glob("*.safetensors"))
+    assert passes.num > 0
+    passes.num = 0
+    assert main([*words, "--out", str(tmp_path / "killed")]) == 0
+    assert passes.num == 0
+    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert not (tmp_path / "killed" / "latents").exists()
+
+
+@pytest.mark.parametrize("stage", ["plan", "prune"])
+def test_a_killed_plan_or_prune_finds_its_latents_again(
+    stage: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved("sd", tmp_path)
+    words = [stage, str(model), "--data", "generated", "--prompts", str(prompts), "--generation-steps", "2", *SCORING]
+    assert main([*words, "--out", str(tmp_path / "whole")]) == 0
+    passes = Passes(monkeypatch)
+
+    def die(*given: Any, **more: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as dying:
+        dying.setattr("diffprune.stages.plan.choose_units", die)
+        assert main([*words, "--out", str(tmp_path / "killed")]) != 0
+    assert passes.num > 0
+    passes.num = 0
+    assert main([*words, "--out", str(tmp_path / "killed")]) == 0
+    assert passes.num == 0
+    plans = [read_json(tmp_path / name / "plan.json")["groups"] for name in ("whole", "killed")]
+    assert plans[0] == plans[1]
+    assert not (tmp_path / "killed" / "latents").exists()
+
+
+def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
+    captioned: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    during: list[int] = []
+    passes = Passes(monkeypatch)
+    original = diffprune.stages.plan.choose_units
+
+    def counted(*given: Any) -> Any:
+        before = passes.num
+        chosen = original(*given)
+        during.append(passes.num - before)
+        return chosen
+
+    monkeypatch.setattr("diffprune.stages.plan.choose_units", counted)
+    diffprune.plan(
+        tiny("sd3"), data=captioned, num_calibration_images=2, timestep_stride=10, threshold=0.0, ratio=0.3
+    )  # fmt: skip
+    assert passes.num > 0
+    assert during == [0]
+
+
+def test_components_go_back_to_where_they_were() -> None:
+    moved = nn.Linear(2, 2, device="meta")
+    with given_back([moved]):
+        moved.to_empty(device="cpu")
+    assert moved.weight.device.type == "meta"
+
+
+@pytest.mark.parametrize("source", ["generated", "captions"])
+def test_once_latents_are_there_every_component_is_sent_back(
+    source: str, captioned: str, prompts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = tiny("sd3")
+    components = [c for c in pipeline.components.values() if isinstance(c, nn.Module)]
+    options = PlanOptions(
+        data=captioned if source == "captions" else "generated", prompts=None if source == "captions" else prompts,
+        num_calibration_images=3, generation_steps=2, batch_size=2,
+    )  # fmt: skip
+    process = process_of(pipeline)
+    passes, moves = Passes(monkeypatch), []
+    original = nn.Module.to
+
+    def noted(module: nn.Module, *where: Any, **more: Any) -> nn.Module:
+        moves.append((module, passes.num))
+        return original(module, *where, **more)
+
+    monkeypatch.setattr(nn.Module, "to", noted)
+    told_latents(process, open_texts(process, options, 3), options, CPU)
+    at_the_end = [module for module, num in moves if num == passes.num]
+    assert passes.num > 0
+    assert all(any(module is component for module in at_the_end) for component in components)
+
+
+@pytest.fixture
+def told(captioned: str, tmp_path: Path) -> Callable[..., Any]:
+    process = process_of(tiny("sd"))
+
+    def make(made_from: dict[str, str] | None = None, **changed: Any) -> Any:
+        options = PlanOptions(data=captioned, num_calibration_images=3, batch_size=2).model_copy(update=changed)
+        store = Store(tmp_path / "latents", made_from or {})
+        return told_latents(process, open_texts(process, options, 3), options, CPU, store)
+
+    return make
+
+
+def test_latents_that_were_kept_are_those_that_were_made(
+    told: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = told()
+    assert sorted(path.name for path in (tmp_path / "latents").iterdir()) == [
+        "0000000.safetensors", "0000002.safetensors",
+    ]  # fmt: skip
+    passes = Passes(monkeypatch)
+    again = told()
+    assert passes.num == 0
+    assert torch.equal(first.clean, again.clean)
+    assert first.condition.keys() == again.condition.keys()
+    assert torch.equal(first.condition["encoder_hidden_states"], again.condition["encoder_hidden_states"])
+    assert (first.is_rows, first.convention) == (again.is_rows, again.convention)
+
+
+def test_latents_of_other_options_or_models_and_damaged_ones_are_made_again(
+    told: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = told()
+    passes = Passes(monkeypatch)
+    other = told(seed=1)
+    assert passes.num > 0
+    assert not torch.equal(first.clean, other.clean)
+    passes.num = 0
+    told({"model": "another"}, seed=1)
+    assert passes.num > 0
+    told()
+    file = tmp_path / "latents" / "0000002.safetensors"
+    whole = file.read_bytes()
+    for damaged in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2], b""):
+        file.write_bytes(damaged)
+        caplog.clear()
+        passes.num = 0
+        assert torch.equal(told().clean, first.clean)
+        assert "0000002.safetensors is made again" in caplog.text
+        assert passes.num > 0
+        passes.num = 0
+        told()
+        assert passes.num == 0
+
+
+def test_wrong_uses_of_captions_are_refused_before_work(
+    captioned: str, prompts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = saved("sd", tmp_path)
+    passes = Passes(monkeypatch)
+    few = ["--num-calibration-images", "2"]
+    cases = [
+        (["plan", str(model), "--data", captioned, *few, "--prompts", str(prompts)], "captions of the images take"),
+        (["plan", str(model), "--data", captioned], "holds 5 images, the calibration needs 128"),
+        (["plan", str(model), "--data", "digits", *few], "digits bear no captions"),
+        (["plan", str(model), "--data", captioned, *few, "--num-frames", "3"], "num_frames: the call of Stable"),
+        (["finetune", str(model), "--data", "digits"], "digits bear no captions"),
+        (["finetune", str(model)], "data: missing"),
+        (["finetune", str(model), "--data", captioned, "--prompts", str(prompts)], "captions of the images take"),
+        (["finetune", str(model), "--data", captioned, "--preview-every", "2"], "previews of a text-conditioned"),
+        (["finetune", str(model), "--data", captioned, "--class-dropout", "0.1"], "class_dropout: the model is"),
+    ]
+    for words, message in cases:
+        assert main([*words, "--out", str(tmp_path / "out")]) != 0
+        assert message in capsys.readouterr().err
+    assert passes.num == 0
+    assert main(["plan", str(model), "--data", captioned, *few, "--size", "8", "--out", str(tmp_path / "out")]) != 0
+    assert "size: 8 makes images of 8x8 pixels, the model takes 16x16" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
