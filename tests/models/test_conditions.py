@@ -6,22 +6,24 @@ import torch
 from diffprune.errors import ModelError
 from diffprune.models.conditions import rows_of, select_rows
 
-IS_ROWS = (False, True, False)
+IS_ROWS = (False, True, False, True)
 """Of the leaves of `told`, in the order of the dictionary."""
 
 
 def told(first: int, num: int, *, length: int = 2, ids: float = 1.0, words: str = "a") -> dict[str, object]:
     text = torch.arange(first, first + num).float()[:, None].expand(num, length)
-    return {"ids": torch.full((3,), ids), "text": text, "words": words}
+    return {"ids": torch.full((3,), ids), "text": text, "words": words, "shapes": [(1, first + i) for i in range(num)]}
 
 
 def test_batches_are_put_together_as_they_were_taken_apart() -> None:
     whole = told(0, 5)
-    parts = [select_rows(whole, IS_ROWS, lambda v, mine=mine: v[mine]) for mine in (slice(0, 2), slice(2, 5))]
+    parts = [select_rows(whole, IS_ROWS, mine) for mine in (slice(0, 2), [2, 3, 4])]
     again = rows_of(parts, IS_ROWS)
     assert torch.equal(again["text"], whole["text"])
     assert torch.equal(again["ids"], whole["ids"])
     assert again["words"] == "a"
+    assert again["shapes"] == whole["shapes"]
+    assert select_rows(whole, IS_ROWS, [3, 3, 0])["shapes"] == [(1, 3), (1, 3), (1, 0)]
 
 
 @pytest.mark.parametrize(

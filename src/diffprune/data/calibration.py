@@ -54,7 +54,7 @@ class Calibration:
     def told(self, indices: slice | Sequence[int]) -> dict[str, Any]:
         """What the denoiser is told of some items."""
         is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
-        return select_rows(self.condition, is_rows, lambda value: value[indices].detach())
+        return select_rows(self.condition, is_rows, indices)
 
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
         """Yield all items at one timestep, in micro-batches."""
@@ -209,8 +209,9 @@ def calibrate(drawn: Drawn, process: DiffusionProcess, options: PlanOptions, dev
 
 def with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:
     """Every item `num_noises` times, each with a noise of its own, by seed."""
-    clean = calibration.clean.repeat_interleave(options.num_noises, 0)
+    again = torch.arange(len(calibration)).repeat_interleave(options.num_noises).tolist()
+    clean = calibration.clean[again]
     is_rows = calibration.is_rows or (True,) * len(calibration.condition)
-    condition = select_rows(calibration.condition, is_rows, lambda v: v.repeat_interleave(options.num_noises, 0))
+    condition = select_rows(calibration.condition, is_rows, again)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(clean.device)
     return replace(calibration, clean=clean, noise=noise, condition=condition)

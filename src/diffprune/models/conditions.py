@@ -1,15 +1,30 @@
-"""What a denoiser is told of several images, as tensors with a row per image: taken apart and put together."""
+"""What a denoiser is told of several images, with a row per image in some of it: taken apart and put together."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from diffprune.errors import ModelError
 
+Rows = slice | Sequence[int]
+
 _REMEDY = "differs from batch to batch; give a batch_size that takes them all"
+
+
+def leaves_of(condition: Mapping[str, Any]) -> list[Any]:
+    """What a condition is made of: its tensors and plain values, and lists of plain values as they are."""
+    leaves: list[Any] = tree_flatten(dict(condition), is_leaf=_is_plain_list)[0]
+    return leaves
+
+
+def have_rows(of_one: Any, of_two: Any) -> bool:
+    """Whether a leaf has a row per prompt, as it was told with one prompt and with two."""
+    if not isinstance(of_one, list) and not (isinstance(of_one, Tensor) and of_one.ndim > 0):
+        return False
+    return type(of_one) is type(of_two) and (len(of_one), len(of_two)) == (1, 2)
 
 
 def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) -> dict[str, Any]:
@@ -17,8 +32,7 @@ def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) ->
 
     Raises ModelError where their rows have different lengths, or what is shared by all rows differs between batches.
     """
-    spec = tree_flatten(dict(conditions[0]))[1]
-    leaves = [tree_flatten(dict(condition))[0] for condition in conditions]
+    leaves = [leaves_of(condition) for condition in conditions]
     if len({len(each) for each in leaves}) > 1:
         raise ModelError(f"what the denoiser is told {_REMEDY}")
     joined = []
@@ -27,25 +41,39 @@ def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) ->
             if not all(_same(parts[0], part) for part in parts[1:]):
                 raise ModelError(f"what the denoiser is told of all prompts {_REMEDY}")
             joined.append(parts[0])
+        elif isinstance(parts[0], list):
+            joined.append([row for part in parts for row in part])
         elif len({part.shape[1:] for part in parts}) > 1:
             raise ModelError(f"the length of these texts {_REMEDY}")
         else:
             joined.append(torch.cat(parts))
-    return cast(dict[str, Any], tree_unflatten(joined, spec))
+    return _like(conditions[0], joined)
 
 
-def select_rows(
-    condition: Mapping[str, Any], is_rows: Sequence[bool], choose: Callable[[Tensor], Tensor]
-) -> dict[str, Any]:
-    """A condition with `choose` applied to every tensor that has a row per image."""
-    leaves, spec = tree_flatten(dict(condition))
-    chosen = [choose(leaf) if rows else leaf for leaf, rows in zip(leaves, is_rows, strict=True)]
-    return cast(dict[str, Any], tree_unflatten(chosen, spec))
+def select_rows(condition: Mapping[str, Any], is_rows: Sequence[bool], wanted: Rows) -> dict[str, Any]:
+    """A condition of some of its rows, in this order; detached."""
+    chosen = [_rows(leaf, wanted) if rows else leaf for leaf, rows in zip(leaves_of(condition), is_rows, strict=True)]
+    return _like(condition, chosen)
 
 
 def on_device(condition: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
     """A condition with its tensors on a device."""
     return {name: tree_map(lambda v: v.to(device) if torch.is_tensor(v) else v, v) for name, v in condition.items()}
+
+
+def _rows(leaf: Any, wanted: Rows) -> Any:
+    if isinstance(leaf, list):
+        return leaf[wanted] if isinstance(wanted, slice) else [leaf[i] for i in wanted]
+    return leaf[wanted].detach()
+
+
+def _like(condition: Mapping[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
+    spec = tree_flatten(dict(condition), is_leaf=_is_plain_list)[1]
+    return cast(dict[str, Any], tree_unflatten(leaves, spec))
+
+
+def _is_plain_list(value: Any) -> bool:
+    return isinstance(value, list) and not any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_map
 
 from diffprune.errors import ModelError
+from diffprune.models.conditions import have_rows, leaves_of
 from diffprune.models.loading import denoiser_of
 
 UNGUIDED = {"guidance_scale": 1.0}
@@ -62,7 +63,7 @@ class Call:
 class Interface:
     """How a pipeline uses its denoiser, whatever the prompts.
 
-    is_rows: of which leaves of what the denoiser is told, flattened, there is a row per prompt; the others are shared
+    is_rows: of which leaves (`leaves_of`) of what the denoiser is told there is a row per prompt; the others are shared
     by all prompts. shape: of the noisy input of one prompt.
     """
 
@@ -89,12 +90,10 @@ def find_interface(pipeline: DiffusionPipeline, prompt: str, more: Mapping[str, 
     """
     generator = torch.Generator().manual_seed(0)
     alone, both = (_recorded(pipeline, [prompt] * n, [generator] * n, more) for n in (1, 2))
-    one, two = (tree_flatten(dict(calls[0].told))[0] for calls in (alone, both))
+    one, two = (leaves_of(calls[0].told) for calls in (alone, both))
     if len(one) != len(two):
-        raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists with an entry per prompt; not served")
-    is_rows = tuple(
-        isinstance(a, Tensor) and a.ndim > 0 and (len(a), len(b)) == (1, 2) for a, b in zip(one, two, strict=True)
-    )
+        raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists of tensors, one per prompt; not served")
+    is_rows = tuple(have_rows(a, b) for a, b in zip(one, two, strict=True))
     return Interface(is_rows, _convention(alone), alone[0].noisy.shape[1:])
 
 
