@@ -158,12 +158,22 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
     assert not (tmp_path / "killed" / "latents").exists()
 
 
-@pytest.mark.parametrize("stage", ["plan", "prune"])
-def test_a_killed_plan_or_prune_finds_its_latents_again(
-    stage: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("stage", "place"),
+    [
+        ("plan", "plan.choose_units"), ("prune", "plan.choose_units"), ("prune", "prune.carry_card"),
+        ("analyze sensitivity", "sensitivity.score"),
+    ],
+)  # fmt: skip
+def test_a_stage_that_is_killed_finds_its_latents_again(
+    stage: str, place: str, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = saved("sd", tmp_path)
-    words = [stage, str(model), "--data", "generated", "--prompts", str(prompts), "--generation-steps", "2", *SCORING]
+    words = [*stage.split(), str(model), "--data", "generated", "--prompts", str(prompts), "--generation-steps", "2"]
+    if stage == "analyze sensitivity":
+        words += ["--num-calibration-images", "3", "--num-timesteps", "2", "--ratios", "0.5", "--by", "block"]
+    else:
+        words += SCORING
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
     passes = Passes(monkeypatch)
 
@@ -171,14 +181,16 @@ def test_a_killed_plan_or_prune_finds_its_latents_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr("diffprune.stages.plan.choose_units", die)
+        dying.setattr(f"diffprune.stages.{place}", die)
         assert main([*words, "--out", str(tmp_path / "killed")]) != 0
     assert passes.num > 0
     passes.num = 0
     assert main([*words, "--out", str(tmp_path / "killed")]) == 0
     assert passes.num == 0
-    plans = [read_json(tmp_path / name / "plan.json")["groups"] for name in ("whole", "killed")]
-    assert plans[0] == plans[1]
+    results = [read_json(tmp_path / name / "run.json")["result"] for name in ("whole", "killed")]
+    assert results[0] == results[1]
+    files = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*")) for n in ("whole", "killed")]
+    assert files[0] == files[1]
     assert not (tmp_path / "killed" / "latents").exists()
 
 

@@ -77,7 +77,7 @@ def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most
 def _captioned(options: Options, num: int, at_most: bool) -> Texts:
     assert options.data is not None
     captions = captions_of(options.data)
-    if options.prompts is not None and not getattr(options, "preview_every", 0):
+    if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
         raise OptionError("prompts: the captions of the images take their place; leave it out")
     rows = open_rows(options.data)
     if len(rows) < num and not at_most:
@@ -127,7 +127,10 @@ def told_latents(
     store: where batches are kept and found again; with all of them there, the pipeline is not run.
     Raises ModelError for a pipeline whose calls cannot be made sense of.
     """
-    batches = [range(i, min(i + options.batch_size, len(texts))) for i in range(0, len(texts), options.batch_size)]
+    size, num = options.batch_size, len(texts)
+    if isinstance(options, FinetuneOptions):  # as many at once as a forward pass of training takes
+        size = max(1, size // options.accumulation_steps)
+    batches = [range(start, min(start + size, num)) for start in range(0, num, size)]
     keys = [_key(texts, batch, options) for batch in batches]
     found = [None if store is None else store.load(_name(b), key) for b, key in zip(batches, keys, strict=True)]
     missing = [number for number, told in enumerate(found) if told is None]
@@ -180,8 +183,9 @@ def _encoded(
     layout = find_layout(pipeline, texts.texts[0], more)
     assert texts.rows is not None
     images = ImageSet(texts.rows, preprocessing_of(options, layout.image_size), 3, str(options.data))
+    num_workers = options.num_workers if isinstance(options, FinetuneOptions) else 0
     device = next(layout.autoencoder.parameters()).device
-    for pixels in load_batches(images, map(list, batches), num_workers=getattr(options, "num_workers", 0)):
+    for pixels in load_batches(images, map(list, batches), num_workers=num_workers):
         yield layout.encode(pixels.to(device))
 
 

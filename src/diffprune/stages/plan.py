@@ -96,9 +96,10 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         out, "plan", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
     ) as run:
         if not run.finished_before:
-            made = make_plan(_loaded(source), options, store_in(run.folder, inputs))
+            store = store_in(run.folder, inputs)
+            made = make_plan(_loaded(source), options, store)
             made.save(run.folder / "plan.json")
-            shutil.rmtree(run.folder / LATENTS, ignore_errors=True)
+            shutil.rmtree(store.folder, ignore_errors=True)
             run.result = made.summary()
         return run.result
 

@@ -1,6 +1,7 @@
 """Stage `analyze sensitivity`: how much the output suffers when one group or one block alone is pruned."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from diffprune.criteria import Scores
 from diffprune.criteria.blocks import spaced_batches
 from diffprune.data.calibration import NoisyBatch
+from diffprune.data.stored import Store
 from diffprune.groups import Group, find_groups, smaller
 from diffprune.models.families import predict
 from diffprune.models.loading import denoiser_of, load_model, pick_device
@@ -22,7 +24,7 @@ from diffprune.progress import progress
 from diffprune.records import Existing, read_json, run_record, write_whole
 from diffprune.reporting.figures import error_by_ratio
 from diffprune.reporting.formats import block_of
-from diffprune.stages.plan import calibration_of
+from diffprune.stages.plan import calibration_of, store_in
 
 ROWS_NAME = "rows.json"
 
@@ -35,24 +37,26 @@ def sensitivity_stage(
     Leaves `sensitivity.png`, and in run.json per part and ratio: the mean squared change of the prediction over the
     calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
     """
-    inputs = {"model": source, "data": options.data}
+    inputs = {"model": source, "data": options.data, **options.files()}
     with run_record(
         out, "analyze-sensitivity", options.resolved(), inputs, existing=existing, neutral=options.neutral,
         resumable=True,
     ) as run:  # fmt: skip
         if not run.finished_before:
-            rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME)
+            store = store_in(run.folder, inputs)
+            rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store)
+            shutil.rmtree(store.folder, ignore_errors=True)
             write_whole(run.folder / "sensitivity.png", error_by_ratio(rows))
             run.result = {"parts": rows}
         return run.result
 
 
-def _measure(model: Any, options: SensitivityOptions, notes: Path) -> list[dict[str, Any]]:
+def _measure(model: Any, options: SensitivityOptions, notes: Path, store: Store) -> list[dict[str, Any]]:
     """One row per part and ratio; what an interrupted run noted is not measured again."""
     denoiser = denoiser_of(model)
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
-    calibration = calibration_of(model, denoiser, options)
+    calibration = calibration_of(model, denoiser, options, store)
     device = pick_device(options.device)
     scores = score(denoiser, groups, calibration, options)
     batches = spaced_batches(calibration, options, options.num_timesteps)
