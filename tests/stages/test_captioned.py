@@ -1,6 +1,9 @@
 """Text-conditioned models on images with captions, and what is kept on disk while a stage works."""
 
 import functools
+import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,7 +67,9 @@ def saved(name: str, folder: Path) -> Path:
     return folder / name
 
 
-@pytest.mark.parametrize("name", ["sd", "sd3", "flux", "pixart"])
+@pytest.mark.parametrize(
+    "name", ["sd", "flux", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sdxl", "sd3", "pixart"))]
+)
 def test_a_pipeline_is_scored_and_finetuned_on_images_with_captions(name: str, captioned: str, tmp_path: Path) -> None:
     model = saved(name, tmp_path)
     told = ["--data", captioned, *SIZES[name]]
@@ -99,6 +104,46 @@ def test_no_more_images_are_encoded_than_training_sees(captioned: str) -> None:
     opened = train._opened(process_of(tiny("sd")), options)
     assert len(opened) == 3
     assert len(set(opened.indices)) == 3  # type: ignore[union-attr]
+
+
+def test_an_image_that_cannot_be_read_is_left_out_with_its_caption(tmp_path: Path) -> None:
+    for number, image in enumerate(images()):
+        image.save(tmp_path / f"{number}.png")
+    lines = [{"file_name": f"{number}.png", "text": text} for number, text in enumerate(CAPTIONS)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    options = PlanOptions(data=str(tmp_path), num_calibration_images=5, batch_size=5)
+    process = process_of(tiny("sd"))
+    with pytest.raises(diffprune.DataError, match=r"1.png is not a readable image"):
+        calibrate_on_texts(process, options, CPU)
+    skipping = options.model_copy(update={"on_corrupt": "skip"})
+    with pytest.raises(diffprune.DataError, match="only 4 of 5 images can be read"):
+        open_texts(process, skipping, 5)
+    opened = open_texts(process, skipping, 5, at_most=True)
+    assert sorted(opened.indices) == [0, 2, 3, 4]
+    assert list(opened.texts) == [CAPTIONS[i] for i in opened.indices]
+
+
+def test_previews_are_drawn_from_prompts(captioned: str, prompts: Path, tmp_path: Path) -> None:
+    words = ["finetune", str(saved("sd", tmp_path)), "--data", captioned, "--steps", "2", "--batch-size", "2"]
+    words += ["--preview-every", "2", "--preview-steps", "1", "--prompts", str(prompts)]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "previews" / "step-0000002.png").is_file()
+
+
+@pytest.mark.slow
+def test_of_two_processes_the_first_makes_the_latents_that_both_train_on(captioned: str, tmp_path: Path) -> None:
+    words = ["finetune", str(saved("sd", tmp_path)), "--data", captioned, "--steps", "3", "--batch-size", "4"]
+    words += ["--device", "cpu", "--tracker", "none"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
+    assert main([*words, "--out", str(tmp_path / "one")]) == 0
+    done = subprocess.run(
+        [*launch, "diffprune.cli", *words, "--out", str(tmp_path / "two")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("latents of images") == 1
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert all(torch.allclose(one[name], two[name], atol=1e-5) for name in one)
 
 
 class Passes:
@@ -161,8 +206,10 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
 @pytest.mark.parametrize(
     ("stage", "place"),
     [
-        ("plan", "plan.choose_units"), ("prune", "plan.choose_units"), ("prune", "prune.carry_card"),
-        ("analyze sensitivity", "sensitivity.score"),
+        ("plan", "plan.choose_units"),
+        pytest.param("prune", "plan.choose_units", marks=pytest.mark.slow),
+        pytest.param("prune", "prune.carry_card", marks=pytest.mark.slow),
+        pytest.param("analyze sensitivity", "sensitivity.score", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_stage_that_is_killed_finds_its_latents_again(
