@@ -90,3 +90,10 @@ def test_images_do_not_serve_a_model_of_several_frames() -> None:
     layout = find_layout(tiny("wan"), "a red cat", {**SIZED, "num_frames": 5})
     with pytest.raises(ModelError, match=r"give data `generated`.*num_frames 1"):
         layout.encode(images_for(layout))
+
+
+def test_a_pipeline_in_half_precision_has_the_same_layout() -> None:
+    whole = find_layout(tiny("sd3"), "a red cat", UNGUIDED)
+    half = find_layout(tiny("sd3").to(torch.bfloat16), "a red cat", UNGUIDED)
+    assert torch.equal(whole.order, half.order)
+    assert torch.allclose(whole.scale, half.scale)

@@ -101,7 +101,7 @@ def test_each_latent_is_that_of_its_image_and_told_its_caption(captioned: str) -
 
 def test_no_more_images_are_encoded_than_training_sees(captioned: str) -> None:
     options = FinetuneOptions(data=captioned, steps=1, batch_size=3)
-    opened = train._opened(process_of(tiny("sd")), options)
+    opened = train.opened(process_of(tiny("sd")), options)
     assert len(opened) == 3
     assert len(set(opened.indices)) == 3  # type: ignore[union-attr]
 
@@ -372,3 +372,27 @@ def test_wrong_uses_of_captions_are_refused_before_work(
     assert main(["plan", str(model), "--data", captioned, *few, "--size", "8", "--out", str(tmp_path / "out")]) != 0
     assert "size: 8 makes images of 8x8 pixels, the model takes 16x16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+RECIPE = """
+name: captions
+model: {model}
+data: {data}
+plan: {{ratio: 0.4, num_calibration_images: {num}, timestep_stride: 10, batch_size: 2, threshold: 0.0}}
+finetune: {{steps: 1, batch_size: 2, tracker: none, distill: true}}
+"""
+
+
+def test_a_recipe_of_captions_is_checked_whole_and_walked(
+    captioned: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
+    model, passes = saved("sd", tmp_path), Passes(monkeypatch)
+    for data, num, message in ((captioned, 9, "holds 5 images, the calibration"), ("generated", 2, "prompts: missing")):
+        recipe.write_text(RECIPE.format(model=model, data=data, num=num))
+        assert main(["run", str(recipe), "--out", str(out)]) != 0
+        assert message in capsys.readouterr().err
+    assert passes.num == 0
+    recipe.write_text(RECIPE.format(model=model, data=captioned, num=2))
+    assert main(["run", str(recipe), "--out", str(out)]) == 0
+    assert (out / "recovered" / "model_index.json").is_file()

@@ -102,8 +102,12 @@ def _sent_and_arrived(pipeline: Any, name: str, prompt: str, more: Mapping[str, 
     """What a run of the pipeline gets for latents, and what it has its autoencoder decode: five rows each."""
     sent: list[Tensor] = []
     arrived: list[Tensor] = []
+    steps: list[Tensor] = []
 
     def put(latents: Tensor) -> Tensor:
+        steps.append(latents)
+        if len(steps) < RECORDED_STEPS:  # the denoiser still has to take them, in its own dtype
+            return latents
         sent.append(_numbers(latents))
         return sent[-1]
 
@@ -119,7 +123,7 @@ def _sent_and_arrived(pipeline: Any, name: str, prompt: str, more: Mapping[str, 
         run_call(
             listener, [prompt] * _ROWS, generators, RECORDED_STEPS, {**unguided(pipeline, more), "output_type": "pt"}
         )
-    if not arrived or len(sent[-1]) != _ROWS or len(arrived[0]) != _ROWS:
+    if not sent or not arrived or len(sent[-1]) != _ROWS or len(arrived[0]) != _ROWS:
         raise ModelError(f"{type(pipeline).__name__} does not decode its latents row by row; {REMEDY}")
     return sent[-1], arrived[0].float()
 

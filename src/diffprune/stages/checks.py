@@ -11,8 +11,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.data.calibration import GENERATED, draw_images_of, images_for
-from diffprune.data.captions import captions_of
-from diffprune.data.images import load_image, open_rows
+from diffprune.data.conditioned import open_texts
+from diffprune.data.images import open_rows
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
 from diffprune.evaluation.perceptual import BACKBONES, load_perceptual
@@ -24,6 +24,7 @@ from diffprune.options import (
     UNCALIBRATED_CRITERIA,
     BudgetOptions,
     EvaluateOptions,
+    FinetuneOptions,
     ImageOptions,
     PlanOptions,
     TrainingOptions,
@@ -33,7 +34,7 @@ from diffprune.recovery.trainer import check_conditions, shards_of
 from diffprune.sampling.folder import num_evaluations
 from diffprune.stages.compare import OF_INCEPTION, check_network, check_reference
 from diffprune.stages.plan import make_plan
-from diffprune.stages.train import untrained
+from diffprune.stages.train import opened, untrained
 from diffprune.surgery import prune_denoiser
 
 
@@ -61,9 +62,14 @@ def check_recipe(recipe: Recipe, *, fetch: bool) -> Checked:
     mistakes: list[str] = []
     attempt = functools.partial(_attempt, mistakes)
     denoiser, process = attempt("model", lambda: _model(recipe, fetch)) or (None, None)
-    for name, source in image_sources(recipe).items():
-        if not is_hub_id(source):
-            attempt(name, functools.partial(_check_images, process, source, recipe.section(name)))
+    if process is not None and process.pipeline is not None:
+        for name in ("plan", "finetune"):
+            if getattr(recipe, name) is not None:
+                attempt(name, functools.partial(_check_texts, process, recipe.section(name)))
+    else:
+        for name, source in image_sources(recipe).items():
+            if not is_hub_id(source):
+                attempt(name, functools.partial(_check_images, process, source, recipe.section(name)))
     for name in ("train", "finetune"):
         if (section := getattr(recipe, name)) is not None:
             num_processes = int(os.environ.get("WORLD_SIZE", "1"))
@@ -139,14 +145,21 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
         needed = options.num_calibration_images
     if num < needed:
         raise DataError(f"{source} holds {num} images, num_calibration_images asks for {needed}")
-    if process is not None and process.pipeline is not None:
-        captions_of(source)
-        load_image(open_rows(source)[0], source)
-    elif process is not None:
+    if process is not None:
         images = images_for(process, source, options)
         draw_images_of(images, 1, 0, on_corrupt=options.on_corrupt)
         if isinstance(options, TrainingOptions):
             check_conditions(process, images, options)
+
+
+def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptions) -> None:
+    """Look for the texts, and images, that a text-conditioned model is scored or finetuned on."""
+    if options.data is None or is_hub_id(options.data):
+        return
+    if isinstance(options, FinetuneOptions):
+        opened(process, options)
+    elif options.criterion not in UNCALIBRATED_CRITERIA:
+        open_texts(process, options, options.num_calibration_images)
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:

@@ -52,7 +52,7 @@ def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULT
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
     process = process_of(model)
-    images = _latents(process, _opened(process, options), options)
+    images = _latents(process, opened(process, options), options)
     trained, _ = train_denoiser(
         denoiser_of(model), process, images, options,
         teacher=None if teacher is None else denoiser_of(teacher),
@@ -97,7 +97,7 @@ def finetune_stage(
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
     process = process_of(model.pipeline)
-    opened = _opened(process, options)
+    learnt_from = opened(process, options)
     original = None if teacher is None else load_model(teacher).denoiser
     if original is not None:
         _check_teacher(model.denoiser, original)
@@ -106,7 +106,7 @@ def finetune_stage(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            images = _latents(process, opened, options, store_in(run.folder, inputs))
+            images = _latents(process, learnt_from, options, store_in(run.folder, inputs))
             run.result = _train_into(run.folder, model.pipeline, images, options, teacher=original, source=source)
             if process_state(options.device).is_main_process:
                 carry_card(source, run.folder, _paragraph(options, teacher))
@@ -169,7 +169,7 @@ def untrained(options: TrainOptions) -> Any:
     return DDPMPipeline(cast(Any, denoiser), scheduler)
 
 
-def _opened(process: DiffusionProcess, options: FinetuneOptions) -> ImageSet | Texts:
+def opened(process: DiffusionProcess, options: FinetuneOptions) -> ImageSet | Texts:
     """What a model is finetuned on, as far as it can be looked at without work."""
     if options.data is None:
         raise OptionError(
@@ -190,18 +190,18 @@ def _opened(process: DiffusionProcess, options: FinetuneOptions) -> ImageSet | T
 
 
 def _latents(
-    process: DiffusionProcess, opened: ImageSet | Texts, options: FinetuneOptions, store: Store | None = None
+    process: DiffusionProcess, source: ImageSet | Texts, options: FinetuneOptions, store: Store | None = None
 ) -> ImageSet | Calibration:
     """What the training loop takes; of several processes the first one makes the latents that all read."""
-    if isinstance(opened, ImageSet):
-        return opened
+    if isinstance(source, ImageSet):
+        return source
     if store is not None and process_state(options.device).num_processes > 1:
 
         def make() -> None:
-            told_latents(process, opened, options, pick_device(options.device), store)
+            told_latents(process, source, options, pick_device(options.device), store)
 
         by_main(make, options.device)
-    return told_latents(process, opened, options, pick_device(options.device), store)
+    return told_latents(process, source, options, pick_device(options.device), store)
 
 
 def _images(process: DiffusionProcess, options: TrainingOptions) -> ImageSet:
