@@ -13,6 +13,7 @@ from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.errors import ModelError
 from diffprune.groups import Group, Slice, find_groups
+from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
 from diffprune.planning import rounds, score
 from diffprune.stages.plan import calibration_of
@@ -150,3 +151,37 @@ def test_gradient_checkpointing_of_a_class_without_it_is_refused(
     options = PlanOptions(criterion="taylor", gradient_checkpointing=True)
     with pytest.raises(ModelError, match="leave gradient_checkpointing out"):
         score(pipeline.unet, find_groups(pipeline.unet), noise(), options)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["ddpm", "sd3"])
+def test_weights_that_come_layer_by_layer_give_the_same_scores(name: str, tmp_path: object) -> None:
+    """On the CPU alone they come as copies; own images are drawn with the parts of the pipeline offloaded, too."""
+    pipeline = tiny_pipeline() if name == "ddpm" else tiny(name)
+    denoiser = pipeline.unet if name == "ddpm" else pipeline.transformer
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red cat\n")
+    found = []
+    for offload in ("none", "cpu"):
+        for criterion in ("diff-pruning", "fisher"):
+            options = PlanOptions(
+                criterion=criterion, data="generated", num_calibration_images=2, generation_steps=2, device="cpu",
+                prompts=prompts, height=16, width=16, offload=offload, gradient_checkpointing=offload == "cpu",
+                **TIMESTEPS,
+            )  # fmt: skip
+            found.append(score(denoiser, find_groups(denoiser), calibration_of(pipeline, denoiser, options), options))
+    for plain, ours in zip(found[:2], found[2:], strict=True):
+        for group, values in plain.values.items():
+            torch.testing.assert_close(ours.values[group], values, rtol=1e-4, atol=1e-8)
+    assert not any(set(vars(module)) & {"weight", "bias", "_hf_hook"} for module in denoiser.modules())
+    assert all(parameter.device.type == "cpu" and parameter.grad is None for parameter in denoiser.parameters())
+
+
+def test_weights_at_home_meet_inputs_on_another_device(pipeline: object) -> None:
+    """The meta device stands for an accelerator: a layer whose weights had not come along would be refused."""
+    with borrowed(pipeline.unet, torch.device("meta"), offloaded=True), torch.no_grad():
+        output = pipeline.unet(torch.empty(1, 1, 16, 16, device="meta"), torch.zeros(1, device="meta")).sample
+    assert output.is_meta
+    assert {parameter.device.type for parameter in pipeline.unet.parameters()} == {"cpu"}
+    with pytest.raises(RuntimeError, match="device"), torch.no_grad():
+        pipeline.unet(torch.empty(1, 1, 16, 16, device="meta"), torch.zeros(1, device="meta"))

@@ -173,7 +173,10 @@ def own_images(denoiser: nn.Module, process: DiffusionProcess, options: PlanOpti
     num = options.num_calibration_images
     drawing = own_drawing(options)
     drawn = []
-    with borrowed(denoiser, device), progress("calibration images", num, "images") as advance:
+    with (
+        borrowed(denoiser, device, offloaded=options.offload == "cpu"),
+        progress("calibration images", num, "images") as advance,
+    ):
         for start in range(0, num, options.batch_size):
             indices = range(start, min(start + options.batch_size, num))
             drawn.append(draw_images(denoiser, process, indices, drawing, device))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from typing import Any
@@ -136,7 +137,7 @@ def told_latents(
     missing = [number for number, told in enumerate(found) if told is None]
     if missing:
         components = [c for c in process.pipeline.components.values() if isinstance(c, nn.Module)]
-        with given_back(components):
+        with given_back(components), _placed(process.pipeline, options, device):
             made = _made(process.pipeline, texts, [batches[number] for number in missing], options, device)
             for number, told in zip(missing, made, strict=True):
                 found[number] = told
@@ -148,17 +149,30 @@ def told_latents(
     return Calibration(clean, clean, process.scheduler, condition, interface.is_rows, interface.convention)
 
 
+@contextmanager
+def _placed(pipeline: Any, options: Options, device: torch.device) -> Iterator[None]:
+    """Compute on a device while it lasts; with `offload`, one network of the pipeline after the other."""
+    if not isinstance(options, PlanOptions) or options.offload == "none":
+        pipeline.to(device)
+        yield
+        return
+    pipeline.enable_model_cpu_offload(device=device)
+    try:
+        yield
+    finally:
+        pipeline.remove_all_hooks()
+
+
 def _made(
     pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, device: torch.device
 ) -> Iterator[Told]:
-    pipeline.to(device)
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
     more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
     interface = find_interface(pipeline, texts.texts[0], more)
     draw = _own if texts.rows is None else _encoded
     words = "own images" if texts.rows is None else "latents of images"
     with progress(words, sum(map(len, batches)), "images") as advance:
-        for batch, clean in zip(batches, draw(pipeline, texts, batches, options, more), strict=True):
+        for batch, clean in zip(batches, draw(pipeline, texts, batches, options, device, more), strict=True):
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
@@ -170,7 +184,12 @@ def _made(
 
 
 def _own(
-    pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
+    pipeline: Any,
+    texts: Texts,
+    batches: Sequence[range],
+    options: Options,
+    device: torch.device,
+    more: Mapping[str, Any],
 ) -> Iterator[Tensor]:
     for batch in batches:
         prompts, generators = [texts.texts[i] for i in batch], _generators(options, batch)
@@ -178,13 +197,17 @@ def _own(
 
 
 def _encoded(
-    pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
+    pipeline: Any,
+    texts: Texts,
+    batches: Sequence[range],
+    options: Options,
+    device: torch.device,
+    more: Mapping[str, Any],
 ) -> Iterator[Tensor]:
     layout = find_layout(pipeline, texts.texts[0], more)
     assert texts.rows is not None
     images = ImageSet(texts.rows, preprocessing_of(options, layout.image_size), 3, str(options.data))
     num_workers = options.num_workers if isinstance(options, FinetuneOptions) else 0
-    device = next(layout.autoencoder.parameters()).device
     for pixels in load_batches(images, map(list, batches), num_workers=num_workers):
         yield layout.encode(pixels.to(device))
 

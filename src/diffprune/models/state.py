@@ -2,24 +2,29 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
 
 from diffprune.errors import ModelError
+from diffprune.models.offload import brought
 
 
 @contextmanager
-def borrowed(model: nn.Module, device: torch.device) -> Iterator[nn.Module]:
-    """Yield `model` on `device`, in eval mode and without gradients; restore all three after."""
+def borrowed(model: nn.Module, device: torch.device, *, offloaded: bool = False) -> Iterator[nn.Module]:
+    """Yield `model` on `device`, in eval mode and without gradients; restore all three after.
+
+    offloaded: its weights stay on the CPU and come to the device layer by layer.
+    """
     before = next(model.parameters()).device
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    model.to(device).eval().requires_grad_(False)
+    model.to(torch.device("cpu") if offloaded else device).eval().requires_grad_(False)
     try:
-        yield model
+        with brought(model, device) if offloaded else nullcontext():
+            yield model
     finally:
         model.to(before)
         for module, mode in modes.items():

@@ -33,7 +33,7 @@ T = TypeVar("T")
 class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
-    neutral = ComputeOptions.neutral | {"gradient_checkpointing"}
+    neutral = ComputeOptions.neutral | {"gradient_checkpointing", "offload"}
 
     criterion: Criterion | None = Field(
         default=None,
@@ -72,6 +72,12 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
     gradient_checkpointing: bool = Field(
         default=False,
         description="keep no activations inside blocks while scoring and compute them anew: less memory, more time",
+    )
+
+    offload: Literal["none", "cpu"] = Field(
+        default="none",
+        description="cpu: weights and sums stay in main memory while units are scored, and weights come to the device "
+        "layer by layer; give gradient_checkpointing too",
     )
 
     @field_validator("last_timestep")

@@ -63,11 +63,11 @@ def score(
     if calibration is None:
         parts = [CRITERIA[options.criterion](denoiser, g, None, options) for g in (units, blocks) if g]
     else:
-        device = calibration.clean.device
-        with borrowed(denoiser, device):
+        device, offloaded = calibration.clean.device, options.offload == "cpu"
+        with borrowed(denoiser, device, offloaded=offloaded):
             serves = _computes(denoiser, calibration, options)
         whole = denoiser if serves else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
-        with borrowed(whole, device):
+        with borrowed(whole, device, offloaded=offloaded):
             if units:
                 with checkpointed(whole) if options.gradient_checkpointing else nullcontext():
                     parts.append(CRITERIA[options.criterion](whole, units, calibration, options))
