@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 import diffprune
 from diffprune.criteria import CRITERIA
-from diffprune.criteria.unit_gradients import unit_gradients
+from diffprune.criteria.obs import DAMPING
+from diffprune.criteria.unit_gradients import random_directions, unit_gradients
 from diffprune.data.calibration import Calibration, Drawn, calibrate, noisy_batch
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, Slice, find_groups
@@ -139,6 +140,35 @@ def test_fisher_squares_what_each_image_says_of_the_whole_unit(batch_size: int) 
         in_a, in_b = terms_by_timestep(Calibration(image, noise, batch.scheduler))
         expected += sum((a.sum(1) + b.sum(0)).square().double() for a, b in zip(in_a, in_b, strict=True))
     assert torch.allclose(scored("fisher", batch, batch_size=batch_size), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [128, 3])
+def test_gn_fisher_squares_how_each_output_moves_along_a_random_direction(batch_size: int) -> None:
+    batch, settings = calibration(), PlanOptions(criterion="gn-fisher")
+    expected = torch.zeros(2, dtype=torch.float64)
+    for t in range(5):
+        (seen,) = batch.batches(t, 128)
+        along = random_directions(batch, settings)(t)
+        by_unit = along.flatten()[:, None] * seen.noisy.flatten()[:, None] * (A.flatten() * B.flatten())
+        expected += (2 * by_unit).square().double().sum(0)  # once for the row that makes the unit, once for its column
+    assert torch.allclose(scored("gn-fisher", batch, batch_size=batch_size), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [128, 3])
+def test_obs_removes_the_cheapest_unit_first_and_lets_the_other_make_up_for_it(batch_size: int) -> None:
+    batch = calibration()
+    hidden = torch.cat(
+        [seen.noisy.flatten()[:, None] * A.flatten() for t in range(5) for seen in batch.batches(t, 128)]
+    )
+    along = torch.cat([random_directions(batch, PlanOptions(criterion="obs"))(t).flatten() for t in range(5)]).double()
+    hessian = (hidden.T @ hidden / len(hidden)).double()
+    hessian += DAMPING * hessian.diagonal().mean() * torch.eye(2)
+    weights, costs = B.flatten().double(), B.flatten().double().square() / hessian.inverse().diagonal()
+    first = int(costs.argmin())
+    other = 1 - first
+    taken_over = weights[other] + weights[first] * hessian[first, other] / hessian[other, other]
+    costs[other] = max(costs[first], taken_over.square() * hessian[other, other])
+    assert torch.allclose(scored("obs", batch, batch_size=batch_size), costs * along.square().mean(), rtol=1e-4)
 
 
 def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline: object) -> None:

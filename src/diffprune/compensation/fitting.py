@@ -15,10 +15,10 @@ from diffprune.compensation.layers import Fit, LayerFit
 from diffprune.compensation.norms import NORMS, NormFit
 from diffprune.compensation.solved import SolvedLayers
 from diffprune.compensation.walks import Walk, pausing
-from diffprune.compensation.windows import is_served
 from diffprune.errors import ModelError
 from diffprune.models.families import predict
 from diffprune.models.resize import CHANNELS_FIRST, Place
+from diffprune.models.windows import is_served
 from diffprune.progress import progress
 
 

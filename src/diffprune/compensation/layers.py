@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.compensation.sums import Correction, ResidualSums
-from diffprune.compensation.windows import draw_places, inputs_at, outputs_at
+from diffprune.models.windows import draw_places, inputs_at, outputs_at
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
 """Shares of the mean diagonal that are tried; the one with the least error on held-out images is taken."""
@@ -53,7 +53,7 @@ class LayerFit:
 
         x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (images,).
         """
-        places = draw_places(self.layer, target, PER_IMAGE, self.generator)
+        places = draw_places(self.layer, x, PER_IMAGE, self.generator)
         inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
         weight = _matrix(self.layer)
         now = torch.einsum("rgi,goi->rgo", inputs, weight)

@@ -10,7 +10,9 @@ from diffprune.criteria.cosine import cosine
 from diffprune.criteria.diff_pruning import diff_pruning
 from diffprune.criteria.first_order import first_order
 from diffprune.criteria.fisher import fisher
+from diffprune.criteria.gn_fisher import gn_fisher
 from diffprune.criteria.magnitude import magnitude
+from diffprune.criteria.obs import obs
 from diffprune.criteria.random import random
 from diffprune.criteria.scores import Scores
 from diffprune.criteria.second_order import second_order
@@ -28,6 +30,8 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "second-order": second_order,
     "absolute": absolute,
     "fisher": fisher,
+    "gn-fisher": gn_fisher,
+    "obs": obs,
 }
 
 BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions], Scores]] = {

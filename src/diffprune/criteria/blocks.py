@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import scored_timesteps
+from diffprune.criteria.gradients import spaced_timesteps
 from diffprune.data.calibration import Calibration, NoisyBatch
 from diffprune.groups import fixed_blocks
 from diffprune.options import PlanOptions
@@ -16,9 +16,7 @@ STAYS = float("inf")
 
 def spaced_batches(calibration: Calibration, options: PlanOptions, num_timesteps: int) -> list[NoisyBatch]:
     """The calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
-    known = scored_timesteps(calibration.num_timesteps, options)
-    num = min(num_timesteps, len(known))
-    timesteps = [known[int((i + 0.5) * len(known) / num)] for i in range(num)]
+    timesteps = spaced_timesteps(calibration, options, num_timesteps)
     return [batch for t in timesteps for batch in calibration.batches(t, options.batch_size)]
 
 

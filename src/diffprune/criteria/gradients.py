@@ -87,6 +87,13 @@ def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
     return found
 
 
+def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -> list[int]:
+    """At most `num` timesteps, evenly spaced among those to be scored."""
+    known = scored_timesteps(calibration.num_timesteps, options)
+    num = min(num, len(known))
+    return [known[int((i + 0.5) * len(known) / num)] for i in range(num)]
+
+
 def fold_gradients(
     denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, fold: Fold,
     *, threshold: float = 0.0, whole_timesteps: bool = False,

@@ -10,8 +10,9 @@ from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
 
 Criterion = Literal[
-    "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher"
-]
+    "random", "magnitude", "taylor", "diff-pruning", "first-order", "second-order", "absolute", "fisher", "gn-fisher",
+    "obs",
+]  # fmt: skip
 
 UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""

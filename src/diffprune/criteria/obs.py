@@ -1,0 +1,185 @@
+"""Optimal Brain Surgeon scores: what it costs the layers that take a unit, after they have made up for it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.criteria.gradients import needed, spaced_timesteps
+from diffprune.criteria.scores import Scores
+from diffprune.criteria.taps import Place, tapped
+from diffprune.criteria.unit_gradients import random_directions
+from diffprune.data.calibration import Calibration
+from diffprune.errors import ModelError
+from diffprune.groups import Group
+from diffprune.models.families import predict
+from diffprune.models.windows import draw_places, inputs_at, is_served
+from diffprune.options import PlanOptions
+from diffprune.progress import progress
+
+NUM_TIMESTEPS = 10
+PER_IMAGE = 16
+"""Positions that are looked at in each image."""
+
+DAMPING = 0.01
+"""Share of the mean diagonal that is added to H."""
+
+LARGEST_SUMS = 2**27
+"""Entries of all H that are collected in one pass over the images: 1 GB in float64."""
+
+
+@dataclass
+class _Consumer:
+    """A layer that takes units: H = E[x x^T] of its inputs and E[g^2] of its outputs, collected as sums."""
+
+    layer: Any
+    hessian: Tensor
+    sensitivity: Tensor
+    num: int = 0
+
+
+def obs(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions) -> Scores:
+    """Units in the order in which they are cheapest to remove one after the other, with what each costs by then.
+
+    The cost of unit j is the sum over consumers of tr(R W_j [H^-1]_jj^-1 W_j^T), R = diag E[g^2] and g the derivative
+    of <v, output>, v ~ N(0, I), by the consumer's output; after each removal W and H^-1 are those of the units that are
+    left (Hassibi and Stork, NeurIPS 1992; for structures Kurtic et al., NeurIPS 2023). A score is the largest cost so
+    far, so that the order is kept. Looks at 10 evenly spaced timesteps.
+    Raises ModelError for units that no convolution or linear layer takes.
+    """
+    images = needed(calibration)
+    values: dict[str, Tensor] = {}
+    parts = list(_in_parts(denoiser, groups))
+    with progress("scores", len(groups), "groups") as advance:
+        for part in parts:
+            consumers = _collect(denoiser, part, images, options)
+            for group in part:
+                values[group.name] = _costs(group, consumers)
+                advance(1, "")
+    return Scores("obs", values, {"timesteps_used": len(spaced_timesteps(images, options, NUM_TIMESTEPS))})
+
+
+def _taken_by(denoiser: nn.Module, group: Group) -> list[str]:
+    """The layers that take the units of a group."""
+    taking = dict.fromkeys(part.module for part in group.slices if part.dim == "in")
+    paths = [path for path in taking if is_served(denoiser.get_submodule(path))]
+    if not paths:
+        raise ModelError(f"{group.name}: no convolution or linear layer takes its units; choose another criterion")
+    return paths
+
+
+def _in_parts(denoiser: nn.Module, groups: Sequence[Group]) -> Iterator[list[Group]]:
+    """Groups whose consumers' sums fit into memory together."""
+    part: list[Group] = []
+    total = 0
+    for group in groups:
+        size = sum(_size(denoiser, path) ** 2 for path in _taken_by(denoiser, group))
+        if part and total + size > LARGEST_SUMS:
+            yield part
+            part, total = [], 0
+        part.append(group)
+        total += size
+    yield part
+
+
+def _size(denoiser: nn.Module, path: str) -> int:
+    return int(cast(Any, denoiser.get_submodule(path)).weight[0].numel())
+
+
+def _collect(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions
+) -> dict[str, _Consumer]:
+    device = calibration.clean.device
+    consumers: dict[str, _Consumer] = {}
+    for path in dict.fromkeys(path for group in groups for path in _taken_by(denoiser, group)):
+        layer: Any = denoiser.get_submodule(path)
+        d = _size(denoiser, path)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        consumers[path] = _Consumer(layer, zeros(d, d), zeros(len(layer.weight)))
+    generator = torch.Generator().manual_seed(options.seed)
+
+    def take(place: Place, values: Tensor, gradient: Tensor) -> None:
+        consumer = consumers[place[0]]
+        if place[1] == "in":
+            rows = inputs_at(consumer.layer, values, draw_places(consumer.layer, values, PER_IMAGE, generator))[:, 0]
+            consumer.hessian += (rows.float().T @ rows.float()).double()
+            consumer.num += len(rows)
+        else:
+            axis = gradient.ndim - 1 if isinstance(consumer.layer, nn.Linear) else 1
+            consumer.sensitivity += gradient.double().square().movedim(axis, -1).flatten(0, -2).sum(0)
+
+    places: list[Place] = [(path, dim) for path in consumers for dim in ("in", "out")]
+    directions = random_directions(calibration, options)
+    for t in spaced_timesteps(calibration, options, NUM_TIMESTEPS):
+        along = directions(t).split(options.batch_size)
+        for number, batch in enumerate(calibration.batches(t, options.batch_size)):
+            with tapped(denoiser, places, take):
+                output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+                (output.float() * along[number]).sum().backward()
+    return consumers
+
+
+def _costs(group: Group, consumers: Mapping[str, _Consumer]) -> Tensor:
+    """The score of each unit: (units,), float64."""
+    problems = [_problem(group, path, consumer) for path, consumer in consumers.items() if _takes(group, path)]
+    scores = torch.zeros(group.num_units, dtype=torch.float64)
+    left = torch.ones(group.num_units, dtype=torch.bool)
+    last = 0.0
+    for _ in range(group.num_units):
+        costs = torch.stack([problem.costs() for problem in problems]).sum(0).cpu()
+        unit = int(torch.where(left, costs, torch.inf).argmin())
+        last = max(last * (1 + 1e-12), float(costs[unit]))
+        scores[unit], left[unit] = last, False
+        for problem in problems:
+            problem.remove(unit)
+    return scores
+
+
+def _takes(group: Group, path: str) -> bool:
+    return any(part.module == path and part.dim == "in" for part in group.slices)
+
+
+@dataclass
+class _Problem:
+    """One consumer's part: weights (outputs, inputs) scaled by sensitivity, H^-1, and the columns of each unit."""
+
+    weight: Tensor
+    inverse: Tensor
+    columns: Tensor
+
+    def costs(self) -> Tensor:
+        """tr(W_j [H^-1]_jj^-1 W_j^T) of every unit j; of one that is gone, 0."""
+        blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
+        gone = blocks.diagonal(dim1=1, dim2=2).sum(1) == 0
+        blocks = blocks + torch.diag_embed(gone.to(blocks).unsqueeze(1).expand(-1, blocks.shape[1]))
+        weights = self.weight.T[self.columns]
+        costs: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
+        return costs
+
+    def remove(self, unit: int) -> None:
+        """Leave a unit out; the others take over what they can."""
+        mine = self.columns[unit]
+        rows = torch.linalg.solve(self.inverse[mine][:, mine], self.inverse[mine])
+        self.weight -= self.weight[:, mine] @ rows
+        self.inverse -= self.inverse[:, mine] @ rows
+        self.weight[:, mine] = 0
+        self.inverse[mine], self.inverse[:, mine] = 0, 0
+
+
+def _problem(group: Group, path: str, consumer: _Consumer) -> _Problem:
+    hessian = consumer.hessian / max(consumer.num, 1)
+    damping = max(DAMPING * float(hessian.diagonal().mean()), 1e-12)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian + damping * torch.eye(len(hessian)).to(hessian)))
+    weight = consumer.layer.weight.detach().double().flatten(1)
+    per_input = weight.shape[1] // consumer.layer.weight.shape[1]
+    units = torch.arange(group.num_units)[:, None]
+    inputs = torch.cat(
+        [s.start + units * s.width + torch.arange(s.width) for s in group.slices if s.module == path and s.dim == "in"],
+        1,
+    )
+    columns = (inputs[:, :, None] * per_input + torch.arange(per_input)).flatten(1)
+    scale = (consumer.sensitivity / max(consumer.num, 1)).sqrt()[:, None]
+    return _Problem(weight * scale, inverse, columns.to(weight.device))
