@@ -1,23 +1,33 @@
 """Depth, for every class that `models/blocks.py` names: the shorter model equals the one with the block bypassed."""
 
 import copy
+import json
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 from diffprune.groups import find_groups, smaller
 from diffprune.models import inputs
 from diffprune.models.blocks import DEPTHS, block_lists
 from diffprune.models.depth import keep_blocks
+from diffprune.models.pruned import empty_model
 
 from bypass import bypass_blocks
 from tiny_configs import CONFIGS
 from zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
 
-pytestmark = pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning")  # diffusers' own
+pytestmark = [  # diffusers' own
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*Transformer2DModelOutput.*:FutureWarning"),
+]
 
 NUM_BLOCKS = 3
-DEPTH_SETTINGS = ("num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers", "n_layers", "depth")
+DEPTH_SETTINGS = (
+    "num_layers", "num_single_layers", "num_mmdit_layers", "num_single_dit_layers", "n_layers", "depth",
+    "num_text_blocks", "num_visual_blocks",
+)  # fmt: skip
 DEEPER = {
     "HunyuanDiT2DModel": {"num_layers": 8},
     # the last layer of the text encoder twice, so that its number shows without either
@@ -40,6 +50,10 @@ def deep_model(name: str) -> Any:
     return tiny_model(name, **{**blocks, **DEEPER.get(name, {})})
 
 
+def shapes_of(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in model.named_parameters()}
+
+
 @pytest.mark.parametrize("name", DEPTHS)
 def test_any_block_that_may_go_can_go(name: str) -> None:
     whole = deep_model(name)
@@ -52,6 +66,8 @@ def test_any_block_that_may_go_can_go(name: str) -> None:
             bypass_blocks(bypassed, blocks.units[gone])
             small = keep_blocks(whole, {blocks.name: [i for i in range(len(blocks.units)) if i != gone]})
             assert type(small) is type(whole)
+            from_file = empty_model(type(whole), json.loads(small.to_json_string()))
+            assert shapes_of(from_file) == shapes_of(small)
             assert largest_difference(outputs_of(small), outputs_of(bypassed)) == 0
             assert largest_difference(outputs_of(small), expected) > 1e-6
 

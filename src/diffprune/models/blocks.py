@@ -14,33 +14,47 @@ _DOUBLE_AND_SINGLE = (*_PLAIN, listed("single_transformer_blocks", "num_single_l
 
 DEPTHS: Mapping[str, tuple[Finder, ...]] = {
     "DiTTransformer2DModel": (listed("transformer_blocks", "num_layers", first_stays=True),),
-    "PixArtTransformer2DModel": _PLAIN,
     "SD3Transformer2DModel": (
         listed("transformer_blocks", "num_layers", last_stays=True, positions="dual_attention_layers"),
     ),
-    "FluxTransformer2DModel": _DOUBLE_AND_SINGLE,
-    "Flux2Transformer2DModel": _DOUBLE_AND_SINGLE,
-    "BriaTransformer2DModel": _DOUBLE_AND_SINGLE,
-    "HunyuanVideoTransformer3DModel": _DOUBLE_AND_SINGLE,
+    **dict.fromkeys(
+        ("FluxTransformer2DModel", "Flux2Transformer2DModel", "BriaTransformer2DModel",
+         "HunyuanImageTransformer2DModel", "HunyuanVideoTransformer3DModel", "HunyuanVideoFramepackTransformer3DModel",
+         "LongCatImageTransformer2DModel", "OvisImageTransformer2DModel"), _DOUBLE_AND_SINGLE,
+    ),
+    **dict.fromkeys(
+        ("AllegroTransformer3DModel", "CogVideoXTransformer3DModel", "CogView3PlusTransformer2DModel",
+         "CogView4Transformer2DModel", "GlmImageTransformer2DModel", "HunyuanVideo15Transformer3DModel",
+         "Krea2Transformer2DModel", "LTXVideoTransformer3DModel", "LTX2VideoTransformer3DModel",
+         "MiniMaxH3Transformer3DModel", "PixArtTransformer2DModel", "QwenImageTransformer2DModel",
+         "SanaTransformer2DModel", "SanaVideoTransformer3DModel", "StableAudioDiTModel"), _PLAIN,
+    ),
+    **dict.fromkeys(
+        ("WanTransformer3DModel", "AnyFlowTransformer3DModel", "ChronoEditTransformer3DModel",
+         "HeliosTransformer3DModel", "SkyReelsV2Transformer3DModel"), _BLOCKS,
+    ),
+    **dict.fromkeys(
+        ("ErnieImageTransformer2DModel", "Ideogram4Transformer2DModel", "Lumina2Transformer2DModel",
+         "LuminaNextDiT2DModel", "OmniGenTransformer2DModel"), _LAYERS,
+    ),
+    **dict.fromkeys(
+        ("JoyImageEditTransformer3DModel", "JoyImageEditPlusTransformer3DModel"),
+        (listed("double_blocks", "num_layers"),),
+    ),
+    "Kandinsky5Transformer3DModel": (
+        listed("text_transformer_blocks", "num_text_blocks"),
+        listed("visual_transformer_blocks", "num_visual_blocks"),
+    ),
+    "StableAudio3DiTModel": (listed("transformer_blocks", "depth"),),
     "AuraFlowTransformer2DModel": (
         listed("joint_transformer_blocks", "num_mmdit_layers"),
         listed("single_transformer_blocks", "num_single_dit_layers"),
     ),
-    "QwenImageTransformer2DModel": _PLAIN,
-    "SanaTransformer2DModel": _PLAIN,
-    "Lumina2Transformer2DModel": _LAYERS,
     "ZImageTransformer2DModel": (listed("layers", "n_layers"),),
-    "OmniGenTransformer2DModel": _LAYERS,
-    "CogVideoXTransformer3DModel": _PLAIN,
-    "CogView3PlusTransformer2DModel": _PLAIN,
-    "CogView4Transformer2DModel": _PLAIN,
-    "LTXVideoTransformer3DModel": _PLAIN,
-    "AllegroTransformer3DModel": _PLAIN,
     "LatteTransformer3DModel": (  # its first pair has the temporal position embedding added in between
         listed("transformer_blocks", "num_layers", beside=("temporal_transformer_blocks",), first_stays=True),
     ),
     "MochiTransformer3DModel": (listed("transformer_blocks", "num_layers", last_stays=True),),
-    "WanTransformer3DModel": _BLOCKS,
     # hints come in behind the blocks that are listed
     "WanVACETransformer3DModel": (listed("blocks", "num_layers", positions="vace_layers", positions_stay=True),),
     "EasyAnimateTransformer3DModel": (listed("transformer_blocks", "num_layers", leading="mmdit_layers"),),
@@ -49,7 +63,7 @@ DEPTHS: Mapping[str, tuple[Finder, ...]] = {
     "PRXTransformer2DModel": (listed("blocks", "depth"),),
     "UNet2DConditionModel": (of_attentions, middle),
     "UNet2DModel": (middle,),
-}
+}  # fmt: skip
 """By diffusers class. A class is here when the model without a block equals the one with that block bypassed."""
 
 
