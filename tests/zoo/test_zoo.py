@@ -1,6 +1,7 @@
 """Every denoiser class that diffusers exports: the smaller model equals the masked dense one, and reloads."""
 
 import contextlib
+import copy
 import io
 import subprocess
 import sys
@@ -19,8 +20,9 @@ from diffprune.groups import find_groups, kept_indices
 from diffprune.groups.finding import block_lists
 from diffprune.models import inputs
 from diffprune.models.blocks import DEPTHS
-from diffprune.models.families import FAMILIES
+from diffprune.models.families import FAMILIES, family_of
 from diffprune.models.resize import is_weighted, shrink
+from diffprune.models.state import borrowed
 
 from tiny_configs import CONFIGS, EXCLUDED, NOT_COVERED
 from zoo import (
@@ -222,3 +224,20 @@ def test_a_fresh_process_reloads_the_whole_zoo(tmp_path: Path) -> None:
 if __name__ == "__main__":
     small_inputs()
     PAGE.write_text(page())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_offloaded_weights_come_to_where_the_inputs_are(name: str) -> None:
+    """The meta device mixes with no other. Classes that do not run on it are left out."""
+    model = tiny_model(name)
+    told = family_of(model).example_inputs(model, 2, torch.device("meta"))
+    try:
+        with torch.no_grad():
+            copy.deepcopy(model).to("meta")(**told)
+    except (NotImplementedError, RuntimeError, ValueError):
+        pytest.skip("does not run on the meta device")
+    if name == "HunyuanDiT2DModel":
+        pytest.xfail("its pooling hands the weights of a layer to a function")
+    with borrowed(model, torch.device("meta"), offloaded=True), torch.no_grad():
+        model(**told)
