@@ -6,7 +6,9 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLLTXVideo,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DDIMScheduler,
     DiTPipeline,
@@ -14,12 +16,16 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
     LTXVideoTransformer3DModel,
     PixArtAlphaPipeline,
     PixArtTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -28,11 +34,17 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )  # fmt: skip
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
     CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2TokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5Tokenizer,
@@ -128,6 +140,62 @@ def flux() -> FluxPipeline:
     )  # fmt: skip
 
 
+def _byte_tokenizer() -> Qwen2TokenizerFast:
+    symbols = ["<|endoftext|>", *sorted(ByteLevel.alphabet())]
+    return Qwen2TokenizerFast(
+        vocab={symbol: i for i, symbol in enumerate(symbols)}, merges=[],
+        chat_template="{% for message in messages %}{{ message['content'] }}{% endfor %}",
+    )  # fmt: skip
+
+
+def flux2() -> Flux2KleinPipeline:
+    encoder = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=257, hidden_size=8, intermediate_size=8, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=4, num_hidden_layers=28,
+        )
+    ).eval()  # fmt: skip
+    transformer = Flux2Transformer2DModel(
+        patch_size=1, in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=24, axes_dims_rope=(4, 4, 4, 4), guidance_embeds=False,
+    ).eval()  # fmt: skip
+    vae = AutoencoderKLFlux2(
+        block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2, sample_size=16,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    ).eval()  # fmt: skip
+    vae.bn.running_mean.copy_(torch.randn(8))
+    vae.bn.running_var.copy_(torch.rand(8) + 0.5)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=20), vae=vae, text_encoder=encoder,
+        tokenizer=_byte_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
+def qwen() -> QwenImagePipeline:
+    text: dict[str, Any] = {
+        "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "vocab_size": 257, "bos_token_id": 0, "eos_token_id": 0,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4},
+    }  # fmt: skip
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16,
+        "window_size": 4, "fullatt_block_indexes": [0],
+    }  # fmt: skip
+    encoder = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).eval()
+    transformer = QwenImageTransformer2DModel(
+        patch_size=2, in_channels=16, out_channels=4, num_layers=2, attention_head_dim=16, num_attention_heads=2,
+        joint_attention_dim=16, guidance_embeds=False, axes_dims_rope=(8, 4, 4),
+    ).eval()  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=8, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1, 0.2, 0.3, 0.4], latents_std=[1.0, 2.0, 3.0, 0.5],
+    ).eval()  # fmt: skip
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(num_train_timesteps=20), vae=vae, text_encoder=encoder,
+        tokenizer=_byte_tokenizer(), transformer=transformer,
+    )  # fmt: skip
+
+
 def pixart() -> PixArtAlphaPipeline:
     transformer = PixArtTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=3, sample_size=8,
@@ -178,13 +246,15 @@ def wan() -> WanPipeline:
 
 
 PIPELINES: dict[str, Callable[[], Any]] = {
-    "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "pixart": pixart, "dit": dit, "ltx": ltx, "wan": wan,
+    "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "flux2": flux2, "pixart": pixart, "dit": dit, "ltx": ltx,
+    "wan": wan, "qwen": qwen,
 }  # fmt: skip
 SIZES: dict[str, list[str]] = {
     "sd": [], "sdxl": [], "sd3": [], "flux": ["--height", "16", "--width", "16"],
+    "flux2": ["--height", "16", "--width", "16"],
     "pixart": ["--height", "16", "--width", "16"], "dit": [],
     "ltx": ["--height", "32", "--width", "32", "--num-frames", "9"],
-    "wan": ["--height", "16", "--width", "16", "--num-frames", "5"],
+    "wan": ["--height", "16", "--width", "16", "--num-frames", "5"], "qwen": ["--height", "16", "--width", "16"],
 }  # fmt: skip
 """Words of the command line that keep what they draw small."""
 

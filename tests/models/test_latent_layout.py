@@ -15,7 +15,8 @@ from pipelines import tiny
 
 SIZED: dict[str, Any] = {"height": 16, "width": 16}
 CALLS: dict[str, dict[str, Any]] = {
-    "sd": {}, "sdxl": {}, "sd3": {}, "flux": SIZED, "pixart": {**SIZED, "use_resolution_binning": False},
+    "sd": {}, "sdxl": {}, "sd3": {}, "flux": SIZED, "flux2": SIZED, "qwen": SIZED,
+    "pixart": {**SIZED, "use_resolution_binning": False},
     "wan": {**SIZED, "num_frames": 1}, "ltx": {"height": 32, "width": 64, "num_frames": 1},
 }  # fmt: skip
 
@@ -44,7 +45,7 @@ def test_the_pipeline_decodes_an_encoded_image_as_its_autoencoder_does(name: str
     pipeline, more = tiny(name), CALLS[name]
     layout = find_layout(pipeline, "a red cat", {**UNGUIDED, **more})
     images = images_for(layout)
-    inputs = images[:, :, None] if name in ("wan", "ltx") else images
+    inputs = images[:, :, None] if name in ("wan", "ltx", "qwen") else images
     with torch.no_grad():
         expected = pipeline.vae.decode(latents_of(pipeline.vae, inputs)).sample
     expected = expected[:, :, 0] if expected.ndim == 5 else expected

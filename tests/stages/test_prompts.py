@@ -46,7 +46,9 @@ def pixels(folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "flux2" else name for name in PIPELINES]
+)
 def test_a_pipeline_is_scored_pruned_finetuned_sampled_and_reloaded(name: str, prompts: Path, tmp_path: Path) -> None:
     model, told = saved(name, tmp_path), words_for(name, prompts)
     scoring = ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2"]
@@ -147,6 +149,24 @@ def test_stochastic_schedulers_draw_from_the_generators_of_the_images(prompts: P
         for n in (1, 3)
     )
     assert torch.allclose(one.clean, three.clean, atol=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_texts_that_are_padded_to_the_longest_of_a_batch_fit_together_in_any_batch_size(prompts: Path) -> None:
+    pipeline = tiny("qwen")
+    options = PlanOptions(
+        data="generated", prompts=prompts, num_calibration_images=3, generation_steps=2, height=16, width=16
+    )  # fmt: skip
+    for size in (1, 2, 3):
+        sized = options.model_copy(update={"batch_size": size})
+        calibration = calibrate_on_texts(process_of(pipeline), sized, torch.device("cpu"))
+        told = calibration.condition
+        with torch.no_grad():
+            texts, mask = pipeline.encode_prompt(list(LINES), device="cpu")
+        assert torch.equal(told["encoder_hidden_states_mask"], mask)
+        assert torch.allclose(told["encoder_hidden_states"], texts, atol=1e-4)
+        assert len(set(mask.sum(1).tolist())) > 1
+        assert len(next(calibration.batches(5, 2)).condition["img_shapes"]) == 2
 
 
 @pytest.mark.filterwarnings("ignore")

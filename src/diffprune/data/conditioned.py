@@ -16,7 +16,7 @@ from diffprune.data.images import ImageSet, load_batches, load_image, open_rows,
 from diffprune.data.presets import preprocessing_of
 from diffprune.data.stored import Store, Told
 from diffprune.errors import DataError, ModelError, OptionError
-from diffprune.models.conditions import on_device, rows_of
+from diffprune.models.conditions import are_alike, on_device, rows_of, select_rows
 from diffprune.models.latent_layout import find_layout
 from diffprune.models.process import DiffusionProcess
 from diffprune.models.prompts import read_prompts
@@ -168,7 +168,8 @@ def _made(
 ) -> Iterator[Told]:
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
     more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
-    interface = find_interface(pipeline, texts.texts[0], more)
+    beside = _extremes(pipeline, texts, more)
+    interface = find_interface(pipeline, beside or texts.texts[:1], more)
     draw = _own if texts.rows is None else _encoded
     words = "own images" if texts.rows is None else "latents of images"
     with progress(words, sum(map(len, batches)), "images") as advance:
@@ -178,9 +179,21 @@ def _made(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
                     f"{tuple(interface.shape)}; extra inputs are not served"
                 )
-            condition = record_told(pipeline, [texts.texts[i] for i in batch], _generators(options, batch), more)
+            prompts = [*(texts.texts[i] for i in batch), *beside]
+            told = record_told(pipeline, prompts, [torch.Generator()] * len(prompts), more)
+            condition = select_rows(told, interface.is_rows, range(len(batch)))
             yield Told(clean.cpu(), on_device(condition, "cpu"), interface)
             advance(len(batch), "")
+
+
+def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]:
+    """The shortest and the longest text, where texts are padded to the longest of a batch; none where all are alike.
+
+    Told beside every batch, they make all batches alike.
+    """
+    extremes = [min(texts.texts, key=len), max(texts.texts, key=len)]
+    told = (record_told(pipeline, [text], [torch.Generator()], more) for text in extremes)
+    return [] if are_alike(next(told), next(told)) else extremes
 
 
 def _own(

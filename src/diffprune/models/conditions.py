@@ -20,11 +20,17 @@ def leaves_of(condition: Mapping[str, Any]) -> list[Any]:
     return leaves
 
 
-def have_rows(of_one: Any, of_two: Any) -> bool:
-    """Whether a leaf has a row per prompt, as it was told with one prompt and with two."""
-    if not isinstance(of_one, list) and not (isinstance(of_one, Tensor) and of_one.ndim > 0):
+def have_rows(few: Any, more: Any, num: int) -> bool:
+    """Whether a leaf has a row per prompt, as it was told with `num` prompts and with one more."""
+    if not isinstance(few, list) and not (isinstance(few, Tensor) and few.ndim > 0):
         return False
-    return type(of_one) is type(of_two) and (len(of_one), len(of_two)) == (1, 2)
+    return type(few) is type(more) and (len(few), len(more)) == (num, num + 1)
+
+
+def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether conditions of as many images are made of tensors of the same shapes, and so fit together."""
+    shapes = ([leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves_of(c)] for c in (one, other))
+    return one.keys() == other.keys() and next(shapes) == next(shapes)
 
 
 def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) -> dict[str, Any]:

@@ -23,6 +23,9 @@ from diffprune.models.loading import denoiser_of
 
 UNGUIDED = {"guidance_scale": 1.0}
 
+IMAGES_AT_WILL = ("Flux2Pipeline", "Flux2KleinPipeline")
+"""Pipelines whose call takes images too, and draws from prompts alone where there are none."""
+
 RECORDED_STEPS = 2
 """Steps of a recording: two tell how the denoiser's time grows with the scheduler's."""
 
@@ -77,24 +80,27 @@ class _Heard(Exception):  # noqa: N818 - nothing is wrong
 
 
 def takes_prompts(pipeline: Any) -> bool:
-    """Whether a pipeline is called with prompts, and not with images beside them."""
+    """Whether a pipeline draws from prompts, and needs no images beside them."""
     known = call_options(pipeline)
-    return "prompt" in known and "image" not in known
+    return "prompt" in known and ("image" not in known or type(pipeline).__name__ in IMAGES_AT_WILL)
 
 
-def find_interface(pipeline: DiffusionPipeline, prompt: str, more: Mapping[str, Any]) -> Interface:
-    """Run the pipeline for a few steps with one prompt and with two, without guidance by a second pass, and compare.
+def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[str], more: Mapping[str, Any]) -> Interface:
+    """Run the pipeline for a few steps with some prompts and with one more, without guidance, and compare.
 
     more: further arguments of its call, such as height and width. Raises ModelError for a pipeline whose calls make no
     sense here.
     """
     generator = torch.Generator().manual_seed(0)
-    alone, both = (_recorded(pipeline, [prompt] * n, [generator] * n, more) for n in (1, 2))
-    one, two = (leaves_of(calls[0].told) for calls in (alone, both))
-    if len(one) != len(two):
+    num = len(prompts)
+    calls, again = (
+        _recorded(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more) for extra in ([], prompts[-1:])
+    )
+    few, many = leaves_of(calls[0].told), leaves_of(again[0].told)
+    if len(few) != len(many):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists of tensors, one per prompt; not served")
-    is_rows = tuple(have_rows(a, b) for a, b in zip(one, two, strict=True))
-    return Interface(is_rows, _convention(alone), alone[0].noisy.shape[1:])
+    is_rows = tuple(have_rows(a, b, num) for a, b in zip(few, many, strict=True))
+    return Interface(is_rows, _convention(calls), calls[0].noisy.shape[1:])
 
 
 def record_told(
