@@ -55,6 +55,11 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def extremes(self) -> list[str]:
+        """The shortest and the longest text."""
+        return [min(self.texts, key=len), max(self.texts, key=len)]
+
 
 def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most: bool = False) -> Texts:
     """The texts of `num` images, all checks done that need no model: prompts in turn, or captions of images by seed.
@@ -191,9 +196,8 @@ def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]
 
     Told beside every batch, they make all batches alike.
     """
-    extremes = [min(texts.texts, key=len), max(texts.texts, key=len)]
-    told = (record_told(pipeline, [text], [torch.Generator()], more) for text in extremes)
-    return [] if are_alike(next(told), next(told)) else extremes
+    told = (record_told(pipeline, [text], [torch.Generator()], more) for text in texts.extremes)
+    return [] if are_alike(next(told), next(told)) else texts.extremes
 
 
 def _own(
@@ -238,6 +242,7 @@ def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
     names = {*GenerationOptions.model_fields, *ImageOptions.model_fields, "seed", "data"}
     return {
         "texts": [texts.texts[i] for i in batch],
+        "beside": texts.extremes,
         "images": [texts.indices[i] for i in batch] if texts.rows is not None else None,
         "options": options.model_dump(mode="json", include=names),
         "versions": {name: version(name) for name in ("diffusers", "diffprune")},
