@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.compensation import Compensation, compensate
-from diffprune.data.stored import Store
+from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
@@ -137,9 +137,9 @@ def prune_stage(
                 plan.save(kept)
                 small, compensation = carry_out(whole, plan, options, store=store, folder=run.folder / SOLVED)
                 publish(in_stored_dtype(small, source), run.folder)
-                shutil.rmtree(store.folder, ignore_errors=True)
-            shutil.rmtree(run.folder / SOLVED, ignore_errors=True)
             carry_card(source, run.folder, _paragraph(source, plan, options))
+            for name in (LATENTS, SOLVED):
+                shutil.rmtree(run.folder / name, ignore_errors=True)
             run.result = plan.summary()
             if compensation is not None:
                 write_json(run.folder / "compensation.json", asdict(compensation))
