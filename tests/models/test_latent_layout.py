@@ -93,8 +93,11 @@ def test_images_do_not_serve_a_model_of_several_frames() -> None:
         layout.encode(images_for(layout))
 
 
-def test_a_pipeline_in_half_precision_has_the_same_layout() -> None:
-    whole = find_layout(tiny("sd3"), "a red cat", UNGUIDED)
-    half = find_layout(tiny("sd3").to(torch.bfloat16), "a red cat", UNGUIDED)
+@pytest.mark.parametrize("name", ["sd3", "qwen", "wan"])
+def test_a_pipeline_in_half_precision_has_the_same_layout(name: str) -> None:
+    more = {**UNGUIDED, **CALLS[name]}
+    whole = find_layout(tiny(name), "a red cat", more)
+    half = find_layout(tiny(name).to(torch.bfloat16), "a red cat", more)
     assert torch.equal(whole.order, half.order)
     assert torch.allclose(whole.scale, half.scale)
+    assert torch.allclose(whole.shift, half.shift)
