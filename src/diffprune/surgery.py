@@ -120,7 +120,7 @@ def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
 
 
 def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
-    """What a manifest tells of one pruning."""
+    """What a manifest tells of one pruning. The kept channels are there for recovery, which compares features."""
     return {
         "criterion": plan.criterion,
         "options": plan.options,
@@ -129,6 +129,11 @@ def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
         "params_after": plan.after.params,
         "macs_before": plan.before.macs,
         "macs_after": plan.after.macs,
+        "kept_channels": {
+            name: list(units.kept)
+            for name, units in plan.groups.items()
+            if units.kind == "channels" and len(units.kept) < units.num_units
+        },
     }
 
 

@@ -7,13 +7,12 @@ import torch
 from torch import Tensor
 
 from diffprune.data.calibration import Calibration, NoisyBatch, noisy_batch
-from diffprune.models.process import is_flow, num_timesteps_of
+from diffprune.models.process import min_snr_weights, num_timesteps_of
 from diffprune.options import PruneOptions
 
 HELD_OUT = 0.2
 """Share of the images on which a correction has to prove itself."""
 
-SNR_LIMIT = 5.0
 FLOOR = 0.1
 """The weight of the least noisy timestep, by `log`."""
 
@@ -57,9 +56,9 @@ def draw_weighted(calibration: Calibration, options: PruneOptions, batch_size: i
 def weights_of(scheduler: Any, timesteps: Tensor, options: PruneOptions) -> Tensor:
     """How much images at these timesteps count, by `compensation_weighting`: (N,), float64.
 
-    snr: min(SNR, 5) / SNR (Hang et al., ICCV 2023), which takes weight from the least noisy timesteps. log: falls with
-    the logarithm of the number of steps from the noisiest timestep on, after OBS-Diff (Zhu et al., ICLR 2026), whose
-    first steps count most since their errors add up; from 1 to 0.1.
+    snr: `min_snr_weights`, which takes weight from the least noisy timesteps. log: falls with the logarithm of the
+    number of steps from the noisiest timestep on, from 1 to 0.1, after OBS-Diff (Zhu et al., ICLR 2026), whose first
+    steps count most since their errors add up.
     """
     t, total = timesteps.double(), num_timesteps_of(scheduler)
     if options.compensation_weighting == "uniform":
@@ -67,10 +66,4 @@ def weights_of(scheduler: Any, timesteps: Tensor, options: PruneOptions) -> Tens
     if options.compensation_weighting == "log":
         passed = torch.log1p(total - 1 - t) / torch.log(torch.tensor(float(total)))
         return 1 - (1 - FLOOR) * passed
-    if is_flow(scheduler):
-        share = (t + 1) / total
-        ratio = ((1 - share) / share).square()
-    else:
-        alpha_bar = scheduler.alphas_cumprod.to(t.device).double()[timesteps]
-        ratio = alpha_bar / (1 - alpha_bar)
-    return ratio.clamp(max=SNR_LIMIT) / ratio.clamp(min=1e-12)
+    return min_snr_weights(scheduler, timesteps)

@@ -30,7 +30,7 @@ def channels(denoiser: nn.Module, family: Family, *, without: Sequence[Group]) -
     shadow = on_meta(denoiser)
     shadow.requires_grad_(True)
     inputs = family.example_inputs(shadow, 1, torch.device("meta"))
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    with torch.enable_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Unwrapped parameters")  # groups with one are left out below
         graph = torch_pruning.DependencyGraph().build_dependency(shadow, inputs)
     names = {module: name for name, module in shadow.named_modules()}

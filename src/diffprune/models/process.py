@@ -128,6 +128,26 @@ def is_flow(scheduler: Any) -> bool:
     return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
+SNR_LIMIT = 5.0
+
+
+def min_snr_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
+    """min(SNR, 5), the weight of an error in x_0, as the weight of an error in what is predicted: (N,), float64.
+
+    So an error of the noise counts min(SNR, 5) / SNR, one of a velocity min(SNR, 5) / (SNR + 1), one of a flow's
+    velocity s^2 min(SNR, 5) with s the share of noise (Hang et al., ICCV 2023).
+    """
+    total = num_timesteps_of(scheduler)
+    if is_flow(scheduler):
+        share = (timesteps.double() + 1) / total
+        return share.square() * ((1 - share) / share).square().clamp(max=SNR_LIMIT)
+    alpha_bar = scheduler.alphas_cumprod.to(timesteps.device).double()[timesteps]
+    ratio = (alpha_bar / (1 - alpha_bar)).clamp(min=1e-12)
+    over = {"epsilon": ratio, "v_prediction": ratio + 1, "sample": torch.ones_like(ratio)}
+    weights: Tensor = ratio.clamp(max=SNR_LIMIT) / over[scheduler.config.prediction_type]
+    return weights
+
+
 def num_timesteps_of(scheduler: Any) -> int:
     """T, the number of timesteps that a scheduler's models were trained with."""
     return int(scheduler.config.num_train_timesteps)

@@ -101,6 +101,17 @@ class FinetuneOptions(GenerationOptions, TrainingOptions):
         le=1,
         description="with a teacher: weight of its output in the loss; the rest weighs the noise error",
     )
+    feature_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="with a teacher: weight of the difference of what blocks give, each over the teacher's mean square",
+    )
+    teacher_dtype: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="what the teacher computes in; auto: bf16 on a GPU, as it is stored elsewhere"
+    )
+    loss_weighting: Literal["uniform", "min-snr"] = Field(
+        default="uniform", description="what timesteps count in the loss: all alike, or min(SNR, 5) / SNR"
+    )
 
 
 class ClassifierOptions(ComputeOptions):

@@ -1,18 +1,39 @@
-"""Training losses."""
+"""Training losses: weighted means of squared errors, in fp32."""
+
+from collections.abc import Sequence
 
 from torch import Tensor
 from torch.nn import functional
 
 
-def denoising_loss(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the prediction, in fp32 (Ho, Jain and Abbeel, NeurIPS 2020, equation 14)."""
-    return functional.mse_loss(output.float(), target.float())
+def denoising_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Mean squared error of the prediction (Ho, Jain and Abbeel, NeurIPS 2020, equation 14).
+
+    weights: (N,), what each image counts; None stands for all alike.
+    """
+    if weights is None:
+        return functional.mse_loss(output.float(), target.float())
+    return ((output.float() - target.float()).square().flatten(1).mean(1) * weights.float()).mean()
 
 
-def distillation_loss(output: Tensor, target: Tensor, teacher_output: Tensor, teacher_weight: float) -> Tensor:
+def distillation_loss(
+    output: Tensor, target: Tensor, teacher_output: Tensor, teacher_weight: float, weights: Tensor | None = None
+) -> Tensor:
     """teacher_weight * error to the teacher's output + (1 - teacher_weight) * denoising loss.
 
     The published research code uses 0.7 (Diff-Pruning, Fang et al. 2023).
     """
-    to_teacher = functional.mse_loss(output.float(), teacher_output.float())
-    return teacher_weight * to_teacher + (1 - teacher_weight) * denoising_loss(output, target)
+    to_teacher = denoising_loss(output, teacher_output, weights)
+    return teacher_weight * to_teacher + (1 - teacher_weight) * denoising_loss(output, target, weights)
+
+
+def feature_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
+    """Mean over blocks of the squared difference of features over the teacher's mean square.
+
+    Without that division the blocks with the largest activations drown the others, and the loss of the output.
+    """
+    terms = [
+        functional.mse_loss(ours.float(), theirs.float()) / theirs.float().square().mean().clamp(min=1e-12)
+        for ours, theirs in zip(students, teachers, strict=True)
+    ]
+    return sum(terms[1:], terms[0]) / len(terms)

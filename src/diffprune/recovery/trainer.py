@@ -20,14 +20,15 @@ from diffprune.errors import DataError, ModelError, OptionError
 from diffprune.models.conditions import on_device
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
-from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
+from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, min_snr_weights
 from diffprune.models.recording import PLAIN
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.processes import process_state
 from diffprune.progress import progress
 from diffprune.recovery.batches import draw, image_indices, shard_steps
 from diffprune.recovery.checkpoints import CHECKPOINTS, Progress, load_newest, save_checkpoint
-from diffprune.recovery.losses import denoising_loss, distillation_loss
+from diffprune.recovery.features import Matched, matched_blocks
+from diffprune.recovery.losses import denoising_loss, distillation_loss, feature_loss
 
 Preview = Callable[[nn.Module, Path], None]
 History = list[dict[str, float]]
@@ -105,7 +106,10 @@ class _Run:
         for module in self.bare.modules():
             if isinstance(module, nn.Dropout) and options.dropout is not None:
                 module.p = options.dropout
-        self.teacher = None if teacher is None else copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+        self.teacher = None if teacher is None else _as_teacher(teacher, device, options)
+        self.matched = Matched({})
+        if self.teacher is not None and isinstance(options, FinetuneOptions) and options.feature_weight:
+            self.matched = matched_blocks(denoiser, self.teacher)
         kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
         optimizer = kind(self.bare.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer, device_placement=[False, False])
@@ -169,8 +173,7 @@ class _Run:
             batch = noisy_batch(self.process.scheduler, clean, noise, timesteps, condition, convention)
             with accelerator.accumulate(self.model):
                 with accelerator.autocast():
-                    output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
-                    loss = self._loss(output, batch)
+                    loss = self._loss(batch, timesteps)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients and options.grad_clip is not None:
                     accelerator.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
@@ -206,13 +209,23 @@ class _Run:
         with torch.no_grad():
             return classes.embed(told.to(self.device))
 
-    def _loss(self, output: Tensor, batch: NoisyBatch) -> Tensor:
+    def _loss(self, batch: NoisyBatch, timesteps: Tensor) -> Tensor:
+        """Loss of one forward pass. timesteps: (N,), of the schedule."""
+        options, weights = self.options, None
+        if not isinstance(options, FinetuneOptions):
+            return denoising_loss(predict(self.model, batch.noisy, batch.timesteps, batch.condition), batch.target)
+        if options.loss_weighting == "min-snr":
+            weights = min_snr_weights(self.process.scheduler, timesteps)
+        with self.matched.watched(self.bare) as ours:
+            output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
         if self.teacher is None:
-            return denoising_loss(output, batch.target)
-        assert isinstance(self.options, FinetuneOptions)
-        with torch.no_grad():
-            teacher_output = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
-        return distillation_loss(output, batch.target, teacher_output, self.options.teacher_weight)
+            return denoising_loss(output, batch.target, weights)
+        with torch.no_grad(), self.matched.watched(self.teacher) as theirs:
+            taught = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
+        loss = distillation_loss(output, batch.target, taught, options.teacher_weight, weights)
+        if options.feature_weight:
+            loss = loss + options.feature_weight * feature_loss(ours, self.matched.of_teacher(theirs))
+        return loss
 
     def _log(self, window: list[Tensor]) -> None:
         mean: Any = self.accelerator.reduce(torch.stack(window).mean(), "mean")
@@ -229,6 +242,15 @@ class _Run:
             latents = self.images.clean
             return (latents[mine] for mine in indices)
         return load_batches(self.images, indices, num_workers=self.options.num_workers)
+
+
+def _as_teacher(teacher: nn.Module, device: torch.device, options: TrainingOptions) -> nn.Module:
+    """A copy that only answers, in the dtype that is asked for."""
+    copied = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
+    asked = options.teacher_dtype if isinstance(options, FinetuneOptions) else "fp32"
+    if asked == "auto":
+        return _cast(copied, torch.bfloat16) if device.type == "cuda" else copied
+    return _cast(copied, torch.bfloat16 if asked == "bf16" else torch.float32)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

@@ -91,8 +91,9 @@ def finetune_stage(
     source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
-    if teacher is None and "teacher_weight" in options.model_fields_set:
-        raise OptionError("teacher_weight: needs a teacher")
+    of_teacher = sorted({"teacher_weight", "feature_weight", "teacher_dtype"} & options.model_fields_set)
+    if teacher is None and of_teacher:
+        raise OptionError(f"{', '.join(of_teacher)}: needs a teacher")
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
