@@ -1,0 +1,92 @@
+"""Criteria side by side: output error right after pruning, sliced and compensated, and the time of the scores.
+
+    python benchmarks/criteria.py digits --data digits --out benchmarks/results/criteria-digits
+
+The error is the mean squared difference to the original's output on 640 held-out noised images; seeds change the
+calibration images, their noises, and what is drawn at random.
+"""
+
+import argparse
+import json
+import time
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, get_args
+
+import torch
+
+from diffprune.data.calibration import images_for
+from diffprune.models.loading import load_pipeline
+from diffprune.models.process import process_of
+from diffprune.options import Criterion, PlanOptions, PruneOptions
+from diffprune.stages.plan import make_plan
+from diffprune.stages.prune import carry_out
+
+from judge import Judge, split
+
+
+def measure(
+    pipeline: Any, judge: Judge, criterion: str, ratio: float, seed: int, a: argparse.Namespace
+) -> dict[str, Any]:
+    scoring = {"timestep_stride": a.stride, "num_calibration_images": a.num_images}
+    by = {} if criterion in ("random", "magnitude") else {**scoring, "data": a.data}
+    started = time.perf_counter()
+    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **by))
+    seconds = time.perf_counter() - started
+    errors = {}
+    for compensate in (False, True):
+        small, _ = carry_out(pipeline, plan, PruneOptions(data=a.data, seed=seed, compensate=compensate))
+        errors["compensated" if compensate else "sliced"] = judge.errors(small.unet)["output_error"]
+    return {"criterion": criterion, "ratio": ratio, "seed": seed, "seconds": seconds, **errors}
+
+
+def table(rows: list[dict[str, Any]], ratios: list[float]) -> str:
+    def cell(found: list[float]) -> str:
+        return f"{mean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else "")
+
+    heads = [f"{kind} at {ratio}" for ratio in ratios for kind in ("sliced", "compensated")]
+    lines = ["| criterion | " + " | ".join(heads) + " | seconds of scoring |", "|---|" + "---|" * (len(heads) + 1)]
+    for criterion in dict.fromkeys(row["criterion"] for row in rows):
+        own = [row for row in rows if row["criterion"] == criterion]
+        cells = [
+            cell([row[kind] for row in own if row["ratio"] == ratio])
+            for ratio in ratios
+            for kind in ("sliced", "compensated")
+        ]
+        lines.append(f"| {criterion} | " + " | ".join(cells) + f" | {mean(row['seconds'] for row in own):.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.3, 0.5])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--stride", type=int, default=20, help="every n-th timestep is scored")
+    parser.add_argument("--num-images", type=int, default=64)
+    parser.add_argument("--criteria", nargs="+", default=list(get_args(Criterion)))
+    a = parser.parse_args()
+    pipeline: Any = load_pipeline(a.model)
+    held_out, _ = split(images_for(process_of(pipeline), a.data))
+    judge = Judge(pipeline, held_out, lambda images: images.flatten(1)[:, :8], 8)
+    a.out.mkdir(parents=True, exist_ok=True)
+    place = a.out / "criteria.json"
+    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"rows": []}
+    found |= {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    done = {(row["criterion"], row["ratio"], row["seed"]) for row in found["rows"]}
+    for seed in range(a.seeds):
+        for criterion in a.criteria:
+            for ratio in a.ratios:
+                if (criterion, ratio, seed) not in done:
+                    found["rows"].append(measure(pipeline, judge, criterion, ratio, seed, a))
+                    place.write_text(json.dumps(found, indent=1) + "\n")
+                    print(found["rows"][-1], flush=True)
+    (a.out / "criteria.md").write_text(table(found["rows"], a.ratios))
+    print((a.out / "criteria.md").read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+"""How fast pruned models recover: the published way, each ingredient added, random choice and training from scratch.
+
+    python benchmarks/quality.py digits --data digits --steps 1000 --seeds 3 --out benchmarks/results/quality-digits
+    python benchmarks/quality.py PIPELINE --data train.parquet --out benchmarks/results/quality-NAME
+
+One pretrained model, one size, one data order. Every arm is pruned by the same ratio and trained with the same options;
+seeds change the calibration images, the noises, the data order and what is drawn at random. Measured on EMA weights:
+
+- output error: mean squared difference to the original's output on held-out images, noises and timesteps
+- noise error: the same images' mean squared error of the predicted noise, less that of the original
+- Fréchet distance of samples to held-out images, on features of a small classifier, less that of the original's samples
+- SSIM to the original's samples from the same noise
+
+Writes DIR/quality.json after every run and goes on from there; DIR/quality.png and DIR/quality.md at the end.
+"""
+
+import argparse
+import json
+import platform
+import time
+from datetime import date
+from pathlib import Path
+from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import diffusers
+import matplotlib
+import torch
+from torch import nn
+
+from diffprune.data.calibration import images_for
+from diffprune.data.images import ImageSet
+from diffprune.models.loading import load_pipeline
+from diffprune.models.process import process_of
+from diffprune.options import FinetuneOptions, PlanOptions, PruneOptions
+from diffprune.recovery.trainer import train_denoiser
+from diffprune.stages.plan import make_plan
+from diffprune.stages.prune import carry_out
+
+from judge import Judge, classifier_for, split
+
+ARMS: dict[str, dict[str, Any]] = {
+    "published": {},
+    "compensated": {"compensate": True},
+    "teacher": {"teacher": True},
+    "compensated + teacher": {"compensate": True, "teacher": True},
+    "compensated + teacher + features": {"compensate": True, "teacher": True, "feature_weight": 0.1},
+    "obs + compensated + teacher": {"criterion": "obs", "compensate": True, "teacher": True},
+    "random": {"criterion": "random"},
+    "scratch": {"reinit": True},
+}
+"""What each arm does beside the published way: units by diff-pruning, sliced weights, the noise error alone."""
+
+
+def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: argparse.Namespace) -> dict[str, Any]:
+    """One arm from pruning to its last step: figures by step, and seconds of each part."""
+    how = ARMS[arm]
+    started = time.perf_counter()
+    criterion = how.get("criterion", "diff-pruning")
+    scoring = {"data": a.data, "timestep_stride": a.stride, "num_calibration_images": 64}
+    by = {} if criterion == "random" else scoring
+    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **by))
+    scored = time.perf_counter()
+    chosen = {name: how.get(name, False) for name in ("compensate", "reinit")}
+    options = PruneOptions(data=a.data, seed=seed, **chosen)
+    small, _ = carry_out(pipeline, plan, options)
+    pruned = time.perf_counter()
+    at_start = {**judge.errors(small.unet), **judge.samples(small.unet), "seconds": 0.0}
+    figures: dict[int, dict[str, float]] = {0: at_start}
+    judging = 0.0
+    training = FinetuneOptions(
+        data=a.data, steps=a.steps, batch_size=a.batch_size, learning_rate=a.learning_rate, ema_decay=0.98,
+        flip=not a.no_flip, seed=seed, preview_every=a.every, checkpoint_every=10**9, tracker="none",
+        feature_weight=how.get("feature_weight", 0.0),
+        **({"teacher_weight": 0.7} if how.get("teacher") else {}),
+    )  # fmt: skip
+    begun = time.perf_counter()
+
+    def look(denoiser: nn.Module, path: Path) -> None:
+        nonlocal judging
+        since = time.perf_counter()
+        step = int(path.stem.rpartition("-")[2])
+        found = {**judge.errors(denoiser), "seconds": since - begun - judging}
+        if step in a.milestones:
+            found |= judge.samples(denoiser)
+        figures[step] = found
+        judging += time.perf_counter() - since
+
+    teacher = pipeline.unet if how.get("teacher") else None
+    with TemporaryDirectory() as work:
+        train_denoiser(
+            small.unet, process_of(pipeline), images, training, folder=Path(work), teacher=teacher, preview=look
+        )
+    return {
+        "arm": arm, "seed": seed, "params": plan.after.params / plan.before.params,
+        "macs": plan.after.macs / plan.before.macs, "seconds_scoring": scored - started,
+        "seconds_pruning": pruned - scored, "figures": figures,
+    }  # fmt: skip
+
+
+def steps_to(runs: list[dict[str, Any]], goal: float) -> int | None:
+    """The first step at which the mean noise error over seeds is at most a goal."""
+    steps = sorted(map(int, runs[0]["figures"]))
+    return next((s for s in steps if mean(_figure(r, s, "noise_error") for r in runs) <= goal), None)
+
+
+def _figure(run: dict[str, Any], step: int, name: str) -> float:
+    return float(run["figures"][str(step)][name])
+
+
+def table(runs: list[dict[str, Any]], milestones: list[int], last: int) -> str:
+    """A markdown table: mean (and spread over seeds) by arm and step."""
+    by_arm = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS if any(r["arm"] == arm for r in runs)}
+    goal = mean(_figure(r, last, "noise_error") for r in by_arm["published"])
+    names = {
+        "output_error": "output error",
+        "noise_error": "noise error above the original's",
+        "frechet": "Fréchet distance above the original's",
+        "ssim": "SSIM to the original's samples",
+    }
+    lines = []
+    for name, words in names.items():
+        lines += ["", f"**{words}**", "", "| arm | seeds | " + " | ".join(f"{m} steps" for m in milestones) + " |"]
+        lines.append("|---|---|" + "---|" * len(milestones))
+        for arm, own in by_arm.items():
+            cells = []
+            for step in milestones:
+                values = [_figure(r, step, name) for r in own]
+                spread = f" ± {stdev(values):.2g}" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.3g}{spread}")
+            lines.append(f"| {arm} | {len(own)} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        f"| arm | steps to the published way's noise error after {last} | seconds for {last} |",
+        "|---|---|---|",
+    ]
+    for arm, own in by_arm.items():
+        first = steps_to(own, goal) or "not reached"
+        lines.append(f"| {arm} | {first} | {mean(_figure(r, last, 'seconds') for r in own):.0f} |")
+    return "\n".join(lines[1:]) + "\n"
+
+
+def plot(runs: list[dict[str, Any]], path: Path) -> None:
+    """Noise error and output error by step and by seconds, one line per run."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(15, 4.5))
+    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in runs)]
+    for run_ in runs:
+        steps = sorted(map(int, run_["figures"]))
+        color = f"C{arms.index(run_['arm'])}"
+        label = run_["arm"] if run_["seed"] == 0 else None
+        for axis, name in zip(axes, ("output_error", "noise_error", "noise_error"), strict=True):
+            by_time = axis is axes[2]
+            x = [_figure(run_, s, "seconds") for s in steps] if by_time else steps
+            axis.plot(x, [_figure(run_, s, name) for s in steps], color=color, label=label, alpha=0.8)
+            axis.set(yscale="log", ylabel=name.replace("_", " "), xlabel="seconds of training" if by_time else "steps")
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--ratio", type=float, default=0.5)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--every", type=int, default=50, help="steps between errors")
+    parser.add_argument("--milestones", type=int, nargs="+", default=[0, 100, 300, 1000], help="steps with samples")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--stride", type=int, default=10, help="timesteps of the scores")
+    parser.add_argument("--num-drawn", type=int, default=256)
+    parser.add_argument("--no-flip", action="store_true")
+    a = parser.parse_args()
+    a.milestones = [step for step in a.milestones if step <= a.steps]
+    pipeline: Any = load_pipeline(a.model)
+    everything = images_for(process_of(pipeline), a.data)
+    held_out, images = split(everything)
+    judge = Judge(pipeline, held_out, classifier_for(a.data, everything).embed, a.num_drawn)
+    place = a.out / "quality.json"
+    a.out.mkdir(parents=True, exist_ok=True)
+    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"runs": []}
+    found |= {
+        "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "out"},
+        "original": judge.of_original, "date": str(date.today()), "machine": f"{platform.machine()}, CPU",
+        "torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    for seed in range(a.seeds):
+        for arm in a.arms:
+            if any(r["arm"] == arm and r["seed"] == seed for r in found["runs"]):
+                continue
+            found["runs"].append(json.loads(json.dumps(run(arm, seed, pipeline, images, judge, a))))
+            place.write_text(json.dumps(found, indent=1) + "\n")
+            last = found["runs"][-1]["figures"][str(a.steps)]
+            print(f"{arm}, seed {seed}: {found['runs'][-1]['figures']['0']['output_error']:.4f} -> {last}", flush=True)
+    (a.out / "quality.md").write_text(table(found["runs"], a.milestones, a.steps))
+    plot(found["runs"], a.out / "quality.png")
+    print((a.out / "quality.md").read_text())
+
+
+if __name__ == "__main__":
+    main()
