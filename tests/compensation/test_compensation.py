@@ -10,6 +10,7 @@ from diffusers import DiTTransformer2DModel
 from torch import Tensor, nn
 
 import diffprune
+from diffprune.cli import main
 from diffprune.compensation import compensate
 from diffprune.compensation.draws import WeightedBatch, draw_weighted, weights_of
 from diffprune.compensation.fitting import fit_layers
@@ -21,7 +22,8 @@ from diffprune.groups import find_groups, kept_indices, smaller
 from diffprune.models.families import predict
 from diffprune.options import PruneOptions
 from diffprune.planning import Plan
-from diffprune.stages.prune import carry_out
+from diffprune.records import read_json
+from diffprune.stages.prune import SOLVED, carry_out
 from diffprune.surgery import prune_denoiser
 
 from conftest import tiny_pipeline, tiny_unet
@@ -297,3 +299,20 @@ def test_prune_compensates_where_there_are_images_and_says_so(tmp_path: Path) ->
 def test_compensation_that_cannot_be_is_refused_when_asked_for(options: dict[str, object], message: str) -> None:
     with pytest.raises(diffprune.OptionError, match=message):
         diffprune.prune(tiny_pipeline(), plan_for(tiny_pipeline()), **options)
+
+
+def test_the_folder_and_the_report_say_what_compensation_did(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = ["--criterion", "magnitude", "--data", "digits", "--num-calibration-images", "16"]
+    words += ["--num-compensation-images", "32", "--ratio", "0.4"]
+    assert main(["prune", str(pipeline_folder), *words, "--out", str(tmp_path / "pruned")]) == 0
+    told = read_json(tmp_path / "pruned" / "run.json")["result"]["compensation"]
+    layers = read_json(tmp_path / "pruned" / "compensation.json")["layers"]
+    assert told["helped"]
+    assert len(layers) == told["layers_fitted"] + told["layers_left"]
+    assert not (tmp_path / "pruned" / SOLVED).exists()
+    manifest = read_json(tmp_path / "pruned" / "unet" / "pruning.json")
+    assert manifest["provenance"][-1]["compensation"] == told
+    assert main(["report", str(tmp_path / "pruned"), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert f"{told['output_error_before']:.4g} to {told['output_error_after']:.4g}" in page
+    assert f"{told['layers_fitted']} layers were fitted" in page

@@ -75,6 +75,18 @@ def removed_by_block(layers: Mapping[str, Sequence[int]]) -> bytes:
     return _rendered(figure)
 
 
+def error_by_layer(layers: Sequence[Mapping[str, Any]]) -> bytes:
+    """Error of each layer's output on held-out images before and after compensation, in the order of the pass."""
+    figure = Figure(figsize=(7.2, 2.8), layout="constrained")
+    axes = figure.subplots()
+    for index, label, color in ((0, "sliced", BEFORE), (1, "compensated", AFTER)):
+        axes.plot([max(layer["held_out"][index], 1e-12) for layer in layers], color=color, label=label, linewidth=1.5)
+    axes.set(xlabel="layer, in the order of the forward pass", ylabel="squared error / target", yscale="log")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(frameon=False, ncols=2)
+    return _rendered(figure)
+
+
 def error_by_ratio(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """Relative output error of each part (rows, in the order of the model) at each ratio (columns)."""
     parts = list(dict.fromkeys(row["part"] for row in rows))

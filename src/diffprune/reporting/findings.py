@@ -51,6 +51,7 @@ class Findings:
     models: list[SampledModel]
     protocols: Mapping[str, Mapping[str, Any]]
     plan: Mapping[str, Any] | None
+    compensations: list[Record]
     trainings: list[Record]
     records: list[Record]
 
@@ -76,6 +77,7 @@ def find(folders: Iterable[Path]) -> Findings:
         plan=next(
             (_plan(r) for r in records if r.stage in ("plan", "prune") and (r.folder / "plan.json").exists()), None
         ),
+        compensations=[r for r in records if r.content["result"].get("compensation")],
         trainings=[r for r in records if r.content["result"].get("history")],
         records=sorted(records, key=lambda r: str(r.content["started"])),
     )
@@ -125,6 +127,12 @@ def _is_trained(model: SampledModel, records: list[Record]) -> float:
     """Half a parameter for a model that was finetuned, so that it comes after its equal that was not."""
     record = next(r for r in records if r.folder == model.images)
     return 0.5 * any(r.stage == "finetune" and record.used("model", r) for r in records)
+
+
+def compensated_layers(record: Record) -> list[dict[str, Any]]:
+    """The layers that a pruning has compensated, in the order of the forward pass."""
+    layers: list[dict[str, Any]] = read_json(record.folder / "compensation.json")["layers"]
+    return layers
 
 
 def _plan(record: Record) -> dict[str, Any]:

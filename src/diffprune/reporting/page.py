@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from diffprune.data.images import image_files
-from diffprune.reporting.figures import image_grid, loss_curve, removed_by_block
-from diffprune.reporting.findings import Findings, Record
+from diffprune.reporting.figures import error_by_layer, image_grid, loss_curve, removed_by_block
+from diffprune.reporting.findings import Findings, Record, compensated_layers
 from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 
 STATED = ("data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
@@ -37,11 +37,27 @@ def render(findings: Findings, title: str) -> str:
         plan=findings.plan,
         timesteps=f"{details['timesteps_used']} timesteps scored" if "timesteps_used" in details else "",
         removed=_inline(removed_by_block(findings.plan["layers"])) if findings.plan else None,
+        compensations=[_compensation(record, below[record.folder]) for record in findings.compensations],
         trainings=[(below[r.folder], _inline(loss_curve(r.content["result"]["history"]))) for r in findings.trainings],
         stages=[_stage(record, below[record.folder]) for record in findings.records],
         machine=findings.records[0].content.get("platform"),
         versions=findings.records[0].content.get("versions", {}),
     )
+
+
+def _compensation(record: Record, folder: str) -> dict[str, Any]:
+    found = record.content["result"]["compensation"]
+    before, after = found["output_error_before"], found["output_error_after"]
+    return {
+        "folder": folder,
+        "before": text_of("error", before),
+        "after": text_of("error", after),
+        "share": f"{after / before:.2f}" if before else "1",
+        "fitted": found["layers_fitted"],
+        "left": found["layers_left"],
+        "helped": found["helped"],
+        "plot": _inline(error_by_layer(compensated_layers(record))),
+    }
 
 
 def _below(findings: Findings) -> dict[Path, str]:
