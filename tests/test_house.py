@@ -77,7 +77,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_criteria_do_not_know_each_other() -> None:
-    shared = {"scores", "gradients", "unit_gradients", "blocks", "__init__"}
+    shared = {"scores", "gradients", "unit_gradients", "taps", "blocks", "__init__"}
     files = [path for path in (SOURCE / "criteria").glob("*.py") if path.stem not in shared]
     assert len(files) >= 4
     for path in files:
@@ -151,7 +151,14 @@ def needs_images(words: list[str], flag: str) -> bool:
     return flag != "--timestep-stride" or "--data" in words
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=lambda p: p.stem)
+LONG_PAGES = ("prune-your-own-model", "prune-a-large-model")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page.stem in LONG_PAGES else ()) for page in PAGES_WITH_CODE],
+    ids=lambda page: page.stem,
+)
 def test_the_commands_and_the_python_of_a_page_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page is run from top to bottom in a folder that holds `my-model`, `photos` and, for some, `pruned`."""
     from diffprune.cli import main

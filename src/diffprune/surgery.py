@@ -31,8 +31,7 @@ def prune_denoiser(
     not sound (`check_sound`).
     """
     groups, kept = _fitting(denoiser, plan)
-    if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
-        raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
+    check_weights(denoiser, reinit=reinit)
     small = smaller(denoiser, groups, kept)
     if reinit:
         _materialise(small)
@@ -41,6 +40,12 @@ def prune_denoiser(
     if rescale_queries:
         entry["rescaled_queries"] = rescale(denoiser, small)
     return _as_pruned(small, [*_history(denoiser), entry])
+
+
+def check_weights(denoiser: nn.Module, *, reinit: bool) -> None:
+    """Raise ModelError for an architecture whose weights are to be kept."""
+    if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
+        raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
 
 
 def prune_stored(denoiser: ModelMixin, weights: Mapping[str, Stored], plan: Plan, out: Path) -> ModelMixin:

@@ -130,7 +130,9 @@ MAKERS: dict[str, Callable[[Path], dict[str, str]]] = {
 }
 
 
-@pytest.fixture(scope="session", params=MAKERS)
+@pytest.fixture(
+    scope="session", params=[pytest.param(n, marks=() if n == "cifar10" else pytest.mark.slow) for n in MAKERS]
+)
 def experiment(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, inception_file: Path
 ) -> Experiment:
@@ -284,6 +286,7 @@ def test_cifar10_goes_from_archive_and_checkpoint_to_one_report_by_one_process_o
     assert not (tmp_path / "one" / "reference.npz").exists()  # the statistics given served all models
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_network")
 def test_cifar10_goes_from_archive_and_checkpoint_to_a_report(tmp_path: Path) -> None:
     out = tmp_path / "out"

@@ -158,6 +158,7 @@ def test_options_on_the_command_line_go_before_those_of_the_recipe(
     assert "expected section.option=value" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_criteria_are_compared_on_one_road(pipeline_folder: Path, image_folder: Path, tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))

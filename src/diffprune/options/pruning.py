@@ -17,6 +17,12 @@ Criterion = Literal[
 UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""
 
+CALIBRATION_DATA = (
+    "images to calibrate on: a folder, a parquet file, a dataset id, `digits`, or `generated`: drawn by the model "
+    "itself; for text-conditioned models with captions, as in finetune (where a plan is carried out: default those it "
+    "was made with)"
+)
+
 OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 """Options that no other criterion knows."""
 
@@ -42,8 +48,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
     )
     data: str | None = Field(
         default=None,
-        description="images to calibrate on: a folder, a parquet file, a dataset id, `digits`, or `generated`: "
-        "drawn by the model itself; for text-conditioned models with captions, as in finetune",
+        description=CALIBRATION_DATA,
     )
     num_calibration_images: int = Field(default=128, ge=1, description="images in the calibration batch")
     threshold: float = Field(
@@ -100,9 +105,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
 class PruneOptions(Options):
     """How a plan is carried out."""
 
-    data: str | None = Field(
-        default=None, description="images for compensation, as for plan (default: those that the plan was made with)"
-    )
+    data: str | None = Field(default=None, description=CALIBRATION_DATA)
     compensate: bool = Field(
         default=True,
         description="put what the removed units did into those that stay, layer by layer, by least squares on "

@@ -24,7 +24,7 @@ from diffprune.records import Existing, run_record, whole_folder, write_json
 from diffprune.stages.calls import with_input_and_options
 from diffprune.stages.plan import calibration_of, make_plan, store_in
 from diffprune.stages.stored import prune_folder, stored_model
-from diffprune.surgery import prune_denoiser
+from diffprune.surgery import check_weights, prune_denoiser
 
 SOLVED = ".compensation"
 """Folder of the layers that compensation has solved, while it lasts."""
@@ -129,12 +129,13 @@ def prune_stage(
             plan = None if there is None else read_plan(there)
             stored = stored_model(source) if plan is not None and _only_cuts(plan, options) else None
             if plan is not None and stored is not None:
-                plan.save(kept)
                 prune_folder(stored, plan, run.folder)
             else:
                 whole, store = load_as_stored(source).whole, store_in(run.folder, inputs)
-                plan = plan or make_plan(whole, plan_options, store)
-                plan.save(kept)
+                check_weights(denoiser_of(whole), reinit=options.reinit)
+                if plan is None:
+                    plan = make_plan(whole, plan_options, store)
+                    plan.save(kept)  # an interrupted run does not score again
                 small, compensation = carry_out(whole, plan, options, store=store, folder=run.folder / SOLVED)
                 publish(in_stored_dtype(small, source), run.folder)
             carry_card(source, run.folder, _paragraph(source, plan, options))

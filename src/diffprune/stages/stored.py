@@ -75,9 +75,7 @@ def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
 
     Raises PlanError when the plan is for another model.
     """
-    place = out / (model.component or "")
-    place.mkdir(exist_ok=True)
-    small = prune_stored(model.denoiser, model.weights, plan, place)
+    small = prune_stored(model.denoiser, model.weights, plan, out / (model.component or ""))
     if model.component is None:
         return
     for name in model.others:
