@@ -32,9 +32,9 @@ def tiny_model(name: str, **changes: Any) -> Any:
     return model
 
 
-def random_inputs(model: nn.Module) -> dict[str, Any]:
+def random_inputs(model: nn.Module, *, num: int = 2, seed: int = 1) -> dict[str, Any]:
     """The example inputs of a class with random values; masks and whole numbers stay as they are."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
 
     def drawn(value: Any) -> Any:
         if isinstance(value, dict):
@@ -45,7 +45,7 @@ def random_inputs(model: nn.Module) -> dict[str, Any]:
             return value
         return torch.randn(value.shape, generator=generator)
 
-    inputs: dict[str, Any] = drawn(family_of(model).example_inputs(model, 2, torch.device("cpu")))
+    inputs: dict[str, Any] = drawn(family_of(model).example_inputs(model, num, torch.device("cpu")))
     return inputs
 
 

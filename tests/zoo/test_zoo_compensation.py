@@ -1,0 +1,57 @@
+"""Compensation knows no family: it brings the smaller model of every class nearer to the dense one."""
+
+import inspect
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffprune.compensation.draws import WeightedBatch
+from diffprune.compensation.fitting import fit_layers
+from diffprune.data.calibration import NoisyBatch
+from diffprune.groups import find_groups, kept_indices
+from diffprune.models import inputs
+from diffprune.models.resize import shrink
+
+from tiny_configs import CONFIGS
+from zoo import SMALL_INPUTS, ragged, random_inputs, tiny_model
+
+pytestmark = [  # diffusers' own
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+    pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning"),
+]
+
+SOME = ("UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel",
+        "WanTransformer3DModel", "SanaTransformer2DModel")  # fmt: skip
+
+
+def called_as_usual(model: nn.Module) -> bool:
+    """Whether a pass takes one noisy tensor first, and `timestep`: others cannot be calibrated."""
+    given = random_inputs(model)
+    first = list(inspect.signature(type(model).forward).parameters)[1]
+    return "timestep" in given and isinstance(given.get(first), Tensor)
+
+
+def batch(model: nn.Module, number: int) -> WeightedBatch:
+    given = random_inputs(model, num=8, seed=number)
+    first = list(inspect.signature(type(model).forward).parameters)[1]
+    noisy: Tensor = given.pop(first)
+    told = NoisyBatch(noisy, given.pop("timestep"), given, noisy)
+    return WeightedBatch(told, torch.ones(8, dtype=torch.float64), held_out=number >= 4)
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SOME else pytest.mark.slow) for n in CONFIGS])
+def test_the_smaller_model_comes_nearer_to_the_dense_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for setting, size in SMALL_INPUTS.items():
+        monkeypatch.setattr(inputs, setting, size)
+    dense = tiny_model(name)
+    if not called_as_usual(dense):
+        pytest.skip("is not called with one noisy tensor and a timestep: it cannot be calibrated")
+    groups = find_groups(dense)
+    kept = kept_indices(groups, ragged(groups), dense)
+    small = shrink(dense, kept).eval()
+    paths = {path: path for path, _ in dense.named_modules()}
+    done = fit_layers(dense, small, kept.rows, paths, [batch(dense, number) for number in range(5)], seed=0)
+    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in done.layers)
+    assert done.output_error[1] < 0.95 * done.output_error[0]
