@@ -252,6 +252,15 @@ def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkey
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
 
 
+def test_weights_that_stay_in_main_memory_are_fitted_alike() -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    near, far = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    expected = compensate(dense, near, plan, calibration(), IMAGES, batch_size=16)
+    assert compensate(dense, far, plan, calibration(), IMAGES, batch_size=16, offloaded=True) == expected
+    assert all(torch.equal(value, near.state_dict()[name]) for name, value in far.state_dict().items())
+
+
 def test_weights_by_timestep_fall_where_they_should() -> None:
     scheduler, t = tiny_pipeline().scheduler, torch.arange(20)
     uniform, snr, log = (

@@ -24,12 +24,14 @@ def compensate(
     options: PruneOptions,
     *,
     batch_size: int,
+    offloaded: bool = False,
     folder: Path | None = None,
 ) -> Compensation:
     """Change the weights of `small`, which `plan` made of `dense`, so that it gives what `dense` gives.
 
     Statistics and solutions are in fp32 and fp64; the result is rounded to the dtype that `small` has. batch_size:
-    images per pass (memory only). folder: where solved layers are kept until the end, so that the same call resumes.
+    images per pass (memory only). offloaded: weights stay on the CPU and come to the device layer by layer. folder:
+    where solved layers are kept until the end, so that the same call resumes.
     """
     groups = find_groups(dense, kinds=plan.kinds)
     units = {name: group.kept for name, group in plan.groups.items()}
@@ -40,7 +42,7 @@ def compensate(
     dtypes, device = [parameter.dtype for parameter in small.parameters()], calibration.clean.device
     nn.Module.float(small)
     try:
-        with borrowed(dense, device), borrowed(small, device):
+        with borrowed(dense, device, offloaded=offloaded), borrowed(small, device, offloaded=offloaded):
             store = None if folder is None else SolvedLayers(folder)
             return fit_layers(dense, small, kept, paths, batches, seed=options.seed, store=store)
     finally:

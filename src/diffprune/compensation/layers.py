@@ -55,10 +55,10 @@ class LayerFit:
         """
         places = draw_places(self.layer, x, PER_IMAGE, self.generator)
         inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
-        weight = _matrix(self.layer)
+        weight = _matrix(self.layer).to(x.device)
         now = torch.einsum("rgi,goi->rgo", inputs, weight)
         if self.layer.bias is not None:
-            now = now + self.layer.bias.view(weight.shape[:2])
+            now = now + self.layer.bias.view(weight.shape[:2]).to(x.device)
         residuals = targets.to(now.dtype).reshape(now.shape) - now
         by_row = weights.repeat_interleave(len(target) // len(weights)).to(x.device)[places.entries]
         squares, error = _squares(targets[:, None], by_row), _squares(residuals, by_row)
@@ -113,7 +113,7 @@ def _matrix(layer: nn.Module) -> Tensor:
 @torch.no_grad()
 def _add(layer: Any, correction: Correction) -> None:
     weight: Tensor = layer.weight
-    weight += correction.weight.reshape(weight.shape).to(weight.dtype)
+    weight += correction.weight.reshape(weight.shape).to(weight)
     bias: Tensor | None = layer.bias
     if bias is not None and correction.bias is not None:
-        bias += correction.bias.flatten().to(bias.dtype)
+        bias += correction.bias.flatten().to(bias)

@@ -54,9 +54,9 @@ class NormFit:
         changed = after[1] < before[1]
         if changed:
             with torch.no_grad():
-                self.layer.weight *= scale.to(self.layer.weight.dtype)
+                self.layer.weight *= scale.to(self.layer.weight)
                 if bias is not None:
-                    bias.mul_(scale.to(bias.dtype)).add_(shift.to(bias.dtype))
+                    bias.mul_(scale.to(bias)).add_(shift.to(bias))
         left = after if changed else before
         return Fit(self.path, (before[0], left[0]), (before[1], left[1]), changed)
 

@@ -95,7 +95,7 @@ def pausing(model: nn.Module, paths: Collection[str], at: Literal["input", "outp
 
         layer = model.get_submodule(path)
         if at == "input":
-            return layer.register_forward_pre_hook(before, with_kwargs=True)
+            return layer.register_forward_pre_hook(before, with_kwargs=True, prepend=True)  # before weights are brought
         return layer.register_forward_hook(after)
 
     handles = [hook(path) for path in paths]

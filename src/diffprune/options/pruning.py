@@ -29,7 +29,7 @@ OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 OF_CALIBRATION = frozenset(
     {
         *GenerationOptions.model_fields, *ImageOptions.model_fields, *ComputeOptions.model_fields,
-        "data", "num_calibration_images", "num_noises", "batch_size",
+        "data", "num_calibration_images", "num_noises", "batch_size", "offload",
     }
 )  # fmt: skip
 """Options of `plan` that say which images a model is scored on, and how they are passed through it."""
@@ -82,8 +82,8 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
 
     offload: Literal["none", "cpu"] = Field(
         default="none",
-        description="cpu: weights and sums stay in main memory while units are scored, and weights come to the device "
-        "layer by layer; give gradient_checkpointing too",
+        description="cpu: weights and sums stay in main memory while units are scored and layers compensated, and weights "
+        "come to the device layer by layer; give gradient_checkpointing too",
     )
 
     @field_validator("last_timestep")

@@ -52,7 +52,10 @@ def carry_out(
     calibration = None if by is None else calibration_of(model, dense, by, store, fewer_will_do=True)
     small, done = cut(), None
     if by is not None and calibration is not None:
-        done = compensate(dense, small, plan, calibration, options, batch_size=by.batch_size, folder=folder)
+        done = compensate(
+            dense, small, plan, calibration, options,
+            batch_size=by.batch_size, offloaded=by.offload == "cpu", folder=folder,
+        )  # fmt: skip
         small = small if done.helped else cut()
         if isinstance(small, PrunedMixin):
             small.pruning_provenance[-1]["compensation"] = done.summary()
