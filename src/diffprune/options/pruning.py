@@ -82,7 +82,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
 
     offload: Literal["none", "cpu"] = Field(
         default="none",
-        description="cpu: weights and sums stay in main memory while units are scored and layers compensated, and weights "
+        description="cpu: weights and sums stay in main memory while units are scored and layers are compensated; weights "
         "come to the device layer by layer; give gradient_checkpointing too",
     )
 
