@@ -82,8 +82,8 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
 
     offload: Literal["none", "cpu"] = Field(
         default="none",
-        description="cpu: weights and sums stay in main memory while units are scored and layers are compensated; weights "
-        "come to the device layer by layer; give gradient_checkpointing too",
+        description="cpu: weights and sums stay in main memory while units are scored and layers are compensated, and "
+        "weights come to the device layer by layer; give gradient_checkpointing too",
     )
 
     @field_validator("last_timestep")
