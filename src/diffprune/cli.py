@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from diffprune.commands import COMMANDS, Command, Given
-from diffprune.errors import DiffpruneError, OptionError
+from diffprune.errors import DiffpruneError, Interrupted, OptionError
 
 
 class _Parser(argparse.ArgumentParser):
@@ -27,7 +27,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage."""
+    """Run one command; returns the exit status: 0 done, 1 failed, 2 wrong usage, 128 and its number for a signal."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(error, 2)
     except DiffpruneError as error:
         return _fail(error, 1)
+    except Interrupted as error:
+        _take_leave()
+        return _fail(error, 128 + error.signal)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
 
@@ -61,8 +64,7 @@ def _run_command(words: list[str]) -> int:
     fields = {field for kind in command.options for field in kind.model_fields}
     given = Given({k: _value(v, k, command) for k, v in vars(parsed).items() if k in fields})
     result = command.call(parsed, given)
-    if "RANK" in os.environ:  # one of several processes
-        importlib.import_module("diffprune.processes").take_leave()
+    _take_leave()
     if os.environ.get("RANK", "0") != "0":  # the first one speaks for all
         return 0
     if getattr(parsed, "json", False):
@@ -70,6 +72,11 @@ def _run_command(words: list[str]) -> int:
     else:
         _print(result)
     return 0
+
+
+def _take_leave() -> None:
+    if "RANK" in os.environ:  # one of several processes
+        importlib.import_module("diffprune.processes").take_leave()
 
 
 def _parser(name: str, command: Command) -> _Parser:

@@ -10,6 +10,14 @@ DiffpruneError
 """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A stage has stopped in good order on a signal, its state saved: the same command goes on (no mistake)."""
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
 class DiffpruneError(Exception):
     """Base of all errors that say what was got, what was expected and what to do."""
 

@@ -1,5 +1,8 @@
-"""Several processes (torchrun, `accelerate launch`, SLURM) on one stage: shares, sums, one `run.json`."""
+"""Several processes (torchrun, `accelerate launch`, SLURM) on one stage: shares, sums, signals, one `run.json`."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,6 +19,9 @@ from diffprune.records import Existing, Run, run_record
 
 PATIENCE = timedelta(days=7)
 """How long processes wait for the first one, which scores and saves alone; a launcher ends them when it fails."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""What asks a process to stop: SLURM's pre-emption, and Ctrl-C."""
 
 T = TypeVar("T")
 
@@ -75,6 +81,31 @@ def by_main(work: Callable[[], T], device: str) -> T:
     message = [found]
     broadcast_object_list(message)
     return cast(T, message[0])
+
+
+@contextmanager
+def noted_signals() -> Iterator[list[int]]:
+    """Yield a list that `SIGNALS` are put into as they come, so that the one who asks for it can stop in good order.
+
+    A second SIGINT interrupts at once, except under a launcher, which passes Ctrl-C on to processes that have had it.
+    Elsewhere than in the main thread, which alone receives signals, nothing is noted.
+    """
+    noted: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield noted
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in noted and "RANK" not in os.environ:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

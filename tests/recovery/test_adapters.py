@@ -1,15 +1,23 @@
 """Low-rank adapters: nothing changes when they come, and what they learnt stays when they go."""
 
 import copy
+from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
 import diffprune
+from diffprune.data.calibration import images_for
 from diffprune.models.families import predict
+from diffprune.models.process import process_of
+from diffprune.options import FinetuneOptions
 from diffprune.recovery.adapters import add_adapters, merge_adapters
+from diffprune.recovery.feeding import check_conditions
+from diffprune.recovery.trainer import train_denoiser
+from diffprune.stages.prune import with_denoiser
 
-from conftest import tiny_unet
+from conftest import tiny_pipeline, tiny_unet
 
 
 def pruned() -> object:
@@ -51,3 +59,32 @@ def test_adapters_are_drawn_by_seed() -> None:
     first, same, other = (model.state_dict() for model in models)
     assert all(torch.equal(value, same[name]) for name, value in first.items())
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
+
+
+def test_finetuning_with_adapters_learns_and_leaves_an_ordinary_pruned_model(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    small = diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.25))
+    before = copy.deepcopy(small.unet.state_dict())
+    options = FinetuneOptions(
+        data="digits", steps=30, batch_size=8, log_every=10, learning_rate=3e-3, lora_rank=4, ema_decay=0.5,
+        feature_weight=0.1,
+    )  # fmt: skip
+    process = process_of(small)
+    trained, history = train_denoiser(
+        small.unet, process, images_for(process, "digits"), options, teacher=pipeline.unet
+    )
+    assert history[-1]["loss"] < 0.9 * history[0]["loss"]
+    assert trained.state_dict().keys() == before.keys()
+    changed = {name for name, value in trained.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed
+    assert not any("norm" in name or name.endswith("bias") for name in changed)
+    with_denoiser(small, trained).save_pretrained(tmp_path)
+    again = diffprune.load_pipeline(str(tmp_path))
+    torch.testing.assert_close(answer(again.unet), answer(trained))
+
+
+def test_a_missing_peft_is_told_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    options = FinetuneOptions(data="digits", lora_rank=2)
+    with pytest.raises(diffprune.OptionError, match=r"diffprune\[lora\]"):
+        check_conditions(process_of(tiny_pipeline()), images_for(process_of(tiny_pipeline()), "digits"), options)

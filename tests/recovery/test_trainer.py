@@ -1,16 +1,11 @@
 """The training loop."""
 
 import copy
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDPMPipeline
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import diffprune
@@ -21,21 +16,7 @@ from diffprune.options import FinetuneOptions
 from diffprune.recovery.losses import distillation_loss
 from diffprune.recovery.trainer import train_denoiser
 
-from conftest import tiny_pipeline
-
 QUICK = {"data": "digits", "steps": 4, "batch_size": 8, "log_every": 1, "learning_rate": 1e-3}
-
-
-@pytest.fixture(scope="module")
-def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipeline = tiny_pipeline(dropout=0.1)
-    folder = tmp_path_factory.mktemp("trainer") / "pruned"
-    diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.25)).save_pretrained(folder)
-    return folder
-
-
-def weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -137,44 +118,3 @@ def test_training_from_scratch_gives_an_ordinary_pipeline(tmp_path: Path) -> Non
     again = DDPMPipeline.from_pretrained(tmp_path)
     assert equal(again.unet.state_dict(), pipeline.unet.state_dict())
     assert type(again.unet).__module__.startswith("diffusers")
-
-
-def run(*words: object) -> None:
-    done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def finetuning(folder: Path, out: Path, *more: object) -> list[object]:
-    every = ["--batch-size", 8, "--checkpoint-every", 3, "--log-every", 2, "--device", "cpu"]
-    words = ["-m", "diffprune.cli", "finetune", folder, "--teacher", folder, "--data", "digits", "--out", out]
-    return [*words, *every, *more]
-
-
-def test_a_killed_run_ends_in_the_weights_of_the_undisturbed_one(pruned_folder: Path, tmp_path: Path) -> None:
-    steps = ["--steps", "40", "--preview-every", "20", "--preview-steps", "2"]
-    run(*finetuning(pruned_folder, tmp_path / "whole", *steps))
-    out = tmp_path / "killed"
-    words = [sys.executable, *map(str, finetuning(pruned_folder, out, *steps))]
-    running = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.glob("checkpoints/step-*")) and running.poll() is None:
-        time.sleep(0.02)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert '"running"' in (out / "run.json").read_text()
-    assert not (out / "model_index.json").exists()
-    run(*finetuning(pruned_folder, out, *steps))
-    assert equal(weights(tmp_path / "whole"), weights(out))
-    records = [diffprune.records.read_json(tmp_path / name / "run.json")["result"] for name in ("whole", "killed")]
-    assert records[0] == records[1]
-    assert not (out / "checkpoints").exists()
-    assert sorted(p.name for p in (out / "previews").iterdir()) == ["step-0000020.png", "step-0000040.png"]
-    assert list((out / "logs").rglob("events.out.tfevents.*"))
-
-
-def test_two_processes_train_what_one_trains(pruned_folder: Path, tmp_path: Path) -> None:
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    steps = ["--steps", "4", "--dropout", "0"]
-    run(*launch, *finetuning(pruned_folder, tmp_path / "two", *steps))
-    run(*finetuning(pruned_folder, tmp_path / "one", *steps))
-    ours, theirs = weights(tmp_path / "one"), weights(tmp_path / "two")
-    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)

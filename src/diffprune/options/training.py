@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.base import ComputeOptions
 from diffprune.options.images import ImageOptions
@@ -12,7 +12,10 @@ from diffprune.options.prompting import GenerationOptions
 class TrainingOptions(ImageOptions, ComputeOptions):
     """The training loop, shared by training from scratch and finetuning."""
 
-    neutral = frozenset({"device", "num_workers", "checkpoint_every", "preview_every", "preview_steps", "tracker"})
+    neutral = ComputeOptions.neutral | {
+        "num_workers", "gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "preview_every",
+        "preview_steps", "tracker",
+    }  # fmt: skip
 
     data: str | None = Field(
         default=None,
@@ -25,7 +28,13 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default=128, ge=1, description="images per optimizer step, over all processes and accumulation"
     )
     accumulation_steps: int = Field(default=1, ge=1, description="backward passes per optimizer step")
-    optimizer: Literal["adam", "adamw"] = Field(default="adamw", description="optimizer")
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep no activations inside blocks, compute them again in the backward pass: less memory, slower",
+    )
+    optimizer: Literal["adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"] = Field(
+        default="adamw", description="optimizer of torch.optim (sgd and rmsprop with momentum 0.9)"
+    )
     learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field(
@@ -37,7 +46,8 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default=0.9999,
         ge=0,
         lt=1,
-        description="limit of the weights' moving average; step n uses min(this, (1+n)/(10+n))",
+        description="limit of the weights' moving average; step n uses min(this, n/(9+n)), the average of about the "
+        "last n/9 steps, so that short runs do not hang on their start",
     )
     dropout: float | None = Field(
         default=None, ge=0, lt=1, description="dropout probability while training (default: as is)"
@@ -62,7 +72,22 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default="no", description="precision of forward and backward"
     )
     num_workers: int = Field(default=0, ge=0, description="processes that decode images")
+    num_validation_images: int = Field(
+        default=0,
+        ge=0,
+        description="images held out from training, each with a noise and a timestep, on which the EMA weights are "
+        "measured; the best weights are the result (0: none, and the last are)",
+    )
+    validate_every: int = Field(default=100, ge=1, description="steps between validations")
+    early_stop: int | None = Field(
+        default=None,
+        ge=1,
+        description="stop when the validation error has not fallen for so many validations (default: never)",
+    )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
+    keep_checkpoints: int = Field(
+        default=2, ge=1, description="checkpoints that stay while training; a damaged one gives way to the one before"
+    )
     log_every: int = Field(default=10, ge=1, description="steps between logged losses")
     preview_every: int = Field(
         default=0, ge=0, description="steps between image grids drawn with the EMA weights (0: none)"
@@ -73,6 +98,13 @@ class TrainingOptions(ImageOptions, ComputeOptions):
     tracker: Literal["tensorboard", "wandb", "none"] = Field(
         default="tensorboard", description="where losses are logged"
     )
+
+    @field_validator("early_stop")
+    @classmethod
+    def _needs_validation(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("num_validation_images") == 0:
+            raise ValueError("needs num_validation_images")
+        return value
 
 
 class TrainOptions(TrainingOptions):
@@ -100,6 +132,12 @@ class FinetuneOptions(GenerationOptions, TrainingOptions):
         gt=0,
         le=1,
         description="with a teacher: weight of its output in the loss; the rest weighs the noise error",
+    )
+    lora_rank: int | None = Field(
+        default=None,
+        ge=1,
+        description="train adapters of this rank beside frozen weights, merged at the end, where training all weights "
+        "takes too much memory (default: all weights train)",
     )
     feature_weight: float = Field(
         default=0.0,

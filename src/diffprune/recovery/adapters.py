@@ -36,6 +36,8 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
 
 def merge_adapters(model: nn.Module) -> None:
     """Add the adapters into the weights and take them away, in place: the layers are as they were, by name and kind."""
+    if importlib.util.find_spec("peft") is None:
+        return  # there are none
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]

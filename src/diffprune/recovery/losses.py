@@ -6,6 +6,11 @@ from torch import Tensor
 from torch.nn import functional
 
 
+def noise_errors(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of the prediction of each image, (N,), in fp32."""
+    return (output.float() - target.float()).square().flatten(1).mean(1)
+
+
 def denoising_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error of the prediction (Ho, Jain and Abbeel, NeurIPS 2020, equation 14).
 
@@ -13,7 +18,7 @@ def denoising_loss(output: Tensor, target: Tensor, weights: Tensor | None = None
     """
     if weights is None:
         return functional.mse_loss(output.float(), target.float())
-    return ((output.float() - target.float()).square().flatten(1).mean(1) * weights.float()).mean()
+    return (noise_errors(output, target) * weights.float()).mean()
 
 
 def distillation_loss(

@@ -1,37 +1,38 @@
 """The training loop: exactly N optimizer steps on any number of processes, resumable to the bit on the CPU."""
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
-from diffprune.data.calibration import Calibration, NoisyBatch, noisy_batch
-from diffprune.data.images import ImageSet, load_batches
-from diffprune.errors import DataError, ModelError, OptionError
-from diffprune.models.conditions import on_device
+from diffprune.data.calibration import Calibration
+from diffprune.data.images import ImageSet
+from diffprune.errors import Interrupted
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
-from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, min_snr_weights
-from diffprune.models.recording import PLAIN
-from diffprune.options import FinetuneOptions, TrainingOptions
-from diffprune.processes import process_state
+from diffprune.models.process import DiffusionProcess, num_timesteps_of
+from diffprune.models.state import checkpointed
+from diffprune.options import TrainingOptions
+from diffprune.processes import noted_signals, process_state, summed
 from diffprune.progress import progress
-from diffprune.recovery.batches import draw, image_indices, shard_steps
-from diffprune.recovery.checkpoints import CHECKPOINTS, Progress, load_newest, save_checkpoint
-from diffprune.recovery.features import Matched, matched_blocks
-from diffprune.recovery.losses import denoising_loss, distillation_loss, feature_loss
+from diffprune.recovery.batches import draw, shards_of
+from diffprune.recovery.checkpoints import CHECKPOINTS, load_newest, newest_whole, save_checkpoint
+from diffprune.recovery.feeding import Feed
+from diffprune.recovery.journal import VALIDATION, DivergenceError, History, Journal, step_facts
+from diffprune.recovery.learner import Learner
+from diffprune.recovery.losses import noise_errors
+from diffprune.recovery.objective import Objective
+from diffprune.recovery.validation import Best, Validation
 
 Preview = Callable[[nn.Module, Path], None]
-History = list[dict[str, float]]
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -45,13 +46,15 @@ def train_denoiser(
     teacher: nn.Module | None = None,
     preview: Preview | None = None,
 ) -> tuple[M, History]:
-    """Train a copy of a denoiser; returns it with its EMA weights, and the logged losses.
+    """Train a copy of a denoiser; returns it with its EMA weights, and what was logged.
 
+    With held-out images the weights are those of the lowest validation error, else the last; see `result_step`.
     images: the images, or latents of the model's own with what it is told of each.
     folder: where checkpoints, logs and previews go (None: nowhere, and the run cannot be resumed).
     teacher: original model whose output is distilled. preview: draws a model into a PNG file.
     Everything random is a function of the seed and the step, so an interruption changes nothing.
-    Raises OptionError when the batch does not divide over processes, ModelError when the loss diverges.
+    With a folder, SIGTERM or SIGINT ends it after the current step by raising Interrupted.
+    Raises OptionError when the batch does not divide over processes, DivergenceError when training diverges.
     """
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
@@ -66,205 +69,129 @@ def train_denoiser(
     )
     try:
         with torch.random.fork_rng():
-            run = _Run(denoiser, process, images, options, accelerator, device, shards, teacher)
-            run.to_the_end(folder, preview)
-            return run.result(torch.device("cpu")), run.progress.history
+            feed = Feed(process, images, options, device)
+            learner = Learner(denoiser, options, accelerator, device)
+            run = _Run(learner, feed, shards, Objective(denoiser, learner.bare, teacher, options, process.scheduler))
+            try:
+                run.to_the_end(folder, preview)
+            except DivergenceError as error:
+                error.checkpoint = None if folder is None else newest_whole(folder / CHECKPOINTS, error.sound_step)
+                raise
+            return run.learner.result(torch.device("cpu"), run.best.weights), run.journal.history
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
         AcceleratorState._reset_state()
 
 
-def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, options: TrainingOptions) -> None:
-    """Raise ModelError or DataError where images and options do not suit what the model is told."""
-    if isinstance(images, ImageSet) and process.classes is not None and images.labels is None:
-        raise DataError(f"the model is class-conditional and the images of {images.source} bear no classes")
-    if options.class_dropout and (process.classes is None or process.classes.null_class is None):
-        raise ModelError("class_dropout: the model has no class that stands for none; leave it out")
+def result_step(history: History) -> int:
+    """The step whose EMA weights are the result: that of the lowest validation error, else the last."""
+    validated = [row for row in history if VALIDATION in row]
+    return int(min(validated, key=lambda row: row[VALIDATION])["step"] if validated else history[-1]["step"])
 
 
 class _Run:
-    """One training run: the model, what trains it, and how far it is."""
+    """One training run: what trains, on what, and how far it is."""
 
-    def __init__(
-        self,
-        denoiser: nn.Module,
-        process: DiffusionProcess,
-        images: ImageSet | Calibration,
-        options: TrainingOptions,
-        accelerator: Accelerator,
-        device: torch.device,
-        shards: list[slice],
-        teacher: nn.Module | None,
-    ) -> None:
-        check_conditions(process, images, options)
-        self.options, self.accelerator, self.device, self.shards = options, accelerator, device, shards
-        self.process, self.images = process, images
-        self.dtype = next(denoiser.parameters()).dtype
-        self.bare = _cast(copy.deepcopy(denoiser).to(device), torch.float32).train().requires_grad_(True)
-        self.dropouts: dict[nn.Module, float] = {m: m.p for m in self.bare.modules() if isinstance(m, nn.Dropout)}
-        for module in self.bare.modules():
-            if isinstance(module, nn.Dropout) and options.dropout is not None:
-                module.p = options.dropout
-        self.teacher = None if teacher is None else _as_teacher(teacher, device, options)
-        self.matched = Matched({})
-        if self.teacher is not None and isinstance(options, FinetuneOptions) and options.feature_weight:
-            self.matched = matched_blocks(denoiser, self.teacher)
-        kind = torch.optim.AdamW if options.optimizer == "adamw" else torch.optim.Adam
-        optimizer = kind(self.bare.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-        self.model, self.optimizer = accelerator.prepare(self.bare, optimizer, device_placement=[False, False])
-        name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
-        self.rates = get_scheduler(
-            name, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
-        )
-        self.ema = EMAModel(self.bare.parameters(), decay=options.ema_decay)
-        self.progress = Progress()
-        accelerator.register_for_checkpointing(self.ema, self.rates, self.progress)
+    def __init__(self, learner: Learner, feed: Feed, shards: list[slice], objective: Objective) -> None:
+        self.learner, self.feed, self.shards, self.objective = learner, feed, shards, objective
+        self.options, self.accelerator = learner.options, learner.accelerator
+        self.num_timesteps = num_timesteps_of(feed.process.scheduler)
+        self.validation = Validation(feed, shards[0].stop - shards[0].start) if feed.held_out else None
+        self.journal, self.best = Journal(), Best()
+        self.accelerator.register_for_checkpointing(self.journal, self.best)
 
     def to_the_end(self, folder: Path | None, preview: Preview | None) -> None:
-        """Resume from the newest checkpoint, if any, and train until `options.steps`."""
-        options = self.options
+        """Resume from the newest checkpoint, if any, and train until `options.steps` or the early stop."""
+        options, journal = self.options, self.journal
         if folder is not None:
             load_newest(self.accelerator, folder / CHECKPOINTS)
-            self.ema.to(self.device)
+            self.learner.ema.to(self.learner.device)
             self.accelerator.init_trackers("logs")
-        first = self.progress.step
-        batches = self._batches(first)
-        window: list[Tensor] = []
-        with progress("training", options.steps, "steps", done=first) as advance:
-            for step in range(first, options.steps):
-                window.append(self._step(step, batches))
-                done = self.progress.step = step + 1
-                saves = done % options.checkpoint_every == 0 or done == options.steps
-                if saves or done % options.log_every == 0:
-                    self._log(window)
-                    window = []
-                if folder is not None and saves:
-                    save_checkpoint(self.accelerator, folder / CHECKPOINTS, done)
-                if folder is not None and preview is not None and self._previews(done):
-                    preview(self.result(self.device), folder / "previews" / f"step-{done:07d}.png")
-                advance(1, f"loss {self.progress.history[-1]['loss']:.4f}" if self.progress.history else "")
-
-    def _previews(self, done: int) -> bool:
-        every = self.options.preview_every
-        return every > 0 and done % every == 0 and bool(self.accelerator.is_main_process)
-
-    def result(self, device: torch.device) -> Any:
-        """A copy of the model with its EMA weights, in its own dtype and with its own dropout, in eval mode."""
-        trained = copy.deepcopy(self.bare)
-        self.ema.copy_to(trained.parameters())
-        for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
-            if isinstance(ours, nn.Dropout):
-                ours.p = self.dropouts[own]
-        return _cast(trained.to(device), self.dtype).eval()
-
-    def _step(self, step: int, batches: Any) -> Tensor:
-        options, accelerator = self.options, self.accelerator
-        losses = []
-        draws = draw(self._shape, self.process.scheduler, options, step)
-        indices = image_indices(len(self.images), options.batch_size, options.seed, step)
-        for number, shard in enumerate(self.shards):
-            clean = self._clean(next(batches), draws.mirrored[shard])
-            noise, timesteps = draws.noise[shard].to(self.device), draws.timesteps[shard].to(self.device)
-            (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
-            torch.manual_seed(int(seed))
-            condition = self._condition(indices[shard], draws.unlabelled[shard])
-            convention = self.images.convention if isinstance(self.images, Calibration) else PLAIN
-            batch = noisy_batch(self.process.scheduler, clean, noise, timesteps, condition, convention)
-            with accelerator.accumulate(self.model):
-                with accelerator.autocast():
-                    loss = self._loss(batch, timesteps)
-                accelerator.backward(loss)
-                if accelerator.sync_gradients and options.grad_clip is not None:
-                    accelerator.clip_grad_norm_(self.bare.parameters(), options.grad_clip)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append(loss.detach())
-            assert accelerator.sync_gradients == (number + 1 == len(self.shards))
-        self.rates.step()
-        self.ema.step(self.bare.parameters())
-        return torch.stack(losses).mean()
+        if journal.step == 0 and self.validation is not None:
+            journal.history.append({"step": 0.0, VALIDATION: self._validate(self.validation)})
+        batches = self.feed.training_batches(journal.step, self.shards)
+        noting: AbstractContextManager[list[int]] = nullcontext([]) if folder is None else noted_signals()
+        with (
+            checkpointed(self.learner.bare) if options.gradient_checkpointing else nullcontext(),
+            noting as signals,
+            progress("training", options.steps, "steps", done=journal.step) as advance,
+        ):
+            while not self._finished:
+                stopping = self._step(batches, signals)
+                self._log()
+                if folder is not None and (stopping or self._finished or self._at(options.checkpoint_every)):
+                    save_checkpoint(self.accelerator, folder / CHECKPOINTS, journal.step, options.keep_checkpoints)
+                if folder is not None and preview is not None and self._previews:
+                    path = folder / "previews" / f"step-{journal.step:07d}.png"
+                    preview(self.learner.result(self.learner.device), path)
+                row = journal.history[-1] if journal.history else {}
+                advance(1, f"loss {row['loss']:.4f}" if "loss" in row else "")
+                if stopping is not None:
+                    raise Interrupted(
+                        f"stopped by {stopping.name} after step {journal.step}, which is saved; the same command goes "
+                        "on from there",
+                        stopping,
+                    )
 
     @property
-    def _shape(self) -> tuple[int, ...]:
-        return tuple(self.images.clean.shape[1:]) if isinstance(self.images, Calibration) else self.process.shape
+    def _finished(self) -> bool:
+        patience = self.options.early_stop
+        stops = patience is not None and self.journal.num_validations_since(self.best.step) >= patience
+        return stops or self.journal.step == self.options.steps
 
-    def _clean(self, loaded: Tensor, mirrored: Tensor) -> Tensor:
-        """x_0 of what was loaded: images, half of them mirrored, are encoded; latents are taken as they are."""
-        if isinstance(self.images, Calibration):
-            return loaded.to(self.device)
-        images = torch.where(mirrored[:, None, None, None], loaded.flip(-1), loaded).to(self.device)
-        return self.process.encode(images)
+    def _at(self, every: int) -> bool:
+        return every > 0 and (self.journal.step % every == 0 or self.journal.step == self.options.steps)
 
-    def _condition(self, indices: Sequence[int], unlabelled: Tensor) -> Condition:
-        """What the model is told of these images."""
-        if isinstance(self.images, Calibration):
-            return on_device(self.images.told(indices), self.device)
-        classes, labels = self.process.classes, self.images.labels
-        if classes is None or labels is None:
-            return UNCONDITIONAL
-        told = torch.tensor([labels[i] for i in indices])
-        if classes.null_class is not None:
-            told[unlabelled] = classes.null_class
-        with torch.no_grad():
-            return classes.embed(told.to(self.device))
+    @property
+    def _previews(self) -> bool:
+        every = self.options.preview_every
+        return every > 0 and self.journal.step % every == 0 and bool(self.accelerator.is_main_process)
 
-    def _loss(self, batch: NoisyBatch, timesteps: Tensor) -> Tensor:
-        """Loss of one forward pass. timesteps: (N,), of the schedule."""
-        options, weights = self.options, None
-        if not isinstance(options, FinetuneOptions):
-            return denoising_loss(predict(self.model, batch.noisy, batch.timesteps, batch.condition), batch.target)
-        if options.loss_weighting == "min-snr":
-            weights = min_snr_weights(self.process.scheduler, timesteps)
-        with self.matched.watched(self.bare) as ours:
-            output = predict(self.model, batch.noisy, batch.timesteps, batch.condition)
-        if self.teacher is None:
-            return denoising_loss(output, batch.target, weights)
-        with torch.no_grad(), self.matched.watched(self.teacher) as theirs:
-            taught = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
-        loss = distillation_loss(output, batch.target, taught, options.teacher_weight, weights)
-        if options.feature_weight:
-            loss = loss + options.feature_weight * feature_loss(ours, self.matched.of_teacher(theirs))
-        return loss
+    def _step(self, batches: Iterator[Tensor], signals: list[int]) -> signal.Signals | None:
+        """One optimizer step; returns the signal that one of the processes has received."""
+        options, accelerator, step = self.options, self.accelerator, self.journal.step
+        losses, errors, timesteps = [], [], []
+        draws = draw(self.feed.shape, self.feed.process.scheduler, options, step)
+        indices = self.feed.indices(step)
+        for number, shard in enumerate(self.shards):
+            batch = self.feed.noisy(next(batches), indices[shard], draws[shard])
+            (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
+            torch.manual_seed(int(seed))
+            with accelerator.accumulate(self.learner.model):
+                with accelerator.autocast():
+                    with self.objective.watching() as features:
+                        output = predict(self.learner.model, batch.noisy, batch.timesteps, batch.condition)
+                    loss = self.objective.loss(output, features, batch, draws.timesteps[shard])
+                accelerator.backward(loss)
+                self.learner.update(step)
+            losses.append(loss.detach())
+            errors.append(noise_errors(output.detach(), batch.target))
+            timesteps.append(draws.timesteps[shard])
+            assert accelerator.sync_gradients == (number + 1 == len(self.shards))
+        facts = step_facts(losses, torch.cat(errors), torch.cat(timesteps), self.num_timesteps)
+        facts[0] /= accelerator.num_processes
+        received = torch.tensor([number in signals for number in (signal.SIGTERM, signal.SIGINT)])
+        *noted, terminated, interrupted = summed(torch.cat([facts, received.double()]), options.device).tolist()
+        self.journal.note(noted)
+        return signal.SIGTERM if terminated else signal.SIGINT if interrupted else None
 
-    def _log(self, window: list[Tensor]) -> None:
-        mean: Any = self.accelerator.reduce(torch.stack(window).mean(), "mean")
-        loss, step = float(mean), self.progress.step
-        if not math.isfinite(loss):
-            raise ModelError(f"the loss is {loss} at step {step}: training diverged; lower the learning rate")
-        row = {"step": float(step), "loss": loss, "learning_rate": float(self.rates.get_last_lr()[0])}
-        self.progress.history.append(row)
-        self.accelerator.log({"loss": loss, "learning_rate": row["learning_rate"]}, step=step)
+    def _log(self) -> None:
+        """Log the steps since the last row, and validate, where it is time to."""
+        options, journal = self.options, self.journal
+        validation = self.validation if self._at(options.validate_every) else None
+        if validation is None and not self._at(options.log_every):
+            return
+        row = journal.close_row(float(self.learner.rates.get_last_lr()[0]), self.num_timesteps)
+        if validation is not None:
+            row[VALIDATION] = self._validate(validation)
+        self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=journal.step)
 
-    def _batches(self, first_step: int) -> Iterator[Tensor]:
-        indices = shard_steps(len(self.images), self.options, first_step, self.shards)
-        if isinstance(self.images, Calibration):
-            latents = self.images.clean
-            return (latents[mine] for mine in indices)
-        return load_batches(self.images, indices, num_workers=self.options.num_workers)
-
-
-def _as_teacher(teacher: nn.Module, device: torch.device, options: TrainingOptions) -> nn.Module:
-    """A copy that only answers, in the dtype that is asked for."""
-    copied = copy.deepcopy(teacher).to(device).eval().requires_grad_(False)
-    asked = options.teacher_dtype if isinstance(options, FinetuneOptions) else "fp32"
-    if asked == "auto":
-        return _cast(copied, torch.bfloat16) if device.type == "cuda" else copied
-    return _cast(copied, torch.bfloat16 if asked == "bf16" else torch.float32)
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    return model if next(model.parameters()).dtype == dtype else nn.Module.to(model, dtype)
-
-
-def shards_of(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:
-    """The part of the global batch that a process takes in each forward pass of a step; raises OptionError."""
-    size, rest = divmod(options.batch_size, num_processes * options.accumulation_steps)
-    if rest or size == 0:
-        raise OptionError(
-            f"batch_size: got {options.batch_size}, which does not divide over {num_processes} processes "
-            f"times {options.accumulation_steps} accumulation steps; give a multiple of "
-            f"{num_processes * options.accumulation_steps}"
-        )
-    starts = [(number * num_processes + process_index) * size for number in range(options.accumulation_steps)]
-    return [slice(start, start + size) for start in starts]
+    def _validate(self, validation: Validation) -> float:
+        """Error of the EMA weights on the held-out images; the best weights are kept."""
+        with self.accelerator.autocast():
+            error = validation.error(self.learner.averaged())
+        if not math.isfinite(error):
+            raise DivergenceError(f"the validation error is {error} at step {self.journal.step}", self.journal.step)
+        self.best.offer(self.learner.ema.shadow_params, self.journal.step, error)
+        return error

@@ -32,7 +32,8 @@ def loss_curve(history: Sequence[Mapping[str, float]]) -> bytes:
     """Logged loss by step, on a logarithmic axis."""
     figure = Figure(figsize=(7.2, 2.8), layout="constrained")
     axes = figure.subplots()
-    axes.plot([row["step"] for row in history], [row["loss"] for row in history], color=AFTER, linewidth=1.5)
+    logged = [row for row in history if "loss" in row]  # a validation before the first step has none
+    axes.plot([row["step"] for row in logged], [row["loss"] for row in logged], color=AFTER, linewidth=1.5)
     axes.set(xlabel="optimizer step", ylabel="training loss", yscale="log")
     axes.grid(alpha=0.3, which="both")
     return _rendered(figure)

@@ -30,7 +30,8 @@ from diffprune.options import (
     TrainingOptions,
 )
 from diffprune.recipes import Recipe
-from diffprune.recovery.trainer import check_conditions, shards_of
+from diffprune.recovery.batches import shards_of
+from diffprune.recovery.feeding import check_conditions
 from diffprune.sampling.folder import num_evaluations
 from diffprune.stages.compare import OF_INCEPTION, check_network, check_reference
 from diffprune.stages.plan import make_plan

@@ -1,6 +1,8 @@
 """Stages `train` and `finetune`: from scratch, or from a pruned model."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,7 +28,9 @@ from diffprune.processes import by_main, process_state, shared_run
 from diffprune.records import Existing
 from diffprune.recovery.batches import sampling_of
 from diffprune.recovery.checkpoints import CHECKPOINTS
-from diffprune.recovery.trainer import Preview, check_conditions, train_denoiser
+from diffprune.recovery.feeding import check_conditions
+from diffprune.recovery.journal import DivergenceError
+from diffprune.recovery.trainer import Preview, result_step, train_denoiser
 from diffprune.sampling.by_scheduler import OWN
 from diffprune.sampling.sampler import draw_images
 from diffprune.stages.calls import with_input_and_options, with_options
@@ -72,7 +76,7 @@ def train(data: str | Path, options: TrainOptions) -> Any:
 
 def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Train from scratch into a pipeline folder, resumable."""
-    with shared_run(
+    run_of_it = shared_run(
         out,
         "train",
         options.resolved(),
@@ -80,7 +84,8 @@ def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refus
         device=options.device,
         existing=existing,
         neutral=options.neutral,
-    ) as run:
+    )
+    with _naming_what_is_left(), run_of_it as run:
         if not run.finished_before:
             pipeline = untrained(options)
             run.result = _train_into(run.folder, pipeline, _images(process_of(pipeline), options), options)
@@ -103,15 +108,28 @@ def finetune_stage(
     if original is not None:
         _check_teacher(model.denoiser, original)
     inputs = {"model": source, "teacher": teacher, "data": options.data, **options.files()}
-    with shared_run(
+    run_of_it = shared_run(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
-    ) as run:
+    )
+    with _naming_what_is_left(), run_of_it as run:
         if not run.finished_before:
             images = _latents(process, learnt_from, options, store_in(run.folder, inputs))
             run.result = _train_into(run.folder, model.pipeline, images, options, teacher=original, source=source)
             if process_state(options.device).is_main_process:
-                carry_card(source, run.folder, _paragraph(options, teacher))
+                carry_card(source, run.folder, _paragraph(options, teacher, run.result))
         return run.result
+
+
+@contextmanager
+def _naming_what_is_left() -> Iterator[None]:
+    """Tell of a training that has diverged where its last good state lies, if that is still there."""
+    try:
+        yield
+    except DivergenceError as error:
+        if error.checkpoint is None or not error.checkpoint.exists():
+            raise
+        text = f"{error}; the last good state is {error.checkpoint}, with the weights in model.safetensors"
+        raise ModelError(text) from error
 
 
 def _check_teacher(student: ModelMixin, teacher: ModelMixin) -> None:
@@ -154,6 +172,7 @@ def _train_into(
         "timestep_sampling": sampling_of(process_of(pipeline).scheduler, options),
         **read,
         "final_loss": history[-1]["loss"],
+        "result_step": result_step(history),
         "history": history,
     }
 
@@ -232,9 +251,10 @@ def _preview(pipeline: Any, options: TrainingOptions) -> Preview:
     return draw
 
 
-def _paragraph(options: FinetuneOptions, teacher: str | None) -> str:
+def _paragraph(options: FinetuneOptions, teacher: str | None, result: dict[str, Any]) -> str:
     taught = f", with {options.teacher_weight:g} of the loss from the output of `{teacher}`" if teacher else ""
+    done = result["history"][-1]["step"]
     return (
-        f"## Finetuned with diffprune\n\nFinetuned for {options.steps} steps of {options.batch_size} images from "
-        f"`{options.data}`{taught}; these are the EMA weights."
+        f"## Finetuned with diffprune\n\nFinetuned for {done:.0f} steps of {options.batch_size} images from "
+        f"`{options.data}`{taught}; these are the EMA weights of step {result['result_step']}."
     )
