@@ -18,7 +18,7 @@ from diffprune.errors import DiffpruneError
 from diffprune.records import Existing, Run, run_record
 
 PATIENCE = timedelta(days=7)
-"""How long processes wait for the first one, which scores and saves alone; a launcher ends them when it fails."""
+"""How long processes wait for the first one, which compensates and saves alone; a launcher ends them when it fails."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 """What asks a process to stop: SLURM's pre-emption, and Ctrl-C."""

@@ -13,6 +13,7 @@ from diffprune.data.calibration import Calibration
 from diffprune.groups import find_blocks
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 OPTIONS = PlanOptions(block_timesteps=3, batch_size=2)
 SPARED = 2
@@ -52,7 +53,7 @@ def test_a_block_that_does_nothing_scores_nothing_and_one_that_has_to_stay_most(
     criterion: type[bypass], dit: DiTTransformer2DModel, calibration: Calibration
 ) -> None:
     groups = find_blocks(dit)
-    values = criterion(dit, groups, calibration, OPTIONS).values["transformer_blocks"]
+    values = criterion(dit, groups, calibration, OPTIONS, RunningSums()).values["transformer_blocks"]
     assert values[SPARED] == pytest.approx(0, abs=1e-6)
     assert values[0] == float("inf")
     assert (values[[1, 3]] > 1e-5).all()
@@ -60,7 +61,7 @@ def test_a_block_that_does_nothing_scores_nothing_and_one_that_has_to_stay_most(
 
 def test_bypass_is_the_squared_change_of_the_output(dit: DiTTransformer2DModel, calibration: Calibration) -> None:
     options = OPTIONS.model_copy(update={"block_timesteps": 1, "batch_size": 3})
-    values = bypass(dit, find_blocks(dit), calibration, options).values["transformer_blocks"]
+    values = bypass(dit, find_blocks(dit), calibration, options, RunningSums()).values["transformer_blocks"]
     (batch,) = calibration.batches(10, 3)
     with torch.no_grad():
         whole = predict(dit, batch.noisy, batch.timesteps, batch.condition)
@@ -75,7 +76,9 @@ def test_scores_do_not_depend_on_the_batch_size_and_leave_the_model_as_it_was(
 ) -> None:
     before = [*dit.transformer_blocks]
     first, second = (
-        criterion(dit, find_blocks(dit), calibration, OPTIONS.model_copy(update={"batch_size": size})).values
+        criterion(
+            dit, find_blocks(dit), calibration, OPTIONS.model_copy(update={"batch_size": size}), RunningSums()
+        ).values
         for size in (1, 3)
     )
     torch.testing.assert_close(first["transformer_blocks"], second["transformer_blocks"], rtol=1e-4, atol=1e-7)

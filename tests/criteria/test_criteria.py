@@ -24,6 +24,7 @@ from diffprune.groups import Group, Slice, find_groups
 from diffprune.models.process import process_of
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions, parse_options
+from diffprune.running_sums import RunningSums
 
 GROUP = Group("first", "channels", 2, (Slice("first", "out", 0, 1), Slice("second", "in", 0, 1)))
 A = torch.tensor([[1.0], [3.0]])
@@ -73,7 +74,7 @@ def summed(batch: Calibration, timesteps: range) -> tuple[Tensor, Tensor]:
 
 def scored(name: str, batch: Calibration | None, **options: object) -> Tensor:
     settings = PlanOptions(criterion=name, **options)
-    return CRITERIA[name](TwoLayers(), [GROUP], batch, settings).values["first"]
+    return CRITERIA[name](TwoLayers(), [GROUP], batch, settings, RunningSums()).values["first"]
 
 
 def test_magnitude_is_the_sum_of_squared_weights() -> None:
@@ -183,7 +184,7 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
     group = next(g for g in groups if any(part.module.endswith("to_v") for part in g.slices))
     rows = dataclasses.replace(group, slices=tuple(part for part in group.slices if part.dim == "out"))
     with borrowed(unet, torch.device("cpu")):
-        (told,) = unit_gradients(unet, [rows], batch, settings)
+        (told,) = unit_gradients(unet, [rows], batch, settings, RunningSums())
     unit, step = 1, 1e-2
     losses = []
     for factor in (1 + step, 1 - step):
@@ -198,9 +199,7 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
             losses.append(
                 (scaled(seen.noisy, seen.timesteps).sample - seen.target).square().flatten(1).mean(1).double()
             )
-    assert torch.allclose(
-        (losses[0] - losses[1]) / (2 * step), told.by_group[group.name][:, unit], rtol=0.02, atol=1e-6
-    )
+    assert torch.allclose((losses[0] - losses[1]) / (2 * step), told[group.name][:, unit], rtol=0.02, atol=1e-6)
 
 
 def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
@@ -209,7 +208,8 @@ def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
     assert batch.clean.shape == (4, 1, 16, 16)
     for name, criterion in CRITERIA.items():
         with borrowed(pipeline.unet, torch.device("cpu")):
-            scores = criterion(pipeline.unet, groups, batch, PlanOptions(criterion=name, timestep_stride=10))
+            options = PlanOptions(criterion=name, timestep_stride=10)
+            scores = criterion(pipeline.unet, groups, batch, options, RunningSums())
         assert scores.criterion == name
         for group in groups:
             values = scores.values[group.name]
@@ -246,7 +246,7 @@ def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
     g_a, g_b = summed(batch, range(crossing))
     expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
     settings = PlanOptions(criterion="diff-pruning", threshold=threshold)
-    result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings)
+    result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings, RunningSums())
     assert torch.allclose(result.values["first"], expected, rtol=1e-4)
     assert result.details["stopped_at"] == result.details["timesteps_used"] == crossing
 

@@ -16,6 +16,7 @@ from diffprune.groups import Group, Slice, find_groups
 from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
 from diffprune.planning import rounds, score
+from diffprune.running_sums import RunningSums
 from diffprune.stages.plan import calibration_of
 
 from conftest import tiny_pipeline
@@ -39,7 +40,7 @@ def test_each_gradient_is_gone_before_the_next_one_is_there(pipeline: object) ->
         assert gradient.dtype == torch.float32
         seen.append((path, sum(parameter.grad is not None for parameter in unet.parameters())))
 
-    fold_gradients(unet, noise(), PlanOptions(**TIMESTEPS), weights, fold)
+    fold_gradients(unet, noise(), PlanOptions(**TIMESTEPS), weights, fold, RunningSums())
     assert len(seen) == 3 * len(weights)
     assert {there for _, there in seen} == {0}
     assert len(weights) < len(list(unet.parameters()))

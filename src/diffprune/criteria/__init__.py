@@ -20,8 +20,9 @@ from diffprune.criteria.taylor import taylor
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
-CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, PlanOptions], Scores]] = {
+CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, PlanOptions, RunningSums], Scores]] = {
     "random": random,
     "magnitude": magnitude,
     "taylor": taylor,
@@ -34,7 +35,7 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "obs": obs,
 }
 
-BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions], Scores]] = {
+BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions, RunningSums], Scores]] = {
     "bypass": bypass,
     "cosine": cosine,
 }

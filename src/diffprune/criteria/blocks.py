@@ -1,6 +1,6 @@
 """What block criteria share: the batches they look at, and blocks that have to stay."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ STAYS = float("inf")
 """Score of a block that has to stay."""
 
 
-def spaced_batches(calibration: Calibration, options: PlanOptions, num_timesteps: int) -> list[NoisyBatch]:
-    """The calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
-    timesteps = spaced_timesteps(calibration, options, num_timesteps)
-    return [batch for t in timesteps for batch in calibration.batches(t, options.batch_size)]
+def spaced_batches(calibration: Calibration, options: PlanOptions, num_timesteps: int) -> Iterator[NoisyBatch]:
+    """Yield the calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
+    for t in spaced_timesteps(calibration, options, num_timesteps):
+        yield from calibration.batches(t, options.batch_size)
 
 
 def with_fixed(denoiser: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:

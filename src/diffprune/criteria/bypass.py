@@ -14,30 +14,30 @@ from diffprune.groups import Group, fixed_blocks
 from diffprune.models.depth import keep_blocks
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.progress import progress
+from diffprune.running_sums import RunningSums
 
 
 @torch.no_grad()
-def bypass(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions) -> Scores:
+def bypass(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
+) -> Scores:
     """Mean squared change of the prediction without the block, over images and timesteps.
 
     Source: the layer scores of LAPTOP-Diff (Zhang et al. 2024) and of ShortGPT (Men et al. 2024), on the output.
     """
-    values = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
+    part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
     fixed = fixed_blocks(denoiser)
     blocks = [(g, i) for g in groups for i in range(g.num_units) if i not in fixed[g.name]]
-    batches = spaced_batches(calibration, options, options.block_timesteps)
-    num_images = sum(len(batch.noisy) for batch in batches)
-    whole = [_prediction(denoiser, batch) for batch in batches]
-    with progress("blocks", len(blocks), "blocks") as advance:
-        for group, block in blocks:
-            others = [i for i in range(group.num_units) if i != block]
-            left = keep_blocks(cast(ModelMixin, denoiser), {group.name: others})
-            changes = (_prediction(left, b) - before for b, before in zip(batches, whole, strict=True))
-            total = sum(float(change.square().flatten(1).mean(1).double().sum()) for change in changes)
-            values[group.name][block] = total / num_images
-            advance(1, "")
-    return Scores("bypass", with_fixed(denoiser, values))
+    whole = [_prediction(denoiser, batch) for batch in spaced_batches(calibration, options, options.block_timesteps)]
+    num_images = sum(len(prediction) for prediction in whole)
+    for group, block in sums.over(blocks, "blocks", "blocks"):
+        others = [i for i in range(group.num_units) if i != block]
+        left = keep_blocks(cast(ModelMixin, denoiser), {group.name: others})
+        batches = spaced_batches(calibration, options, options.block_timesteps)
+        changes = (_prediction(left, batch) - before for batch, before in zip(batches, whole, strict=True))
+        total = sum(float(change.square().flatten(1).mean(1).double().sum()) for change in changes)
+        part[group.name][block] = total / num_images
+    return Scores("bypass", with_fixed(denoiser, {name: sums.total(name) for name in part}))
 
 
 def _prediction(denoiser: nn.Module, batch: NoisyBatch) -> Tensor:

@@ -7,42 +7,44 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffprune.criteria.blocks import spaced_batches, with_fixed
+from diffprune.criteria.blocks import with_fixed
+from diffprune.criteria.gradients import spaced_timesteps
 from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.models.blocks import block_lists
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.progress import progress
+from diffprune.running_sums import RunningSums
 
 
 @torch.no_grad()
-def cosine(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions) -> Scores:
+def cosine(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
+) -> Scores:
     """1 - cosine similarity of each token before and after the block, the mean over tokens, images and timesteps.
 
     Blocks of several streams (image and text) count the mean of their streams. Source: the block influence of
     ShortGPT (Men et al. 2024).
     """
-    total = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
+    part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
     handles = []
     for name, block, module in _blocks(denoiser):
 
         def add(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, block: int = block) -> None:
-            total[name][block] += _turned([*args, *kwargs.values()], output)
+            part[name][block] += _turned([*args, *kwargs.values()], output)
 
         handles.append(module.register_forward_hook(add, with_kwargs=True))
-    batches = spaced_batches(calibration, options, options.block_timesteps)
+    timesteps = spaced_timesteps(calibration, options, options.block_timesteps)
     try:
-        with progress("blocks", len(batches), "batches") as advance:
-            for batch in batches:
+        for t in sums.over(timesteps, "blocks", "timesteps"):
+            for batch in calibration.batches(t, options.batch_size):
                 predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
-                advance(1, "")
     finally:
         for handle in handles:
             handle.remove()
-    num_images = sum(len(batch.noisy) for batch in batches)
-    return Scores("cosine", with_fixed(denoiser, {name: sums / num_images for name, sums in total.items()}))
+    num_images = len(calibration) * len(timesteps)
+    return Scores("cosine", with_fixed(denoiser, {name: sums.total(name) / num_images for name in part}))
 
 
 def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:

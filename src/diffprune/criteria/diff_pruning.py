@@ -9,21 +9,25 @@ from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def diff_pruning(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Sum of |w * G| over the conv and linear weights of a unit (Fang, Ma and Wang, NeurIPS 2023).
 
     G = sum of dL_t/dw over t = 0, 1, 2, ... until L_t / L_max < options.threshold (that t is left out).
     options.power=2 sums (w * G)^2 instead, options.norms=True adds |w * G| of the norm weights: the form of
     the research code behind the published tables.
     """
-    sums = summed_gradients(denoiser, groups, calibration, options, threshold=options.threshold, norms=options.norms)
+    found = summed_gradients(
+        denoiser, groups, calibration, options, sums, threshold=options.threshold, norms=options.norms
+    )
     norms = norm_weights_of(denoiser, groups)
 
     def term(path: str) -> Tensor:
-        return sums.term(path).abs() ** (1 if path in norms else options.power)
+        return found.term(path).abs() ** (1 if path in norms else options.power)
 
-    return Scores("diff-pruning", sums_by_unit(groups, denoiser, sums.weights, term), sums.details)
+    return Scores("diff-pruning", sums_by_unit(groups, denoiser, found.weights, term), found.details)

@@ -9,15 +9,17 @@ from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def first_order(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Sum of (w * G)^2 over the conv and linear weights of a unit, G the gradient summed over all timesteps.
 
     Source: Molchanov et al., CVPR 2019, equation 8, with every weight counted on its own.
     """
-    sums = summed_gradients(denoiser, groups, calibration, options, threshold=0.0, norms=False)
-    values = sums_by_unit(groups, denoiser, sums.weights, lambda path: sums.term(path).square())
-    return Scores("first-order", values, sums.details)
+    found = summed_gradients(denoiser, groups, calibration, options, sums, threshold=0.0, norms=False)
+    values = sums_by_unit(groups, denoiser, found.weights, lambda path: found.term(path).square())
+    return Scores("first-order", values, found.details)

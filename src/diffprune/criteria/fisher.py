@@ -2,30 +2,28 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
-from diffprune.criteria.gradients import needed
+from diffprune.criteria.gradients import loss_details, needed
 from diffprune.criteria.scores import Scores
 from diffprune.criteria.unit_gradients import unit_gradients
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def fisher(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Sum over images and timesteps of (sum of w * g over all parameters of a unit)^2, g of one image's loss.
 
     The sum inside is the derivative of that loss by a factor before the whole unit, so this is the diagonal of
     the empirical Fisher information of such factors (Theis et al. 2018; Liu et al., ICML 2021).
     """
-    total = {g.name: torch.zeros(g.num_units, dtype=torch.float64) for g in groups}
-    batches = unit_gradients(denoiser, groups, needed(calibration), options)
-    details = {}
-    for batch in batches:
-        for name, values in batch.by_group.items():
-            total[name] += values.square().sum(0)
-        details = batch.losses.details()
-    return Scores("fisher", total, details)
+    part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
+    for by_group in unit_gradients(denoiser, groups, needed(calibration), options, sums):
+        for name, values in by_group.items():
+            part[name] += values.square().sum(0)
+    return Scores("fisher", {name: sums.total(name) for name in part}, loss_details(sums))

@@ -17,7 +17,8 @@ from diffprune.errors import ModelError
 from diffprune.groups import Group
 from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.progress import progress
+from diffprune.processes import process_state
+from diffprune.running_sums import RunningSums, check_loss
 
 Weights = Mapping[str, nn.Parameter]
 """Path of a layer -> its weight."""
@@ -27,27 +28,8 @@ Fold = Callable[[str, Tensor], None]
 
 
 @dataclass(frozen=True)
-class Losses:
-    """The mean loss at each timestep of a score pass, in the order of the pass.
-
-    stopped_at: the timestep at which the threshold ended the pass, None where it ran to its end.
-    """
-
-    by_timestep: dict[int, float]
-    stopped_at: list[int]
-
-    def details(self) -> dict[str, Any]:
-        """What plans tell about the pass."""
-        return {
-            "timesteps_used": len(self.by_timestep),
-            "stopped_at": self.stopped_at[0] if self.stopped_at else None,
-            "losses": [round(loss, 6) for loss in self.by_timestep.values()],
-        }
-
-
-@dataclass(frozen=True)
 class GradientSums:
-    """Weights, in their own dtype, and their gradients summed over timesteps, fp32; details as in `Losses.details`."""
+    """Weights, in their own dtype, and their gradients summed over timesteps, fp32; details as in `loss_details`."""
 
     weights: Weights
     gradients: Mapping[str, Tensor]
@@ -96,17 +78,20 @@ def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -
 
 def fold_gradients(
     denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, fold: Fold,
-    *, threshold: float = 0.0, whole_timesteps: bool = False,
-) -> Losses:  # fmt: skip
+    sums: RunningSums, *, threshold: float = 0.0, whole_timesteps: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Give `fold` the gradients dL_t/dw of `weights`, each in the middle of the backward pass, and drop it there.
 
     L_t is the mean squared error of the prediction over the calibration batch. So the gradients of all weights are
     never there together, and no other parameter gets one. With several micro-batches `fold` is given the parts of a
     gradient; with `whole_timesteps` their sum, for which they are held meanwhile.
+    sums: what `fold` adds to; it notes how far the pass has come. Several processes share the timesteps, or with a
+    threshold, which needs them in their order, the images.
     threshold: the pass ends before the first t with L_t < threshold * (largest loss so far).
-    Raises ModelError when the loss is not finite.
+    Returns what plans tell of the pass. Raises ModelError when the loss is not finite.
     """
-    losses = Losses({}, [])
+    assert not (threshold and whole_timesteps), "images are shared by processes where there is a threshold"
+    images = _my_images(calibration, options) if threshold else calibration
     held: dict[str, Tensor] = {}
     holds = whole_timesteps and len(calibration) > options.batch_size
 
@@ -119,42 +104,56 @@ def fold_gradients(
             held[path] = gradient
 
     timesteps = scored_timesteps(calibration.num_timesteps, options)
-    with _differentiated(denoiser, weights, take), progress("scores", len(timesteps), "timesteps") as advance:
-        for t in timesteps:
-            limit = threshold * max(losses.by_timestep.values(), default=0.0)
+    with _differentiated(denoiser, weights, take):
+        for t in sums.over(timesteps, "scores", "timesteps", shared=not threshold):
+            limit = threshold * max(sums.losses.values(), default=0.0)
             total = 0.0
-            for number, batch in enumerate(calibration.batches(t, options.batch_size)):
+            for number, batch in enumerate(images.batches(t, options.batch_size)):
                 loss = _loss(denoiser, batch, calibration)
                 total += float(loss.detach())
-                check_loss(total, t)
-                below = number == 0 and total < limit
-                if below and not _reaches(limit, total, denoiser, calibration, t, options):
-                    losses.stopped_at.append(t)
-                    return losses
+                first = number == 0 and limit > 0
+                if first and not _reaches(limit, total, denoiser, images, calibration, t, options, sums):
+                    return loss_details(sums, stopped_at=t)
                 loss.backward()
-            losses.by_timestep[t] = total
+            sums.losses[t] = total
             for path in list(held):
                 fold(path, held.pop(path))
-            advance(1, f"loss {total:.4f}")
-    return losses
+    return loss_details(sums)
+
+
+def loss_details(sums: RunningSums, *, stopped_at: int | None = None) -> dict[str, Any]:
+    """What plans tell of a pass: the mean loss at each timestep, and the one at which a threshold ended it."""
+    return {
+        "timesteps_used": len(sums.losses),
+        "stopped_at": stopped_at,
+        "losses": [round(loss, 6) for loss in sums.losses.values()],
+    }
+
+
+def zeros_of(weights: Weights, sums: RunningSums) -> dict[str, Tensor]:
+    """A running sum for each weight, fp32, where the weight is."""
+    return {
+        path: sums.zeros(path, *weight.shape, dtype=torch.float32, device=weight.device)
+        for path, weight in weights.items()
+    }
 
 
 def summed_gradients(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    *, threshold: float, norms: bool,
+    sums: RunningSums, *, threshold: float, norms: bool,
 ) -> GradientSums:  # fmt: skip
     """G = sum over t of dL_t/dw with its sign, before the first t with L_t < threshold * (largest loss so far).
 
     Source: Fang, Ma and Wang, NeurIPS 2023, section 3.
     """
     weights = {**weights_of(denoiser, groups), **(norm_weights_of(denoiser, groups) if norms else {})}
-    total = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
+    part = zeros_of(weights, sums)
 
     def add(path: str, gradient: Tensor) -> None:
-        total[path] += gradient
+        part[path] += gradient
 
-    losses = fold_gradients(denoiser, needed(calibration), options, weights, add, threshold=threshold)
-    return GradientSums(weights, total, losses.details())
+    details = fold_gradients(denoiser, needed(calibration), options, weights, add, sums, threshold=threshold)
+    return GradientSums(weights, {path: sums.total(path) for path in weights}, details)
 
 
 def needed(calibration: Calibration | None) -> Calibration:
@@ -164,10 +163,15 @@ def needed(calibration: Calibration | None) -> Calibration:
     return calibration
 
 
-def check_loss(loss: float, timestep: int) -> None:
-    """Raise ModelError for a loss that is not finite."""
-    if not math.isfinite(loss):
-        raise ModelError(f"the loss at timestep {timestep} is {loss}; the model or its images hold broken values")
+def _my_images(calibration: Calibration, options: PlanOptions) -> Calibration:
+    """This process's share of the images; raises ModelError where there is none for some process."""
+    state = process_state(options.device)
+    if len(calibration) < state.num_processes:
+        raise ModelError(
+            f"{len(calibration)} calibration images for {state.num_processes} processes; with a threshold each needs "
+            "one: give more images or start fewer processes"
+        )
+    return calibration.every(state.num_processes, state.process_index)
 
 
 def _loss(denoiser: nn.Module, batch: NoisyBatch, calibration: Calibration) -> Tensor:
@@ -178,15 +182,23 @@ def _loss(denoiser: nn.Module, batch: NoisyBatch, calibration: Calibration) -> T
 
 @torch.no_grad()
 def _reaches(
-    limit: float, first: float, denoiser: nn.Module, calibration: Calibration, timestep: int, options: PlanOptions
-) -> bool:
-    """Whether L_t reaches a limit that the part of the first micro-batch did not; looks at no more than it must."""
-    total = first
-    for batch in islice(calibration.batches(timestep, options.batch_size), 1, None):
-        total += float(_loss(denoiser, batch, calibration))
+    limit: float, first: float, denoiser: nn.Module, images: Calibration, calibration: Calibration, timestep: int,
+    options: PlanOptions, sums: RunningSums,
+) -> bool:  # fmt: skip
+    """Whether L_t reaches a limit, of which `first` is the part of the first micro-batch of this process's images.
+
+    Looks at no more than it must; all processes look at equally many micro-batches.
+    """
+    rest = islice(images.batches(timestep, options.batch_size), 1, None)
+    largest_share = math.ceil(len(calibration) / process_state(options.device).num_processes)
+    total = sums.together(first)
+    for _ in range(1, math.ceil(largest_share / options.batch_size)):
         if total >= limit:
-            return True
-    return False
+            break
+        batch = next(rest, None)
+        total += sums.together(0.0 if batch is None else float(_loss(denoiser, batch, calibration)))
+    check_loss(total, timestep)
+    return total >= limit
 
 
 @contextmanager

@@ -9,11 +9,13 @@ from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def magnitude(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Sum of w^2 over the conv and linear weights of a unit (Han et al. 2015, over groups as in DepGraph 2023).
 
     Needs weights, but no images.

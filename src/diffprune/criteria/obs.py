@@ -18,7 +18,10 @@ from diffprune.groups import Group
 from diffprune.models.families import predict
 from diffprune.models.windows import draw_places, inputs_at, is_served
 from diffprune.options import PlanOptions
+from diffprune.processes import my_share, summed
 from diffprune.progress import progress
+from diffprune.running_sums import Found, RunningSums
+from diffprune.sampling.sampler import image_generator
 
 NUM_TIMESTEPS = 10
 PER_IMAGE = 16
@@ -33,15 +36,17 @@ LARGEST_SUMS = 2**27
 
 @dataclass
 class _Consumer:
-    """A layer that takes units: H = E[x x^T] of its inputs and E[g^2] of its outputs, collected as sums."""
+    """A layer that takes units: H = E[x x^T] of its inputs and E[g^2] of its outputs."""
 
     layer: Any
     hessian: Tensor
     sensitivity: Tensor
-    num: int = 0
 
 
-def obs(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions) -> Scores:
+def obs(
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Units in the order in which they are cheapest to remove one after the other, with what each costs by then.
 
     The cost of unit j is the sum over consumers of tr(R W_j [H^-1]_jj^-1 W_j^T), R = diag E[g^2] and g the derivative
@@ -52,14 +57,23 @@ def obs(denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration |
     """
     images = needed(calibration)
     values: dict[str, Tensor] = {}
-    parts = list(_in_parts(denoiser, groups))
-    with progress("scores", len(groups), "groups") as advance:
-        for part in parts:
-            consumers = _collect(denoiser, part, images, options)
-            for group in part:
-                values[group.name] = _costs(group, consumers)
-                advance(1, "")
+    for number, part in enumerate(_in_parts(denoiser, groups)):
+        values |= sums.once(f"{number}", partial(_scored, denoiser, part, images, options))[0]
     return Scores("obs", values, {"timesteps_used": len(spaced_timesteps(images, options, NUM_TIMESTEPS))})
+
+
+def _scored(
+    denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: PlanOptions, sums: RunningSums
+) -> Found:
+    """Scores of some of the groups; the processes share timesteps, then groups."""
+    consumers = _collect(denoiser, part, images, options, sums)
+    values = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in part}
+    mine = my_share(part, options.device)
+    with progress("scores", len(mine), "groups") as advance:
+        for group in mine:
+            values[group.name] = _costs(group, consumers)
+            advance(1, "")
+    return {name: summed(costs, options.device) for name, costs in values.items()}, {}
 
 
 def _taken_by(denoiser: nn.Module, group: Group) -> list[str]:
@@ -90,35 +104,40 @@ def _size(denoiser: nn.Module, path: str) -> int:
 
 
 def _collect(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
 ) -> dict[str, _Consumer]:
-    device = calibration.clean.device
-    consumers: dict[str, _Consumer] = {}
+    layers: dict[str, Any] = {}
     for path in dict.fromkeys(path for group in groups for path in _taken_by(denoiser, group)):
-        layer: Any = denoiser.get_submodule(path)
-        d = _size(denoiser, path)
-        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
-        consumers[path] = _Consumer(layer, zeros(d, d), zeros(len(layer.weight)))
-    generator = torch.Generator().manual_seed(options.seed)
+        layers[path] = denoiser.get_submodule(path)
+        zeros = partial(sums.zeros, device=calibration.clean.device)
+        zeros(f"{path} hessian", _size(denoiser, path), _size(denoiser, path))
+        zeros(f"{path} sensitivity", len(layers[path].weight))
+        zeros(f"{path} num")
 
     def take(place: Place, values: Tensor, gradient: Tensor) -> None:
-        consumer = consumers[place[0]]
+        path, layer = place[0], layers[place[0]]
         if place[1] == "in":
-            rows = inputs_at(consumer.layer, values, draw_places(consumer.layer, values, PER_IMAGE, generator))[:, 0]
-            consumer.hessian += (rows.float().T @ rows.float()).double()
-            consumer.num += len(rows)
+            rows = inputs_at(layer, values, draw_places(layer, values, PER_IMAGE, generator))[:, 0]
+            sums.tensors[f"{path} hessian"] += (rows.float().T @ rows.float()).double()
+            sums.tensors[f"{path} num"] += len(rows)
         else:
-            axis = gradient.ndim - 1 if isinstance(consumer.layer, nn.Linear) else 1
-            consumer.sensitivity += gradient.double().square().movedim(axis, -1).flatten(0, -2).sum(0)
+            axis = gradient.ndim - 1 if isinstance(layer, nn.Linear) else 1
+            sums.tensors[f"{path} sensitivity"] += gradient.double().square().movedim(axis, -1).flatten(0, -2).sum(0)
 
-    places: list[Place] = [(path, dim) for path in consumers for dim in ("in", "out")]
+    places: list[Place] = [(path, dim) for path in layers for dim in ("in", "out")]
     directions = random_directions(calibration, options)
-    for t in spaced_timesteps(calibration, options, NUM_TIMESTEPS):
+    for t in sums.over(spaced_timesteps(calibration, options, NUM_TIMESTEPS), "sums", "timesteps"):
+        generator = image_generator(options.seed + 1, t)
         along = directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
             with tapped(denoiser, places, take):
                 output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
                 (output.float() * along[number]).sum().backward()
+    consumers = {}
+    for path, layer in layers.items():
+        num = sums.total(f"{path} num").clamp(min=1)
+        hessian, sensitivity = (sums.total(f"{path} {name}") / num for name in ("hessian", "sensitivity"))
+        consumers[path] = _Consumer(layer, hessian, sensitivity)
     return consumers
 
 
@@ -170,7 +189,7 @@ class _Problem:
 
 
 def _problem(group: Group, path: str, consumer: _Consumer) -> _Problem:
-    hessian = consumer.hessian / max(consumer.num, 1)
+    hessian = consumer.hessian
     damping = max(DAMPING * float(hessian.diagonal().mean()), 1e-12)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian + damping * torch.eye(len(hessian)).to(hessian)))
     weight = consumer.layer.weight.detach().double().flatten(1)
@@ -181,5 +200,5 @@ def _problem(group: Group, path: str, consumer: _Consumer) -> _Problem:
         1,
     )
     columns = (inputs[:, :, None] * per_input + torch.arange(per_input)).flatten(1)
-    scale = (consumer.sensitivity / max(consumer.num, 1)).sqrt()[:, None]
+    scale = consumer.sensitivity.sqrt()[:, None]
     return _Problem(weight * scale, inverse, columns.to(weight.device))

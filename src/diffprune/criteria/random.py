@@ -9,11 +9,13 @@ from diffprune.criteria.scores import Scores
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def random(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Uniform in [0, 1), drawn by `options.seed` in the order of the groups. Needs no weights and no images."""
     generator = torch.Generator().manual_seed(options.seed)
     values = {g.name: torch.rand(g.num_units, generator=generator, dtype=torch.float64) for g in groups}

@@ -2,19 +2,20 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import fold_gradients, needed, weights_of
+from diffprune.criteria.gradients import fold_gradients, needed, weights_of, zeros_of
 from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 
 def second_order(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums,
+) -> Scores:  # fmt: skip
     """Sum of |w * G - 1/2 * sum over t of (w * g_t)^2| over the conv and linear weights of a unit.
 
     g_t is the gradient at timestep t and G their sum: the second-order expansion of the loss with the empirical
@@ -22,12 +23,12 @@ def second_order(
     Fang and Wang, NeurIPS 2023, equation 5), all timesteps counting.
     """
     weights = weights_of(denoiser, groups)
-    terms = {path: torch.zeros_like(weight, dtype=torch.float32) for path, weight in weights.items()}
+    terms = zeros_of(weights, sums)
 
     def add(path: str, gradient: Tensor) -> None:
         term = weights[path].detach().float() * gradient
         terms[path] += term - term.square() / 2
 
-    losses = fold_gradients(denoiser, needed(calibration), options, weights, add, whole_timesteps=True)
-    values = sums_by_unit(groups, denoiser, weights, lambda path: terms[path].abs())
-    return Scores("second-order", values, losses.details())
+    details = fold_gradients(denoiser, needed(calibration), options, weights, add, sums, whole_timesteps=True)
+    values = sums_by_unit(groups, denoiser, weights, lambda path: sums.total(path).abs())
+    return Scores("second-order", values, details)

@@ -1,39 +1,29 @@
 """Derivatives of each image's loss by a factor before each unit, from activations instead of weight gradients."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import Losses, check_loss, scored_timesteps
+from diffprune.criteria.gradients import scored_timesteps
 from diffprune.criteria.taps import Place, tapped
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.models.families import predict
 from diffprune.models.resize import CHANNELS_FIRST
 from diffprune.options import PlanOptions
-from diffprune.progress import progress
+from diffprune.running_sums import RunningSums
+from diffprune.sampling.sampler import image_generator
 
 Directions = Callable[[int], Tensor]
-
-
-@dataclass(frozen=True)
-class UnitGradients:
-    """One micro-batch: group name -> float64 (images, units), sum of w * g over all parameters of the unit."""
-
-    by_group: Mapping[str, Tensor]
-    losses: Losses
 
 
 def random_directions(calibration: Calibration, options: PlanOptions) -> Directions:
     """For every timestep a direction v ~ N(0, I) of the output per image, by seed."""
 
     def directions(timestep: int) -> Tensor:
-        (state,) = np.random.SeedSequence([options.seed, timestep]).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(state) >> 1)
+        generator = image_generator(options.seed, timestep)
         return torch.randn(calibration.clean.shape, generator=generator).to(calibration.clean.device)
 
     return directions
@@ -44,9 +34,13 @@ def unit_gradients(
     groups: Sequence[Group],
     calibration: Calibration,
     options: PlanOptions,
+    sums: RunningSums,
     directions: Directions | None = None,
-) -> Iterator[UnitGradients]:
-    """Yield the derivatives of every image's loss at every timestep; no parameter gets a gradient.
+) -> Iterator[dict[str, Tensor]]:
+    """Yield the derivatives of every image's loss at every timestep, by micro-batch; no parameter gets a gradient.
+
+    A micro-batch: group name -> float64 (images, units), sum of w * g over all parameters of the unit.
+    Of several processes each is given the timesteps that are its own; `sums` notes how far they have come.
 
     directions: timestep -> one direction per image, as `calibration.clean`; then it is the output's component along it
     that is derived, in place of the loss.
@@ -56,24 +50,19 @@ def unit_gradients(
     Image losses are means over pixels, so one backward pass serves the whole micro-batch.
     """
     places: list[Place] = sorted({(part.module, part.dim) for group in groups for part in group.slices})
-    losses = Losses({}, [])
-    timesteps = scored_timesteps(calibration.num_timesteps, options)
-    with progress("scores", len(timesteps), "timesteps") as advance:
-        for t in timesteps:
-            along = None if directions is None else directions(t).split(options.batch_size)
-            for number, batch in enumerate(calibration.batches(t, options.batch_size)):
-                by_place: dict[Place, Tensor] = {}
-                take = partial(_take, denoiser, by_place)
-                with tapped(denoiser, places, take):
-                    output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
-                    errors = (output.float() - batch.target.float()).square().flatten(1).mean(1)
-                    check_loss(float(errors.detach().sum()), t)
-                    derived = errors if along is None else (output.float() * along[number]).flatten(1).mean(1)
-                    derived.sum().backward()
-                share = float(errors.detach().sum()) / len(calibration)
-                losses.by_timestep[t] = losses.by_timestep.get(t, 0.0) + share
-                yield UnitGradients({g.name: _by_unit(g, by_place, len(batch.noisy)) for g in groups}, losses)
-            advance(1, f"loss {losses.by_timestep[t]:.4f}")
+    for t in sums.over(scored_timesteps(calibration.num_timesteps, options), "scores", "timesteps"):
+        along = None if directions is None else directions(t).split(options.batch_size)
+        for number, batch in enumerate(calibration.batches(t, options.batch_size)):
+            by_place: dict[Place, Tensor] = {}
+            take = partial(_take, denoiser, by_place)
+            with tapped(denoiser, places, take):
+                output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
+                errors = (output.float() - batch.target.float()).square().flatten(1).mean(1)
+                derived = errors if along is None else (output.float() * along[number]).flatten(1).mean(1)
+                derived.sum().backward()
+            share = float(errors.detach().sum()) / len(calibration)
+            sums.losses[t] = sums.losses.get(t, 0.0) + share
+            yield {g.name: _by_unit(g, by_place, len(batch.noisy)) for g in groups}
 
 
 def _take(denoiser: nn.Module, by_place: dict[Place, Tensor], place: Place, values: Tensor, gradient: Tensor) -> None:

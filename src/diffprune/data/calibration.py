@@ -56,6 +56,13 @@ class Calibration:
         is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
         return select_rows(self.condition, is_rows, indices)
 
+    def every(self, step: int, first: int) -> "Calibration":
+        """Every `step`-th item, from item `first` on."""
+        if step == 1:
+            return self
+        rows = list(range(first, len(self), step))
+        return replace(self, clean=self.clean[rows], noise=self.noise[rows], condition=self.told(rows))
+
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
         """Yield all items at one timestep, in micro-batches."""
         for start in range(0, len(self.clean), batch_size):

@@ -16,6 +16,7 @@ from torch import Tensor
 from diffprune.errors import ModelError
 from diffprune.models.recording import Convention, Interface
 from diffprune.records import whole_file
+from diffprune.running_sums import digest_of
 
 LATENTS = "latents"
 """Folder of the batches below the stage's own; it goes when the stage has finished."""
@@ -50,7 +51,7 @@ class Store:
                 tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
             if told["key"] != self._hash(key):
                 return None
-            if told["digest"] != _digest(tensors):
+            if told["digest"] != digest_of(tensors):
                 raise ValueError("its values are not those that were written")
             return _unpacked(json.loads(told["batch"]), tensors)
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -68,7 +69,7 @@ class Store:
             "convention": vars(interface.convention),
             "shape": list(interface.shape),
         }
-        metadata = {"key": self._hash(key), "digest": _digest(tensors), "batch": json.dumps(packed)}
+        metadata = {"key": self._hash(key), "digest": digest_of(tensors), "batch": json.dumps(packed)}
         with whole_file(self.folder / f"{name}.safetensors") as beside:
             save_file(tensors, beside, metadata)
 
@@ -109,11 +110,3 @@ def _unpacked(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Told:
     convention = Convention(**packed["convention"])
     interface = Interface(tuple(packed["is_rows"]), convention, torch.Size(packed["shape"]))
     return Told(_value(packed["clean"], tensors), _value(packed["condition"], tensors), interface)
-
-
-def _digest(tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

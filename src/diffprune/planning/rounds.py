@@ -1,9 +1,10 @@
 """Scores and allocation, in one step or in several with the scores recomputed on what is left."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from diffprune.models.families import predict
 from diffprune.models.state import borrowed, checkpointed
 from diffprune.options import PlanOptions
 from diffprune.planning.fitting import Kept, fit
+from diffprune.running_sums import Found, RunningSums
 
 GONE = float("-inf")
 """Score of a unit that an earlier round has removed."""
@@ -34,12 +36,14 @@ class Choice:
 
 
 def choose_units(
-    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Choice:
+    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums | None = None,
+) -> Choice:  # fmt: skip
     """Score the units of a denoiser by `options.criterion`, its blocks by `options.block_criterion`; choose what stays.
 
     With several rounds, round r of R goes r / R of the way, on the scores of the model that the round before has
-    left; a unit that is gone stays gone.
+    left; a unit that is gone stays gone. sums: where the scores are kept meanwhile, so that the same call resumes. Of
+    several processes all call this, share the work, and return the same.
     """
     kept: Kept = {g.name: tuple(range(g.num_units)) for g in groups}
     scores = Scores("", {})
@@ -48,20 +52,25 @@ def choose_units(
         if number > 1:
             left = smaller(denoiser, groups, kept)
             there = find_groups(left, kinds={g.kind for g in groups})
-        scores = score(left, there, calibration, options)
+        scores = score(left, there, calibration, options, sums, name=f"round-{number}")
         kept = fit(denoiser, groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
     return Choice(kept, scores.criterion, dict(scores.details))
 
 
 def score(
-    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions
-) -> Scores:
-    """Scores of the units within layers, and of the blocks, by the criterion of each."""
+    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    sums: RunningSums | None = None, *, name: str = "scores",
+) -> Scores:  # fmt: skip
+    """Scores of the units within layers, and of the blocks, by the criterion of each.
+
+    sums: as in `choose_units`, where these are kept by `name`.
+    """
     assert options.criterion is not None
+    sums = sums or RunningSums(options.device)
     units, blocks = [g for g in groups if g.kind != "blocks"], [g for g in groups if g.kind == "blocks"]
     parts = []
     if calibration is None:
-        parts = [CRITERIA[options.criterion](denoiser, g, None, options) for g in (units, blocks) if g]
+        parts = [CRITERIA[options.criterion](denoiser, g, None, options, sums) for g in (units, blocks) if g]
     else:
         device, offloaded = calibration.clean.device, options.offload == "cpu"
         with borrowed(denoiser, device, offloaded=offloaded):
@@ -70,13 +79,26 @@ def score(
         with borrowed(whole, device, offloaded=offloaded):
             if units:
                 with checkpointed(whole) if options.gradient_checkpointing else nullcontext():
-                    parts.append(CRITERIA[options.criterion](whole, units, calibration, options))
+                    criterion = partial(CRITERIA[options.criterion], whole, units, calibration, options)
+                    parts.append(_once(sums, f"{name}-units", criterion))
             if blocks:
-                parts.append(BLOCK_CRITERIA[options.block_criterion](whole, blocks, calibration, options))
-    values = {name: value for part in parts for name, value in part.values.items()}
+                block_criterion = partial(BLOCK_CRITERIA[options.block_criterion], whole, blocks, calibration, options)
+                parts.append(_once(sums, f"{name}-blocks", block_criterion))
+    values = {group: value for part in parts for group, value in part.values.items()}
     values |= with_fixed(denoiser, {g.name: values[g.name] for g in blocks})
-    details = {name: fact for part in parts for name, fact in part.details.items()}
+    details = {fact: value for part in parts for fact, value in part.details.items()}
     return Scores(" and ".join(dict.fromkeys(part.criterion for part in parts)), values, details)
+
+
+def _once(sums: RunningSums, name: str, criterion: Callable[[RunningSums], Scores]) -> Scores:
+    """The scores of a criterion, kept once they are there."""
+
+    def work(mine: RunningSums) -> Found:
+        scores = criterion(mine)
+        return dict(scores.values), {"criterion": scores.criterion, "details": dict(scores.details)}
+
+    values, told = sums.once(name, work)
+    return Scores(told["criterion"], values, told["details"])
 
 
 @torch.no_grad()

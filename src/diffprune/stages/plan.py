@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ from diffprune.models.soundness import check_sound
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
-from diffprune.records import Existing, check_replaceable, identity, run_record
+from diffprune.processes import by_main, process_state, shared_run
+from diffprune.records import Existing, check_replaceable, identity
+from diffprune.running_sums import RunningSums
 from diffprune.stages.calls import with_options
 
 Model = DiffusionPipeline | ModelMixin
+
+SUMS = "sums"
+"""Folder of the sums of scores below the stage's own; it goes when the stage has finished."""
 
 
 @with_options(PlanOptions)
@@ -48,8 +54,12 @@ def plan(model: Model, options: PlanOptions) -> Plan:
     return make_plan(model, options)
 
 
-def make_plan(model: Model, options: PlanOptions, store: Store | None = None) -> Plan:
-    """`plan` with its options as one value. store: where latents of a text-conditioned model are kept meanwhile."""
+def make_plan(model: Model, options: PlanOptions, store: Store | None = None, sums: RunningSums | None = None) -> Plan:
+    """`plan` with its options as one value; several processes share the scores, and all have to call this.
+
+    store, sums: where latents of a text-conditioned model and sums of scores are kept meanwhile, for the next call.
+    """
+    process_state(options.device)  # joins the others, so that each has a device of its own
     denoiser = denoiser_of(model)
     check_sound(denoiser)
     criterion = options.criterion or ("diff-pruning" if has_weights(denoiser) else "random")
@@ -69,7 +79,7 @@ def make_plan(model: Model, options: PlanOptions, store: Store | None = None) ->
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
     calibration = calibration_of(model, denoiser, options, store) if calibrated else None
-    chosen = choose_units(denoiser, groups, calibration, options)
+    chosen = choose_units(denoiser, groups, calibration, options, sums)
     kept = chosen.kept
     small = smaller(without_weights(denoiser), groups, kept)
     return Plan(
@@ -92,16 +102,29 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         return make_plan(_loaded(source), options).summary()
     if out.suffix == ".json":
         return _plan_to_file(source, options, out, inputs, existing)
-    with run_record(
-        out, "plan", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
+    device = options.device
+    with shared_run(
+        out, "plan", options.resolved(), inputs, device=device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            store = store_in(run.folder, inputs)
-            made = make_plan(_loaded(source), options, store)
-            made.save(run.folder / "plan.json")
-            shutil.rmtree(store.folder, ignore_errors=True)
+            store, sums = kept_in(run.folder, inputs, device)
+            made = make_plan(_loaded(source), options, store, sums)
+            by_main(partial(made.save, run.folder / "plan.json"), device)
+            by_main(partial(forget_kept, run.folder), device)
             run.result = made.summary()
         return run.result
+
+
+def kept_in(folder: Path, inputs: Mapping[str, str | None], device: str) -> tuple[Store, RunningSums]:
+    """What a stage keeps in its folder while it works: latents and sums of scores. inputs: what it reads."""
+    store = store_in(folder, inputs)
+    return store, RunningSums(device, folder / SUMS, store.made_from)
+
+
+def forget_kept(folder: Path) -> None:
+    """Remove what a stage has kept."""
+    for name in (LATENTS, SUMS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def store_in(folder: Path, inputs: Mapping[str, str | None]) -> Store:
@@ -113,11 +136,10 @@ def _plan_to_file(
     source: str, options: PlanOptions, out: Path, inputs: dict[str, str | None], existing: Existing
 ) -> dict[str, Any]:
     """A plan in a file of its own: kept where it was made from the same, refused where it was not."""
-    check_replaceable(out, '"fingerprint"')
+    there = by_main(partial(_plan_there, out, existing), options.device)
     made_from = {name: identity(given) for name, given in inputs.items()}
     model = _loaded(source)
-    if out.exists() and existing == "refuse":
-        there = read_plan(out)
+    if there is not None:
         asked = {**options.resolved(), "criterion": options.criterion or there.criterion}
         same = there.options == asked and there.details.get("made_from") == made_from
         if not same or there.fingerprint != fingerprint(denoiser_of(model)):
@@ -127,8 +149,14 @@ def _plan_to_file(
         return there.summary()
     made = make_plan(model, options)
     made = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
-    made.save(out)
+    by_main(partial(made.save, out), options.device)
     return made.summary()
+
+
+def _plan_there(out: Path, existing: Existing) -> Plan | None:
+    """The plan that is to be kept or refused; None where there is none, or it is to be replaced."""
+    check_replaceable(out, '"fingerprint"')
+    return read_plan(out) if out.exists() and existing == "refuse" else None
 
 
 def _loaded(source: str) -> Model:

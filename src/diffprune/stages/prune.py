@@ -12,7 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.compensation import Compensation, compensate
-from diffprune.data.stored import LATENTS, Store
+from diffprune.data.stored import Store
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
@@ -20,9 +20,10 @@ from diffprune.models.precision import in_stored_dtype, load_as_stored
 from diffprune.models.pruned import PrunedMixin
 from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
-from diffprune.records import Existing, run_record, whole_folder, write_json
+from diffprune.processes import by_main, shared_run
+from diffprune.records import Existing, whole_folder, write_json
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.plan import calibration_of, make_plan, store_in
+from diffprune.stages.plan import calibration_of, forget_kept, kept_in, make_plan
 from diffprune.stages.stored import prune_folder, stored_model
 from diffprune.surgery import check_weights, prune_denoiser
 
@@ -110,7 +111,8 @@ def prune_stage(
 ) -> dict[str, Any]:
     """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`.
 
-    With a plan file, and where the weights only have to be cut, a folder is pruned without loading it.
+    With a plan file, and where the weights only have to be cut, a folder is pruned without loading it. Several
+    processes share the scores of a plan; the first does the rest.
     """
     shared = set(PruneOptions.model_fields)
     if plan_file is not None and plan_options.model_fields_set - shared:
@@ -123,32 +125,51 @@ def prune_stage(
         "data": options.data or plan_options.data,
         **plan_options.files(),
     }
-    with run_record(
-        out, "prune", {**by, **options.resolved()}, inputs, existing=existing, neutral=options.neutral, resumable=True
+    device = plan_options.device
+    with shared_run(
+        out, "prune", {**by, **options.resolved()}, inputs, device=device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            kept, compensation = run.folder / "plan.json", None
-            there = kept if kept.exists() else plan_file
-            plan = None if there is None else read_plan(there)
-            stored = stored_model(source) if plan is not None and _only_cuts(plan, options) else None
-            if plan is not None and stored is not None:
-                prune_folder(stored, plan, run.folder)
-            else:
-                whole, store = load_as_stored(source).whole, store_in(run.folder, inputs)
-                check_weights(denoiser_of(whole), reinit=options.reinit)
-                if plan is None:
-                    plan = make_plan(whole, plan_options, store)
-                    plan.save(kept)  # an interrupted run does not score again
-                small, compensation = carry_out(whole, plan, options, store=store, folder=run.folder / SOLVED)
-                publish(in_stored_dtype(small, source), run.folder)
-            carry_card(source, run.folder, _paragraph(source, plan, options))
-            for name in (LATENTS, SOLVED):
-                shutil.rmtree(run.folder / name, ignore_errors=True)
-            run.result = plan.summary()
-            if compensation is not None:
-                write_json(run.folder / "compensation.json", asdict(compensation))
-                run.result["compensation"] = compensation.summary()
+            kept, model = run.folder / "plan.json", None
+            plan = by_main(lambda: _plan_there(kept, plan_file), device)
+            store, sums = kept_in(run.folder, inputs, device)
+            if plan is None:
+                model = load_as_stored(source).whole
+                check_weights(denoiser_of(model), reinit=options.reinit)
+                plan = make_plan(model, plan_options, store, sums)
+            if _calibrating(plan, options) is not None:  # what follows is long
+                by_main(partial(plan.save, kept), device)
+            run.result = by_main(partial(_into_folder, source, model, plan, options, run.folder, store), device)
         return run.result
+
+
+def _plan_there(kept: Path, plan_file: Path | None) -> Plan | None:
+    """The plan that an interrupted run has left, or the one that was given."""
+    there = kept if kept.exists() else plan_file
+    return None if there is None else read_plan(there)
+
+
+def _into_folder(
+    source: str, model: Any, plan: Plan, options: PruneOptions, folder: Path, store: Store
+) -> dict[str, Any]:
+    """Carry out a plan; returns what goes into `run.json`. model: MODEL where it is loaded already."""
+    stored = stored_model(source) if model is None and _only_cuts(plan, options) else None
+    compensation = None
+    if stored is not None:
+        prune_folder(stored, plan, folder)
+    else:
+        model = model or load_as_stored(source).whole
+        small, compensation = carry_out(model, plan, options, store=store, folder=folder / SOLVED)
+        publish(in_stored_dtype(small, source), folder)
+    plan.save(folder / "plan.json")
+    carry_card(source, folder, _paragraph(source, plan, options))
+    result = plan.summary()
+    if compensation is not None:
+        write_json(folder / "compensation.json", asdict(compensation))
+        result["compensation"] = compensation.summary()
+    forget_kept(folder)
+    shutil.rmtree(folder / SOLVED, ignore_errors=True)
+    return result
 
 
 def _only_cuts(plan: Plan, options: PruneOptions) -> bool:

@@ -29,7 +29,7 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Walk a recipe's road inside the folder `out`; returns the figures of the report.
 
     A stage that is finished there with the same options and inputs is kept, an interrupted one resumes, any
-    other is made anew. Of several processes all train, draw and judge; the first does everything else.
+    other is made anew. Of several processes all score, train, draw and judge; the first does everything else.
     Raises OptionError that lists every mistake before any work.
     """
     check_recipe(recipe, fetch=True)
@@ -77,9 +77,11 @@ def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | Non
     prefix = "" if variant is None else f"{variant}-"
     choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
     plan, pruned = place / "plan", place / "pruned"
-    _alone(recipe, f"plan {variant or ''}", lambda: plan_stage(original, choose, plan, existing="replace"))
+    _say(f"plan {variant or ''}")
+    plan_stage(original, choose, plan, existing="replace")
+    _say(f"prune {variant or ''}")
     by = PlanOptions(), plan / "plan.json"
-    _alone(recipe, f"prune {variant or ''}", lambda: prune_stage(original, carry_out, *by, pruned, existing="replace"))
+    prune_stage(original, carry_out, *by, pruned, existing="replace")
     models = {f"{prefix}pruned": str(pruned)}
     if recipe.finetune is not None:
         _say(f"finetune {variant or ''}")

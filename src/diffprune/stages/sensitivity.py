@@ -59,7 +59,7 @@ def _measure(model: Any, options: SensitivityOptions, notes: Path, store: Store)
     calibration = calibration_of(model, denoiser, options, store)
     device = pick_device(options.device)
     scores = score(denoiser, groups, calibration, options)
-    batches = spaced_batches(calibration, options, options.num_timesteps)
+    batches = list(spaced_batches(calibration, options, options.num_timesteps))
     rows: list[dict[str, Any]] = read_json(notes)["rows"] if notes.exists() else []
     done = {(row["part"], row["ratio"]) for row in rows}
     left = [(part, mine, ratio) for part, mine in _parts(groups, options).items() for ratio in options.ratios]

@@ -1,0 +1,204 @@
+"""Running sums of a long pass: shared by processes, on disk meanwhile, found again by the same command."""
+
+import hashlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from diffprune.errors import ModelError
+from diffprune.processes import by_main, process_state, summed
+from diffprune.progress import progress
+from diffprune.records import whole_file
+
+SAVE_EVERY_S = 60.0
+SAVING_SHARE = 0.05
+"""Of the time of a pass that saving may take: large sums are saved less often."""
+
+T = TypeVar("T", bound=Hashable)
+Found = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors by name, and facts as JSON types."""
+
+_log = logging.getLogger(__name__)
+
+
+class RunningSums:
+    """What a pass over items has added up, each process for its own items.
+
+    tensors: name -> sum; made by `zeros`, added to in place. losses: item -> its loss, to be set while the item is
+    worked on; afterwards that of all processes together. position: items that are done.
+    folder: where the sums are kept until the pass has ended; None: nowhere. made_from: what they depend on, beside the
+    versions, as JSON types.
+    """
+
+    def __init__(
+        self, device: str = "auto", folder: Path | None = None, made_from: Mapping[str, Any] | None = None
+    ) -> None:
+        self.device = device
+        self.folder = folder
+        self.made_from = dict(made_from or {})
+        self.tensors: dict[str, Tensor] = {}
+        self.losses: dict[Any, float] = {}
+        self.position = 0
+        self._due = time.monotonic() + SAVE_EVERY_S
+
+    def zeros(
+        self, name: str, *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> Tensor:
+        """The sum of this name: zeros, or what an interrupted run has left of it."""
+        found = self.tensors.get(name)
+        self.tensors[name] = torch.zeros(shape, dtype=dtype, device=device) if found is None else found.to(device)
+        return self.tensors[name]
+
+    def total(self, name: str) -> Tensor:
+        """The sum over all processes."""
+        return summed(self.tensors[name], self.device)
+
+    def together(self, value: float) -> float:
+        """The sum of a number over all processes."""
+        return float(summed(torch.tensor(value, dtype=torch.float64), self.device))
+
+    def over(self, items: Sequence[T], what: str, unit: str, *, shared: bool = True) -> Iterator[T]:
+        """Yield the items that are left, and save every so often. what, unit: for the progress shown.
+
+        Of several processes each is given its share of the items, or with shared=False all of them, for those who share
+        what is inside an item. All are at the same block of items at a time, and each has to take all that it is given,
+        or to stop with the others. Raises ModelError for a loss that is not finite.
+        """
+        state = process_state(self.device)
+        num, mine = (state.num_processes, state.process_index) if shared else (1, 0)
+        with progress(what, len(items), unit, done=self.position) as advance:
+            for start in range(self.position, len(items), num):
+                block = items[start : start + num]
+                yield from block[mine : mine + 1]
+                self._settle(block)
+                loss = self.losses.get(block[-1])
+                advance(len(block), "" if loss is None else f"loss {loss:.4f}")
+
+    def once(self, name: str, work: Callable[["RunningSums"], Found]) -> Found:
+        """What `work` makes with sums of its own; with a folder it is kept there, and not made again."""
+        if self.folder is None:
+            return work(RunningSums(self.device))
+        part = RunningSums(self.device, self.folder / name, self.made_from)
+        result = self.folder / f"{name}.safetensors"
+        found = by_main(lambda: self._load(result), self.device)
+        if found is None:
+            part._find()
+            found = made = work(part)
+            by_main(lambda: part._end(result, made), self.device)
+        return found
+
+    def _settle(self, block: Sequence[Any]) -> None:
+        """Tell each other the losses of a block of items, and whether to save."""
+        due = self.folder is not None and time.monotonic() >= self._due and process_state(self.device).is_main_process
+        rows = [[self.losses.get(item, 0.0), float(item in self.losses)] for item in block]
+        told = summed(torch.tensor([*rows, [float(due), 0.0]], dtype=torch.float64), self.device).tolist()
+        for item, (loss, num_told) in zip(block, told, strict=False):
+            if num_told:
+                check_loss(loss, item)
+                self.losses.pop(item, None)
+                self.losses[item] = loss
+        self.position += len(block)
+        if told[-1][0]:
+            self._save()
+
+    def _save(self) -> None:
+        assert self.folder is not None
+        started, state = time.monotonic(), process_state(self.device)
+        saved = f"at-{self.position:08d}-{state.num_processes:04d}"
+        facts = {"position": self.position, "losses": [*self.losses.items()]}
+        self._write(self.folder / f"{saved}-{state.process_index:04d}.safetensors", (self.tensors, facts))
+        state.wait_for_everyone()
+        if state.is_main_process:
+            for path in self.folder.glob("at-*.safetensors"):
+                if not path.name.startswith(saved):
+                    path.unlink()
+        ended = time.monotonic()
+        self._due = ended + max(SAVE_EVERY_S, (ended - started) / SAVING_SHARE)
+
+    def _find(self) -> None:
+        """Take up the sums that an interrupted run has left, of any number of processes."""
+        paths, facts = by_main(self._newest, self.device)
+        if not paths:
+            return
+        self.position, self.losses = facts["position"], dict(facts["losses"])
+        state = process_state(self.device)
+        for path in paths[state.process_index :: state.num_processes]:
+            found = self._load(path)
+            assert found is not None, f"{path} has changed"
+            for name, value in found[0].items():
+                self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
+
+    def _newest(self) -> tuple[list[Path], dict[str, Any]]:
+        """The files of the newest sums that are whole, one per process that made them; none where there are none."""
+        assert self.folder is not None
+        saved: dict[tuple[str, str], list[Path]] = defaultdict(list)
+        for path in sorted(self.folder.glob("at-*.safetensors")):
+            _, position, num, _ = path.stem.split("-")
+            saved[position, num].append(path)
+        for (_, num), paths in sorted(saved.items(), reverse=True):
+            if len(paths) == int(num):
+                found = [self._load(path) for path in paths]
+                facts = [one[1] for one in found if one is not None]
+                if len(facts) == len(found):
+                    return paths, facts[0]
+        return [], {}
+
+    def _end(self, result: Path, made: Found) -> None:
+        assert self.folder is not None
+        self._write(result, made)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, path: Path, content: Found) -> None:
+        tensors = {name: value.detach().cpu().contiguous() for name, value in content[0].items()}
+        text = json.dumps({"made_from": self._made_from(), "facts": content[1]})
+        with whole_file(path) as beside:
+            save_file(tensors, beside, {"told": text, "digest": digest_of(tensors, text)})
+
+    def _load(self, path: Path) -> Found | None:
+        """What a file holds; None where there is none, with a warning where it is damaged or from other inputs."""
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata()
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["digest"] != digest_of(tensors, metadata["told"]):
+                raise ValueError("its values are not those that were written")
+            told = json.loads(metadata["told"])
+            if told["made_from"] != self._made_from():
+                raise ValueError("it was made from other inputs or by another version")
+            return tensors, told["facts"]
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            _log.warning("%s is made again: %s", path, error)
+            return None
+
+    def _made_from(self) -> Any:
+        from diffprune import __version__
+
+        return json.loads(json.dumps({**self.made_from, "versions": [__version__, torch.__version__]}))
+
+
+def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """SHA-256 of tensors on the CPU, by name, and of a text."""
+    digest = hashlib.sha256(text.encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def check_loss(loss: float, timestep: int) -> None:
+    """Raise ModelError for a loss that is not finite."""
+    if not math.isfinite(loss):
+        raise ModelError(f"the loss at timestep {timestep} is {loss}; the model or its images hold broken values")
