@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "diffprune"
 
 ORDER = [
-    ("errors", "options", "recipes", "records", "progress", "processes", "running_sums"),
+    ("errors", "options", "recipes", "records", "progress", "processes", "kept", "running_sums"),
     ("models",),
     ("sampling",),
     ("data",),

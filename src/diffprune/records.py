@@ -204,8 +204,9 @@ def run_record(
             if aside is not None:
                 shutil.rmtree(folder)
                 aside.rename(folder)
-            elif [path.name for path in folder.iterdir()] == [RECORD_NAME]:
-                (folder / RECORD_NAME).unlink()
+            elif [path for path in folder.rglob("*") if path.is_file()] == [folder / RECORD_NAME]:
+                shutil.rmtree(folder)
+                folder.mkdir()
                 _remove_empty(made)
             raise
         finish(run)

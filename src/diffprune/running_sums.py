@@ -1,8 +1,5 @@
 """Running sums of a long pass: shared by processes, on disk meanwhile, found again by the same command."""
 
-import hashlib
-import json
-import logging
 import math
 import shutil
 import time
@@ -12,24 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffprune.errors import ModelError
+from diffprune.kept import Found, read_kept, write_kept
 from diffprune.processes import by_main, process_state, summed
 from diffprune.progress import progress
-from diffprune.records import whole_file
 
 SAVE_EVERY_S = 60.0
 SAVING_SHARE = 0.05
 """Of the time of a pass that saving may take: large sums are saved less often."""
 
 T = TypeVar("T", bound=Hashable)
-Found = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors by name, and facts as JSON types."""
-
-_log = logging.getLogger(__name__)
 
 
 class RunningSums:
@@ -37,8 +28,8 @@ class RunningSums:
 
     tensors: name -> sum; made by `zeros`, added to in place. losses: item -> its loss, to be set while the item is
     worked on; afterwards that of all processes together. position: items that are done.
-    folder: where the sums are kept until the pass has ended; None: nowhere. made_from: what they depend on, beside the
-    versions, as JSON types.
+    folder: where the sums are kept until the pass has ended; None: nowhere. made_from: what they depend on, as JSON
+    types.
     """
 
     def __init__(
@@ -46,7 +37,7 @@ class RunningSums:
     ) -> None:
         self.device = device
         self.folder = folder
-        self.made_from = dict(made_from or {})
+        self.made_from = made_from or {}
         self.tensors: dict[str, Tensor] = {}
         self.losses: dict[Any, float] = {}
         self.position = 0
@@ -91,7 +82,7 @@ class RunningSums:
             return work(RunningSums(self.device))
         part = RunningSums(self.device, self.folder / name, self.made_from)
         result = self.folder / f"{name}.safetensors"
-        found = by_main(lambda: self._load(result), self.device)
+        found = by_main(lambda: read_kept(result, self.made_from), self.device)
         if found is None:
             part._find()
             found = made = work(part)
@@ -117,7 +108,8 @@ class RunningSums:
         started, state = time.monotonic(), process_state(self.device)
         saved = f"at-{self.position:08d}-{state.num_processes:04d}"
         facts = {"position": self.position, "losses": [*self.losses.items()]}
-        self._write(self.folder / f"{saved}-{state.process_index:04d}.safetensors", (self.tensors, facts))
+        path = self.folder / f"{saved}-{state.process_index:04d}.safetensors"
+        write_kept(path, (self.tensors, facts), self.made_from)
         state.wait_for_everyone()
         if state.is_main_process:
             for path in self.folder.glob("at-*.safetensors"):
@@ -134,7 +126,7 @@ class RunningSums:
         self.position, self.losses = facts["position"], dict(facts["losses"])
         state = process_state(self.device)
         for path in paths[state.process_index :: state.num_processes]:
-            found = self._load(path)
+            found = read_kept(path, self.made_from)
             assert found is not None, f"{path} has changed"
             for name, value in found[0].items():
                 self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
@@ -148,7 +140,7 @@ class RunningSums:
             saved[position, num].append(path)
         for (_, num), paths in sorted(saved.items(), reverse=True):
             if len(paths) == int(num):
-                found = [self._load(path) for path in paths]
+                found = [read_kept(path, self.made_from) for path in paths]
                 facts = [one[1] for one in found if one is not None]
                 if len(facts) == len(found):
                     return paths, facts[0]
@@ -156,46 +148,8 @@ class RunningSums:
 
     def _end(self, result: Path, made: Found) -> None:
         assert self.folder is not None
-        self._write(result, made)
+        write_kept(result, made, self.made_from)
         shutil.rmtree(self.folder, ignore_errors=True)
-
-    def _write(self, path: Path, content: Found) -> None:
-        tensors = {name: value.detach().cpu().contiguous() for name, value in content[0].items()}
-        text = json.dumps({"made_from": self._made_from(), "facts": content[1]})
-        with whole_file(path) as beside:
-            save_file(tensors, beside, {"told": text, "digest": digest_of(tensors, text)})
-
-    def _load(self, path: Path) -> Found | None:
-        """What a file holds; None where there is none, with a warning where it is damaged or from other inputs."""
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata["digest"] != digest_of(tensors, metadata["told"]):
-                raise ValueError("its values are not those that were written")
-            told = json.loads(metadata["told"])
-            if told["made_from"] != self._made_from():
-                raise ValueError("it was made from other inputs or by another version")
-            return tensors, told["facts"]
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            _log.warning("%s is made again: %s", path, error)
-            return None
-
-    def _made_from(self) -> Any:
-        from diffprune import __version__
-
-        return json.loads(json.dumps({**self.made_from, "versions": [__version__, torch.__version__]}))
-
-
-def digest_of(tensors: Mapping[str, Tensor], text: str = "") -> str:
-    """SHA-256 of tensors on the CPU, by name, and of a text."""
-    digest = hashlib.sha256(text.encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def check_loss(loss: float, timestep: int) -> None:

@@ -1,16 +1,13 @@
 """Solved layers on disk, so that an interrupted compensation does not solve them again."""
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 from torch import nn
 
 from diffprune.compensation.layers import Fit
-from diffprune.records import write_whole
+from diffprune.kept import read_kept, write_kept
 
 
 class SolvedLayers:
@@ -21,18 +18,17 @@ class SolvedLayers:
 
     def save(self, fit: Fit, layer: nn.Module) -> None:
         """Keep a layer that has been fitted."""
-        tensors = {name: value.detach().contiguous() for name, value in layer.named_parameters(recurse=False)}
-        write_whole(self._file(fit.path), save(tensors, {"fit": json.dumps(asdict(fit))}))
+        write_kept(self._file(fit.path), (dict(layer.named_parameters(recurse=False)), asdict(fit)), {})
 
     def load(self, path: str, layer: nn.Module) -> Fit | None:
-        """Give a layer the weights that were kept; None where there are none."""
-        file = self._file(path)
-        if not file.is_file():
+        """Give a layer the weights that were kept; None where there are none, or damaged ones."""
+        found = read_kept(self._file(path), {})
+        if found is None:
             return None
-        with safe_open(file, framework="pt") as tensors, torch.no_grad():
+        tensors, fit = found
+        with torch.no_grad():
             for name, parameter in layer.named_parameters(recurse=False):
-                parameter.copy_(tensors.get_tensor(name))
-            fit = json.loads(tensors.metadata()["fit"])
+                parameter.copy_(tensors[name])
         return Fit(fit["path"], tuple(fit["fitted"]), tuple(fit["held_out"]), fit["changed"])
 
     def _file(self, path: str) -> Path:

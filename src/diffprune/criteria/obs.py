@@ -15,12 +15,13 @@ from diffprune.criteria.unit_gradients import random_directions
 from diffprune.data.calibration import Calibration
 from diffprune.errors import ModelError
 from diffprune.groups import Group
+from diffprune.kept import Found
 from diffprune.models.families import predict
 from diffprune.models.windows import draw_places, inputs_at, is_served
 from diffprune.options import PlanOptions
 from diffprune.processes import my_share, summed
 from diffprune.progress import progress
-from diffprune.running_sums import Found, RunningSums
+from diffprune.running_sums import RunningSums
 from diffprune.sampling.sampler import image_generator
 
 NUM_TIMESTEPS = 10

@@ -1,27 +1,19 @@
 """Latents and conditions on disk: computed once, batch by batch, for a stage that is killed and repeated."""
 
-import hashlib
-import json
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from diffprune.errors import ModelError
+from diffprune.kept import read_kept, write_kept
 from diffprune.models.recording import Convention, Interface
-from diffprune.records import whole_file
-from diffprune.running_sums import digest_of
 
 LATENTS = "latents"
 """Folder of the batches below the stage's own; it goes when the stage has finished."""
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,21 +34,8 @@ class Store:
 
     def load(self, name: str, key: Mapping[str, Any]) -> Told | None:
         """A batch that was made from the same; None where there is none, or a damaged one."""
-        path = self.folder / f"{name}.safetensors"
-        if not path.exists():
-            return None
-        try:
-            with safe_open(path, framework="pt") as file:
-                told = file.metadata()
-                tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
-            if told["key"] != self._hash(key):
-                return None
-            if told["digest"] != digest_of(tensors):
-                raise ValueError("its values are not those that were written")
-            return _unpacked(json.loads(told["batch"]), tensors)
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            _log.warning("%s is made again: %s", path, error)
-            return None
+        found = read_kept(self._file(name), {**self.made_from, **key})
+        return None if found is None else _unpacked(found[1], found[0])
 
     def save(self, name: str, key: Mapping[str, Any], batch: Told) -> None:
         """Write a batch, whole or not at all. Raises ModelError for conditions that no file can hold."""
@@ -69,13 +48,10 @@ class Store:
             "convention": vars(interface.convention),
             "shape": list(interface.shape),
         }
-        metadata = {"key": self._hash(key), "digest": digest_of(tensors), "batch": json.dumps(packed)}
-        with whole_file(self.folder / f"{name}.safetensors") as beside:
-            save_file(tensors, beside, metadata)
+        write_kept(self._file(name), (tensors, packed), {**self.made_from, **key})
 
-    def _hash(self, key: Mapping[str, Any]) -> str:
-        whole = json.dumps({**self.made_from, **key}, sort_keys=True)
-        return hashlib.sha256(whole.encode()).hexdigest()
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -15,12 +15,13 @@ from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
 from diffprune.criteria.blocks import with_fixed
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
+from diffprune.kept import Found
 from diffprune.models.depth import moves, path_after
 from diffprune.models.families import predict
 from diffprune.models.state import borrowed, checkpointed
 from diffprune.options import PlanOptions
 from diffprune.planning.fitting import Kept, fit
-from diffprune.running_sums import Found, RunningSums
+from diffprune.running_sums import RunningSums
 
 GONE = float("-inf")
 """Score of a unit that an earlier round has removed."""
