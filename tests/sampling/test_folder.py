@@ -1,9 +1,7 @@
 """Sampled folders: exactly N images, the same whatever the batch, the process or the interruption."""
 
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -80,27 +78,6 @@ def test_two_processes_draw_the_images_of_one(pipeline_folder: Path, tmp_path: P
     diffprune.sample(pipeline, tmp_path / "one", num=5, steps=3, batch_size=2)
     assert torch.equal(pixels(tmp_path / "one"), pixels(tmp_path / "two"))
     assert (tmp_path / "two" / "run.json").read_text().count('"finished"') == 1
-
-
-def test_a_killed_run_ends_in_the_images_of_the_undisturbed_one(pipeline_folder: Path, tmp_path: Path) -> None:
-    def words(out: Path) -> list[str]:
-        every = ["--num", "12", "--steps", "20", "--batch-size", "2", "--device", "cpu", "--out", str(out)]
-        return [sys.executable, "-m", "diffprune.cli", "sample", str(pipeline_folder), *every]
-
-    out = tmp_path / "killed"
-    running = subprocess.Popen(words(out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not list(out.glob("*.png")) and running.poll() is None:
-        time.sleep(0.002)
-    running.send_signal(signal.SIGKILL)
-    assert running.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert '"running"' in (out / "run.json").read_text()
-    kept = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
-    assert 0 < len(kept) < 12
-    assert subprocess.run(words(out), capture_output=True, check=False).returncode == 0
-    assert all(path.stat().st_mtime_ns == when for path, when in kept.items())
-    diffprune.sample(diffprune.load_pipeline(pipeline_folder), tmp_path / "whole", num=12, steps=20, batch_size=2)
-    assert torch.equal(pixels(out), pixels(tmp_path / "whole"))
-    assert sorted(p.name for p in out.iterdir()) == [*(f"{i:06d}.png" for i in range(12)), "run.json"]
 
 
 def test_a_scheduler_draws_what_its_pipeline_draws(tmp_path: Path) -> None:

@@ -1,0 +1,168 @@
+"""Stages that are killed (SIGKILL) and called again leave what an undisturbed run leaves, file by file."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import diffprune
+from diffprune.planning import read_plan
+
+from conftest import photos
+from forks import Ended, Forks, forking
+
+Commands = dict[str, list[str]]
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+CALIBRATION = [
+    "--num-calibration-images", "8", "--batch-size", "3", "--timestep-stride", "2", "--ratio", "0.3", "--device", "cpu",
+]  # fmt: skip
+SCORING = [*CALIBRATION, "--criterion", "diff-pruning", "--threshold", "0.01", "--rounds", "2"]
+TIMED = ("started", "wall_time_s", "peak_memory_mb", "latency_ms", "images_per_s", "platform")
+"""What differs between any two runs."""
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forking(tmp_path_factory.mktemp("forks")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def commands(pipeline_folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
+    """By stage its command, without --out; `cut` only cuts weights by a plan file."""
+    model, data = str(pipeline_folder), str(image_folder)
+    folder = tmp_path_factory.mktemp("kills")
+    pictures, cut = photos(folder / "photos", 1, num=9), folder / "plan.json"
+    diffprune.plan(diffprune.load_pipeline(model), criterion="magnitude", ratio=0.3).save(cut)
+    return {
+        "plan": ["plan", model, "--data", data, *SCORING],
+        "absolute": ["plan", model, "--data", data, *CALIBRATION, "--criterion", "absolute"],
+        "prune": [
+            "prune", model, "--data", data, *CALIBRATION, "--criterion", "taylor", "--num-compensation-images", "12"
+        ],
+        "obs": ["plan", model, "--data", data, *CALIBRATION, "--criterion", "obs"],
+        "cut": ["prune", model, "--plan", str(cut)],
+        "sample": ["sample", model, "--num", "7", "--steps", "4", "--batch-size", "2", "--device", "cpu"],
+        "stats": ["stats", str(pictures), "--batch-size", "2", "--num-workers", "0", "--device", "cpu"],
+    }  # fmt: skip
+
+
+def place(stage: str, folder: Path) -> Path:
+    return folder / f"{stage}.npz" if stage == "stats" else folder
+
+
+def untimed(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: untimed(part) for name, part in value.items() if name not in TIMED}
+    return value
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """Every file below a folder, hidden ones too, with what it holds; of `run.json` and statistics without times."""
+    found: dict[str, Any] = {}
+    for file in [path] if path.is_file() else sorted(path.rglob("*")):
+        name = file.name if file == path else str(file.relative_to(path))
+        if file.name == "run.json":
+            found[name] = untimed(json.loads(file.read_text()))
+        elif file.suffix == ".npz":
+            with np.load(file) as arrays:
+                found[name] = {k: arrays[k].tobytes() for k in arrays.files if k != "details"}
+        else:
+            found[name] = file.read_bytes() if file.is_file() else None
+    return found
+
+
+def ended_well(ended: Ended) -> Ended:
+    assert ended.status == 0, ended.output
+    return ended
+
+
+def results(written: list[str]) -> list[str]:
+    """Without what says that a run goes on."""
+    return [name for name in written if name not in ("run.json", "plan.json")]
+
+
+@pytest.mark.parametrize(
+    ("stage", "moment"),
+    [
+        ("plan", ("at-", 13)),
+        ("prune", (".compensation/", 6)),
+        ("cut", ("model_index.json", 1)),
+        ("sample", (".png", 4)),
+        ("stats", (".npz", 1)),
+    ],
+    ids=["plan", "prune", "cut", "sample", "stats"],
+)
+def test_a_killed_stage_ends_in_the_undisturbed_result(
+    stage: str, moment: tuple[str, int], forks: Forks, commands: Commands, tmp_path: Path
+) -> None:
+    """And what was there before the kill is not made again."""
+    whole, killed = (place(stage, tmp_path / name) for name in ("whole", "killed"))
+    undisturbed = ended_well(forks.run([*commands[stage], "--out", whole]))
+    died = forks.run([*commands[stage], "--out", killed], die_at=moment)
+    assert died.killed
+    again = ended_well(forks.run([*commands[stage], "--out", killed]))
+    assert contents(killed) == contents(whole)
+    if stage != "cut":
+        assert results(died.written + again.written) == results(undisturbed.written)
+
+
+@pytest.mark.parametrize(
+    ("stage", "moment"),
+    [
+        ("plan", ("at-", 13)),
+        pytest.param("absolute", ("at-", 3), marks=pytest.mark.slow),
+        pytest.param("obs", ("at-", 3), marks=pytest.mark.slow),
+        pytest.param("prune", (".compensation/", 6), marks=pytest.mark.slow),
+    ],
+    ids=["plan", "absolute", "obs", "prune"],
+)
+def test_two_processes_choose_the_units_of_one_and_may_be_killed(
+    stage: str, moment: tuple[str, int], forks: Forks, commands: Commands, tmp_path: Path
+) -> None:
+    """By images with a threshold, by timesteps without."""
+    one, two, killed = (tmp_path / name for name in ("one", "two", "killed"))
+    ended_well(forks.run([*commands[stage], "--out", one]))
+    ended_well(forks.run([*commands[stage], "--out", two], num_processes=2))
+    assert forks.run([*commands[stage], "--out", killed], num_processes=2, die_at=moment).killed
+    ended_well(forks.run([*commands[stage], "--out", killed], num_processes=2))
+    assert contents(killed) == contents(two)
+    plans = [read_plan(folder / "plan.json") for folder in (one, two)]
+    assert plans[0].groups == plans[1].groups
+    if stage != "obs":
+        assert plans[0].details["stopped_at"] == plans[1].details["stopped_at"]
+        assert plans[0].details["losses"] == pytest.approx(plans[1].details["losses"], rel=1e-4)
+    if stage == "prune":
+        weights = [load_file(f / "unet" / "diffusion_pytorch_model.safetensors") for f in (one, two)]
+        assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+@pytest.mark.slow
+def test_any_moment_will_do(forks: Forks, commands: Commands, tmp_path: Path) -> None:
+    """30 random ones, over all stages; those of which processes share the work in one process and in two."""
+    rng = random.Random(0)
+    cases = [(stage, 1) for stage in commands] + [(stage, 2) for stage in ("plan", "prune", "sample", "stats")]
+    undisturbed: dict[tuple[str, int], float] = {}
+    num_killed = 0
+    for number in range(30):
+        stage, num_processes = case = cases[number % len(cases)]
+        whole, killed = place(stage, tmp_path / f"{stage}-{num_processes}"), place(stage, tmp_path / f"{number}")
+        words = commands[stage]
+        if case not in undisturbed:
+            ended = ended_well(forks.run([*words, "--out", whole], num_processes=num_processes))
+            undisturbed[case] = ended.wall_s
+        moment = rng.uniform(0, undisturbed[case])
+        ended = forks.run([*words, "--out", killed], num_processes=num_processes, die_after_s=moment)
+        num_killed += ended.killed
+        ended_well(forks.run([*words, "--out", killed], num_processes=num_processes))
+        assert contents(killed) == contents(whole), f"{case}, killed after {moment:.3f} s"
+        assert not list(tmp_path.rglob("*.part")), case
+    assert num_killed > 20
