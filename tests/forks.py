@@ -69,7 +69,8 @@ def forking(folder: Path) -> Iterator[Forks]:
     try:
         yield Forks(process, folder)
     finally:
-        process.communicate(timeout=60)
+        process.kill()
+        process.communicate()
 
 
 def _serve() -> None:

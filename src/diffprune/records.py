@@ -77,6 +77,13 @@ def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> No
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def remove_parts_of(path: Path) -> None:
+    """Remove what killed runs left beside a file that they were writing; for stages that leave a single file."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    for part in [p for p in beside if p.name.startswith(f".{path.name}.") and p.suffix == PART]:
+        part.unlink(missing_ok=True)
+
+
 def check_replaceable(path: Path, mark: str) -> None:
     """Raise FolderError unless `path` is free, or a file that holds `mark` and so came from the same stage."""
     if not path.exists():

@@ -8,8 +8,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from diffprune.models.builtin import PIPELINES
 from diffprune.models.loading import is_hub_id
+from diffprune.records import write_whole
 
-_CARRIED = ("README.md", "LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+CARD = "README.md"
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
 
 
 def carry_card(source: str, folder: Path, paragraph: str) -> None:
@@ -17,16 +19,15 @@ def carry_card(source: str, folder: Path, paragraph: str) -> None:
     origin = PIPELINES.get(source, Path(source))
     if is_hub_id(source):
         origin = _fetch(source) or origin
-    for pattern in _CARRIED:
+    for pattern in _LICENCES:
         for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
             shutil.copyfile(file, folder / file.name)
-    card = folder / "README.md"
-    before = card.read_text().rstrip() + "\n\n" if card.exists() else ""
-    card.write_text(f"{before}{paragraph.strip()}\n")
+    before = (origin / CARD).read_text().rstrip() + "\n\n" if (origin / CARD).is_file() else ""
+    write_whole(folder / CARD, f"{before}{paragraph.strip()}\n")
 
 
 def _fetch(source: str) -> Path | None:
     try:
-        return Path(snapshot_download(source, allow_patterns=list(_CARRIED)))
+        return Path(snapshot_download(source, allow_patterns=[CARD, *_LICENCES]))
     except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError):
         return None

@@ -33,7 +33,7 @@ from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
 from diffprune.processes import by_main, process_state, shared_run
-from diffprune.records import Existing, check_replaceable, identity
+from diffprune.records import Existing, check_replaceable, identity, remove_parts_of
 from diffprune.running_sums import RunningSums
 from diffprune.stages.calls import with_options
 
@@ -147,6 +147,7 @@ def _plan_to_file(
                 f"{out} holds a plan made otherwise; add --overwrite to replace it, or choose another --out"
             )
         return there.summary()
+    by_main(partial(remove_parts_of, out), options.device)
     made = make_plan(model, options)
     made = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
     by_main(partial(made.save, out), options.device)

@@ -12,7 +12,7 @@ from diffprune.evaluation.statistics import ImageStatistics, read_statistics
 from diffprune.models.loading import pick_device
 from diffprune.options import StatsOptions
 from diffprune.processes import by_main, process_state
-from diffprune.records import Existing, environment, identity
+from diffprune.records import Existing, environment, identity, remove_parts_of
 from diffprune.stages.calls import with_options
 
 
@@ -57,6 +57,7 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
     if found is not None and not same and existing == "refuse":
         raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
     if found is None or not same or existing == "redo":
+        by_main(functools.partial(remove_parts_of, out), options.device)
         made = make_statistics(source, options)
         details = {**given, **environment(), **made.details}
         found = ImageStatistics(made.by_metric, made.num_images, made.protocol, details)
