@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -133,8 +134,13 @@ def test_two_processes_choose_the_units_of_one_and_may_be_killed(
     ended_well(forks.run([*commands[stage], "--out", one]))
     ended_well(forks.run([*commands[stage], "--out", two], num_processes=2))
     assert forks.run([*commands[stage], "--out", killed], num_processes=2, die_at=moment).killed
+    shutil.copytree(killed, tmp_path / "alone")
     ended_well(forks.run([*commands[stage], "--out", killed], num_processes=2))
     assert contents(killed) == contents(two)
+    alone = ended_well(forks.run([*commands[stage], "--out", tmp_path / "alone"]))
+    if stage == "plan":
+        assert alone.written[1].startswith("at-00000002"), "the sums of two processes were not taken up by one"
+    assert read_plan(tmp_path / "alone" / "plan.json").groups == read_plan(one / "plan.json").groups
     plans = [read_plan(folder / "plan.json") for folder in (one, two)]
     assert plans[0].groups == plans[1].groups
     if stage != "obs":

@@ -121,15 +121,15 @@ def kept_in(folder: Path, inputs: Mapping[str, str | None], device: str) -> tupl
     return store, RunningSums(device, folder / SUMS, store.made_from)
 
 
+def store_in(folder: Path, inputs: Mapping[str, str | None]) -> Store:
+    """Where a stage keeps latents while it works on its folder. inputs: what it reads."""
+    return Store(folder / LATENTS, {name: [given, identity(given)] for name, given in inputs.items()})
+
+
 def forget_kept(folder: Path) -> None:
     """Remove what a stage has kept."""
     for name in (LATENTS, SUMS):
         shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def store_in(folder: Path, inputs: Mapping[str, str | None]) -> Store:
-    """Where a stage keeps latents while it works on its folder. inputs: what it reads."""
-    return Store(folder / LATENTS, {name: [given, identity(given)] for name, given in inputs.items()})
 
 
 def _plan_to_file(

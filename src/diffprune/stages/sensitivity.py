@@ -1,7 +1,6 @@
 """Stage `analyze sensitivity`: how much the output suffers when one group or one block alone is pruned."""
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,8 @@ from diffprune.progress import progress
 from diffprune.records import Existing, read_json, run_record, write_whole
 from diffprune.reporting.figures import error_by_ratio
 from diffprune.reporting.formats import block_of
-from diffprune.stages.plan import calibration_of, store_in
+from diffprune.running_sums import RunningSums
+from diffprune.stages.plan import calibration_of, forget_kept, kept_in
 
 ROWS_NAME = "rows.json"
 
@@ -43,22 +43,24 @@ def sensitivity_stage(
         resumable=True,
     ) as run:  # fmt: skip
         if not run.finished_before:
-            store = store_in(run.folder, inputs)
-            rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store)
-            shutil.rmtree(store.folder, ignore_errors=True)
+            store, sums = kept_in(run.folder, inputs, options.device)
+            rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store, sums)
+            forget_kept(run.folder)
             write_whole(run.folder / "sensitivity.png", error_by_ratio(rows))
             run.result = {"parts": rows}
         return run.result
 
 
-def _measure(model: Any, options: SensitivityOptions, notes: Path, store: Store) -> list[dict[str, Any]]:
+def _measure(
+    model: Any, options: SensitivityOptions, notes: Path, store: Store, sums: RunningSums
+) -> list[dict[str, Any]]:
     """One row per part and ratio; what an interrupted run noted is not measured again."""
     denoiser = denoiser_of(model)
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
     calibration = calibration_of(model, denoiser, options, store)
     device = pick_device(options.device)
-    scores = score(denoiser, groups, calibration, options)
+    scores = score(denoiser, groups, calibration, options, sums)
     batches = list(spaced_batches(calibration, options, options.num_timesteps))
     rows: list[dict[str, Any]] = read_json(notes)["rows"] if notes.exists() else []
     done = {(row["part"], row["ratio"]) for row in rows}
