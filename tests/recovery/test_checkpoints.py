@@ -1,15 +1,17 @@
 """Checkpoints are verified, and give way to the ones before."""
 
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import nn
 
 from diffprune.data.calibration import images_for
+from diffprune.errors import FolderError
 from diffprune.models.process import process_of
 from diffprune.options import FinetuneOptions
 from diffprune.recovery.checkpoints import newest_whole
@@ -92,7 +94,29 @@ def test_the_last_few_checkpoints_stay(keep: int, tmp_path: Path) -> None:
     assert kept == [f"step-000000{step}" for step in range(6 - keep, 6)]
 
 
-@pytest.mark.parametrize("optimizer", FinetuneOptions.model_fields["optimizer"].annotation.__args__)
+@pytest.mark.parametrize("limit", [100_000, 300_000])
+def test_a_full_disk_leaves_the_checkpoints_that_are_there(limit: int, after_four: Path, tmp_path: Path) -> None:
+    """The weights take 220 kB, the optimizer's state twice that; the system says of a limit what it says of a disk."""
+    folder = tmp_path / "run"
+    shutil.copytree(after_four, folder)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(FolderError, match="free space"):
+            trained(folder, steps=6)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["step-0000002", "step-0000004"]
+
+
+OPTIMIZERS = get_args(FinetuneOptions.model_fields["optimizer"].annotation)
+QUICKLY_TESTED = ("adafactor", "sgd")
+
+
+@pytest.mark.parametrize(
+    "optimizer", [pytest.param(o, marks=() if o in QUICKLY_TESTED else pytest.mark.slow) for o in OPTIMIZERS]
+)
 def test_every_optimizer_trains_and_resumes(optimizer: str, tmp_path: Path) -> None:
     undisturbed = trained(None, steps=3, optimizer=optimizer)
     trained(tmp_path, steps=2, optimizer=optimizer)

@@ -25,7 +25,7 @@ STEPS = (
     "--steps", 20, "--preview-every", 10, "--preview-steps", 2, "--num-validation-images", 4, "--validate-every", 7,
 )  # fmt: skip
 TWO = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-OF_TWO = ("--steps", 16, "--dropout", 0, "--num-validation-images", 5, "--validate-every", 7)
+OF_TWO = ("--steps", 10, "--dropout", 0, "--num-validation-images", 5, "--validate-every", 4)
 
 
 @pytest.fixture(scope="module")

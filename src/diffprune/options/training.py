@@ -46,7 +46,7 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default=0.9999,
         ge=0,
         lt=1,
-        description="limit of the weights' moving average; step n uses min(this, n/(9+n)), the average of about the "
+        description="limit of the weights' moving average; step n uses min(this, n/(9+n)), an average over about the "
         "last n/9 steps, so that short runs do not hang on their start",
     )
     dropout: float | None = Field(

@@ -36,8 +36,10 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
         broadcast_object_list(message)
         try:
             accelerator.save_state(str(message[0]))
-        except RuntimeError as error:  # torch's own, of a full disk
-            raise FolderError(f"cannot write a checkpoint to {folder}: {error}; free space and go on") from error
+        except RuntimeError as error:
+            if "inline_container" not in str(error):  # torch's own, of a full disk
+                raise
+            raise FolderError(f"cannot write a checkpoint to {folder}; free space, the same command goes on") from error
         accelerator.wait_for_everyone()
         if mine is not None:
             write_json(mine / SUMS, {str(path.relative_to(mine)): _sha256(path) for path in _files(mine)})
