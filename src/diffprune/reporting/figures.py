@@ -84,7 +84,7 @@ def error_by_layer(layers: Sequence[Mapping[str, Any]]) -> bytes:
         axes.plot([max(layer["held_out"][index], 1e-12) for layer in layers], color=color, label=label, linewidth=1.5)
     axes.set(xlabel="layer, in the order of the forward pass", ylabel="squared error / target", yscale="log")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, ncols=2)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), frameon=False, ncols=2)
     return _rendered(figure)
 
 
