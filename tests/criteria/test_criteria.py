@@ -307,6 +307,7 @@ def test_every_schedule_noises_as_ddpm_does(kind: type, prediction_type: str) ->
     assert torch.allclose(ours.target, velocity if prediction_type == "v_prediction" else noise, atol=1e-6)
 
 
+@pytest.mark.slow  # half precision is slow on CPUs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_models_are_scored_in_fp32(dtype: torch.dtype, pipeline: object) -> None:
     options = {"data": "digits", "num_calibration_images": 4, "timestep_stride": 10}

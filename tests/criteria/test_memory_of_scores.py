@@ -78,7 +78,10 @@ def correlation(one: Tensor, other: Tensor) -> float:
     return float(torch.corrcoef(ranks)[0, 1])
 
 
-@pytest.mark.parametrize("criterion", ["diff-pruning", "first-order", "absolute", "second-order", "fisher"])
+SLOWER = [pytest.param(name, marks=pytest.mark.slow) for name in ("first-order", "absolute", "second-order", "fisher")]
+
+
+@pytest.mark.parametrize("criterion", ["diff-pruning", *SLOWER])
 def test_a_bf16_model_is_scored_without_an_fp32_copy_as_in_fp32(
     criterion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from diffprune.groups import find_blocks, find_groups, smaller
 from diffprune.models.blocks import block_lists
 from diffprune.models.depth import keep_blocks
 from diffprune.options import PlanOptions
+from diffprune.running_sums import RunningSums
 
 from bypass import bypass_blocks
 from conftest import text_unet, tiny_unet
@@ -150,7 +151,7 @@ def test_a_block_that_does_nothing_scores_nothing(criterion: Any) -> None:
         {"encoder_hidden_states": text},
     )  # fmt: skip
     options = PlanOptions(block_timesteps=2, batch_size=2)
-    values = criterion(whole, find_blocks(whole), calibration, options).values
+    values = criterion(whole, find_blocks(whole), calibration, options, RunningSums()).values
     assert values["up_blocks.0.attentions.1.transformer_blocks"][1] == pytest.approx(0, abs=1e-6)
     others = torch.cat([scores for name, scores in values.items()])
     assert (others > 1e-6).sum() == len(others) - 1
