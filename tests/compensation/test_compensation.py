@@ -325,3 +325,9 @@ def test_the_folder_and_the_report_say_what_compensation_did(pipeline_folder: Pa
     page = (tmp_path / "report.html").read_text()
     assert f"{told['output_error_before']:.4g} to {told['output_error_after']:.4g}" in page
     assert f"{told['layers_fitted']} layers were fitted" in page
+
+
+def test_images_for_compensation_that_are_not_there_leave_nothing(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = ["prune", str(pipeline_folder), "--criterion", "magnitude", "--data", str(tmp_path / "nowhere")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()

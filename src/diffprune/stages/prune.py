@@ -18,7 +18,7 @@ from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
 from diffprune.models.precision import in_stored_dtype, load_as_stored
 from diffprune.models.pruned import PrunedMixin
-from diffprune.options import OF_CALIBRATION, PlanOptions, PruneOptions
+from diffprune.options import OF_CALIBRATION, UNCALIBRATED_CRITERIA, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
 from diffprune.processes import by_main, shared_run
 from diffprune.records import Existing, whole_folder, write_json
@@ -137,8 +137,8 @@ def prune_stage(
                 model = load_as_stored(source).whole
                 check_weights(denoiser_of(model), reinit=options.reinit)
                 plan = make_plan(model, plan_options, store, sums)
-            if _calibrating(plan, options) is not None:  # what follows is long
-                by_main(partial(plan.save, kept), device)
+                if plan.criterion not in UNCALIBRATED_CRITERIA and _calibrating(plan, options) is not None:
+                    by_main(partial(plan.save, kept), device)  # it took long, and what follows does
             run.result = by_main(partial(_into_folder, source, model, plan, options, run.folder, store), device)
         return run.result
 
