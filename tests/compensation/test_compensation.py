@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import diffprune
 from diffprune.cli import main
 from diffprune.compensation import compensate
-from diffprune.compensation.draws import WeightedBatch, draw_weighted, weights_of
+from diffprune.compensation.draws import WeightedBatch, draw_weighted, num_images, weights_of
 from diffprune.compensation.fitting import fit_layers
 from diffprune.compensation.layers import LayerFit
 from diffprune.compensation.norms import NormFit
@@ -54,7 +54,7 @@ def generator() -> torch.Generator:
 
 def fitted(layer: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> LayerFit:
     """The rows of all batches, the last of them held out."""
-    fit = LayerFit("layer", layer, generator())
+    fit = LayerFit("layer", layer, generator(), 48)
     for number, (x, target) in enumerate(batches):
         weights = torch.ones(len(x), dtype=torch.float64)
         fit.add(x, target, weights, held_out=number == len(batches) - 1)
@@ -270,6 +270,16 @@ def test_weights_by_timestep_fall_where_they_should() -> None:
     assert snr[0] < 0.1 < snr[-1] <= 1
     assert bool((log.diff() > 0).all())
     assert (float(log[0]), float(log[-1])) == pytest.approx((0.1, 1.0))
+
+
+def test_large_images_are_fewer_unless_a_number_is_given() -> None:
+    scheduler = tiny_pipeline().scheduler
+    numbers = []
+    for shape in ((3, 32, 32), (4, 64, 64), (4, 128, 128), (3, 256, 256), (16, 21, 60, 104)):
+        some = torch.zeros(1, *shape)
+        numbers.append(num_images(Calibration(some, some, scheduler), PruneOptions()))
+    assert numbers == [256, 256, 64, 21, 8]
+    assert num_images(Calibration(some, some, scheduler), PruneOptions(num_compensation_images=100)) == 100
 
 
 def test_a_walk_hands_its_error_over() -> None:

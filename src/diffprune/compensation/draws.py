@@ -13,6 +13,8 @@ from diffprune.options import PruneOptions
 HELD_OUT = 0.2
 """Share of the images on which a correction has to prove itself."""
 
+MOST, FEWEST, MANY = 256, 8, 2**22
+
 FLOOR = 0.1
 """The weight of the least noisy timestep, by `log`."""
 
@@ -26,15 +28,23 @@ class WeightedBatch:
     held_out: bool
 
 
+def num_images(calibration: Calibration, options: PruneOptions) -> int:
+    """`num_compensation_images`, or as many as hold `MANY` values together: what is alive of all is held at once."""
+    if options.num_compensation_images is not None:
+        return options.num_compensation_images
+    return min(MOST, max(FEWEST, MANY // calibration.clean[0].numel()))
+
+
 def draw_weighted(calibration: Calibration, options: PruneOptions, batch_size: int) -> list[WeightedBatch]:
-    """`num_compensation_images` noised images for the fit and a quarter as many held-out ones, of other images.
+    """`num_images` noised images for the fit and a quarter as many held-out ones, of other images.
 
     Timesteps are stratified over the schedule; an image that comes again has another noise and another timestep.
     """
     generator = torch.Generator().manual_seed(options.seed)
     order = torch.randperm(len(calibration), generator=generator)
     apart = min(max(1, round(len(order) * HELD_OUT)), len(order) - 1)
-    num_fitted, num_held_out = options.num_compensation_images, max(1, options.num_compensation_images // 4)
+    num_fitted = num_images(calibration, options)
+    num_held_out = max(1, num_fitted // 4)
     pools = ((order[apart:], num_fitted, False), (order[:apart] if apart else order, num_held_out, True))
     batches = []
     for pool, num, held_out in pools:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.compensation.draws import WeightedBatch
-from diffprune.compensation.layers import Fit, LayerFit
+from diffprune.compensation.layers import ROWS, Fit, LayerFit
 from diffprune.compensation.norms import NORMS, NormFit
 from diffprune.compensation.solved import SolvedLayers
 from diffprune.compensation.walks import Walk, pausing
@@ -119,7 +119,12 @@ def _fit_next(
         layer = small.get_submodule(here.path)
         if layer_fit is None:
             known = None if store is None else store.load(here.path, layer)
-            layer_fit = NormFit(here.path, layer) if isinstance(layer, NORMS) else LayerFit(here.path, layer, generator)
+            per_image = -(-ROWS // sum(len(b.weights) for b in batches if not b.held_out))
+            layer_fit = (
+                NormFit(here.path, layer)
+                if isinstance(layer, NORMS)
+                else LayerFit(here.path, layer, generator, per_image)
+            )
         if known is not None:
             continue
         axis = 1 if isinstance(layer, CHANNELS_FIRST) else there.tensor.ndim - 1

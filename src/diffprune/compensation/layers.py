@@ -16,8 +16,8 @@ SAME = 1e-10
 """Squared error over squared target below which a layer already gives what the original gave."""
 
 
-PER_IMAGE = 48
-"""Positions of a layer's output that are looked at in each image."""
+ROWS = 12288
+"""Positions of a layer's output that are looked at, in all images of the fit together."""
 
 
 TINY = 1e-30
@@ -40,20 +40,20 @@ class Fit:
 class LayerFit:
     """Collects the rows of a layer, batch by batch, then corrects its weight and bias in place."""
 
-    def __init__(self, path: str, layer: nn.Module, generator: torch.Generator) -> None:
+    def __init__(self, path: str, layer: nn.Module, generator: torch.Generator, per_image: int) -> None:
         self.path, self.layer = path, cast(Any, layer)
-        self.generator = generator
+        self.generator, self.per_image = generator, per_image
         self.sums = ResidualSums(has_bias=layer.bias is not None)
         self.held_out: list[tuple[Tensor, Tensor, Tensor]] = []
         self.squares = {False: 0.0, True: 0.0}  # of targets, by whether they are held out
         self.error = 0.0
 
     def add(self, x: Tensor, target: Tensor, weights: Tensor, *, held_out: bool) -> None:
-        """Add one batch.
+        """Add one batch, at most `per_image` positions of each image.
 
         x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (images,).
         """
-        places = draw_places(self.layer, x, PER_IMAGE, self.generator)
+        places = draw_places(self.layer, x, self.per_image, self.generator)
         inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
         weight = _matrix(self.layer).to(x.device)
         now = torch.einsum("rgi,goi->rgo", inputs, weight)

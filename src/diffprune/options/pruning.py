@@ -111,8 +111,11 @@ class PruneOptions(Options):
         description="put what the removed units did into those that stay, layer by layer, by least squares on "
         "calibration images (without images, such as after criterion magnitude, the weights are kept as they are)",
     )
-    num_compensation_images: int = Field(
-        default=256, ge=1, description="noised images that layers are fitted on; a quarter as many more are held out"
+    num_compensation_images: int | None = Field(
+        default=None,
+        ge=1,
+        description="noised images that layers are fitted on, all at once; a quarter as many more are held out "
+        "(default: 256; fewer, down to 8, where an image or latent has more than 16,384 values)",
     )
     compensation_weighting: Literal["uniform", "snr", "log"] = Field(
         default="uniform",
