@@ -17,7 +17,7 @@ from diffprune.compensation.solved import SolvedLayers
 from diffprune.compensation.walks import Walk, pausing
 from diffprune.errors import ModelError
 from diffprune.models.families import predict
-from diffprune.models.resize import CHANNELS_FIRST, Place
+from diffprune.models.resize import CHANNELS_FIRST, Place, channel_axis
 from diffprune.models.windows import is_served
 from diffprune.progress import progress
 
@@ -127,11 +127,12 @@ def _fit_next(
             )
         if known is not None:
             continue
-        axis = 1 if isinstance(layer, CHANNELS_FIRST) else there.tensor.ndim - 1
-        rows = kept.get((there.path, "out"))
-        target = there.tensor if rows is None else there.tensor.index_select(axis, rows.to(there.tensor.device))
+        rows, target = kept.get((there.path, "out")), there.tensor
+        if rows is not None:
+            target = target.index_select(channel_axis(layer, target), rows.to(target.device))
         if _comparable(layer, here.tensor, target, batch):
-            layer_fit.add(here.tensor, target, batch.weights, held_out=batch.held_out)
+            weights = batch.weights.repeat_interleave(len(target) // len(batch.weights)).to(target.device)
+            layer_fit.add(here.tensor, target, weights, held_out=batch.held_out)
     assert layer_fit is not None
     if known is not None:
         return known

@@ -15,12 +15,11 @@ RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
 SAME = 1e-10
 """Squared error over squared target below which a layer already gives what the original gave."""
 
-
 ROWS = 12288
 """Positions of a layer's output that are looked at, in all images of the fit together."""
 
-
 TINY = 1e-30
+"""What divisors are kept above."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class LayerFit:
     def add(self, x: Tensor, target: Tensor, weights: Tensor, *, held_out: bool) -> None:
         """Add one batch, at most `per_image` positions of each image.
 
-        x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (images,).
+        x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (entries,),
+        of the first dimension of both.
         """
         places = draw_places(self.layer, x, self.per_image, self.generator)
         inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
@@ -60,7 +60,7 @@ class LayerFit:
         if self.layer.bias is not None:
             now = now + self.layer.bias.view(weight.shape[:2]).to(x.device)
         residuals = targets.to(now.dtype).reshape(now.shape) - now
-        by_row = weights.repeat_interleave(len(target) // len(weights)).to(x.device)[places.entries]
+        by_row = weights[places.entries]
         squares, error = _squares(targets[:, None], by_row), _squares(residuals, by_row)
         self.squares[held_out] += squares
         if error <= SAME * squares:

@@ -6,7 +6,8 @@ import torch
 from diffusers.models.normalization import RMSNorm
 from torch import Tensor, nn
 
-from diffprune.compensation.layers import SAME, Fit
+from diffprune.compensation.layers import SAME, TINY, Fit
+from diffprune.models.resize import channel_axis
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
 """Norms with a weight per channel."""
@@ -25,8 +26,8 @@ class NormFit:
     def add(self, x: Tensor, target: Tensor, weights: Tensor, *, held_out: bool) -> None:
         """Add one batch; arguments as in `LayerFit.add`."""
         now = self.layer(x).double()
-        axis = 1 if isinstance(self.layer, nn.GroupNorm) else now.ndim - 1
-        w = weights.repeat_interleave(len(now) // len(weights)).to(x.device).double().view(-1, *[1] * (now.ndim - 1))
+        axis = channel_axis(self.layer, now)
+        w = weights.double().view(-1, *[1] * (now.ndim - 1))
         y, t = now.movedim(axis, -1), target.double().movedim(axis, -1)
         products = (torch.ones_like(y), y, t, y * y, y * t, t * t)
         moments = torch.stack([(w * product).flatten(0, -2).sum(0) for product in products])
@@ -39,11 +40,11 @@ class NormFit:
         num, y, t, yy, yt, _ = self.moments[False]
         bias: Tensor | None = getattr(self.layer, "bias", None)
         if bias is None:
-            scale = torch.where(yy > 0, yt / yy.clamp(min=1e-30), 1.0)
+            scale = torch.where(yy > 0, yt / yy.clamp(min=TINY), 1.0)
             shift = torch.zeros_like(scale)
         else:
             spread, common = yy / num - (y / num) ** 2, yt / num - y * t / num**2
-            scale = torch.where(spread > 0, common / spread.clamp(min=1e-30), 1.0)
+            scale = torch.where(spread > 0, common / spread.clamp(min=TINY), 1.0)
             shift = (t - scale * y) / num
         same, none = torch.ones_like(scale), torch.zeros_like(scale)
         before, after = (
@@ -65,4 +66,4 @@ def _error(moments: Tensor, scale: Tensor, shift: Tensor) -> float:
     """Squared error of scale * y + shift over the squared target."""
     num, y, t, yy, yt, tt = moments
     error = scale**2 * yy + shift**2 * num + tt + 2 * (scale * shift * y - scale * yt - shift * t)
-    return float(error.sum() / tt.sum().clamp(min=1e-30))
+    return float(error.sum() / tt.sum().clamp(min=TINY))

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from diffprune.criteria.gradients import needed, spaced_timesteps
 from diffprune.criteria.scores import Scores
-from diffprune.criteria.taps import Place, tapped
+from diffprune.criteria.taps import tapped
 from diffprune.criteria.unit_gradients import random_directions
 from diffprune.data.calibration import Calibration
 from diffprune.errors import ModelError
 from diffprune.groups import Group
 from diffprune.kept import Found
 from diffprune.models.families import predict
+from diffprune.models.resize import Place, channel_axis
 from diffprune.models.windows import draw_places, inputs_at, is_served
 from diffprune.options import PlanOptions
 from diffprune.processes import my_share, summed
@@ -122,8 +123,8 @@ def _collect(
             sums.tensors[f"{path} hessian"] += (rows.float().T @ rows.float()).double()
             sums.tensors[f"{path} num"] += len(rows)
         else:
-            axis = gradient.ndim - 1 if isinstance(layer, nn.Linear) else 1
-            sums.tensors[f"{path} sensitivity"] += gradient.double().square().movedim(axis, -1).flatten(0, -2).sum(0)
+            squares = gradient.double().square().movedim(channel_axis(layer, gradient), -1)
+            sums.tensors[f"{path} sensitivity"] += squares.flatten(0, -2).sum(0)
 
     places: list[Place] = [(path, dim) for path in layers for dim in ("in", "out")]
     directions = random_directions(calibration, options)

@@ -8,10 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprune.models.families import Dim
-
-Place = tuple[str, Dim]
-"""A layer's path and whether its input or its output is meant."""
+from diffprune.models.resize import Place
 
 Take = Callable[[Place, Tensor, Tensor], None]
 """Called with a place, the values there and their gradient."""

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.criteria.gradients import scored_timesteps
-from diffprune.criteria.taps import Place, tapped
+from diffprune.criteria.taps import tapped
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.models.families import predict
-from diffprune.models.resize import CHANNELS_FIRST
+from diffprune.models.resize import Place, channel_axis
 from diffprune.options import PlanOptions
 from diffprune.running_sums import RunningSums
 from diffprune.sampling.sampler import image_generator
@@ -73,7 +73,7 @@ def _take(denoiser: nn.Module, by_place: dict[Place, Tensor], place: Place, valu
 def _by_channel(layer: nn.Module, tensor: Tensor, gradient: Tensor) -> Tensor:
     """Sum of tensor * gradient over positions: (images, channels), float64."""
     product = tensor.double() * gradient.double()
-    axis = 1 if isinstance(layer, CHANNELS_FIRST) else product.ndim - 1
+    axis = channel_axis(layer, product)
     others = [d for d in range(1, product.ndim) if d != axis]
     return product.sum(others).cpu() if others else product.cpu()
 

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -175,10 +176,10 @@ def _made(
     more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
     beside = _extremes(pipeline, texts, more)
     interface = find_interface(pipeline, beside or texts.texts[:1], more)
-    draw = _own if texts.rows is None else _encoded
+    draw = _own if texts.rows is None else partial(_encoded, device=device)
     words = "own images" if texts.rows is None else "latents of images"
     with progress(words, sum(map(len, batches)), "images") as advance:
-        for batch, clean in zip(batches, draw(pipeline, texts, batches, options, device, more), strict=True):
+        for batch, clean in zip(batches, draw(pipeline, texts, batches, options, more), strict=True):
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
@@ -201,12 +202,7 @@ def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]
 
 
 def _own(
-    pipeline: Any,
-    texts: Texts,
-    batches: Sequence[range],
-    options: Options,
-    device: torch.device,
-    more: Mapping[str, Any],
+    pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
 ) -> Iterator[Tensor]:
     for batch in batches:
         prompts, generators = [texts.texts[i] for i in batch], _generators(options, batch)
@@ -218,8 +214,9 @@ def _encoded(
     texts: Texts,
     batches: Sequence[range],
     options: Options,
-    device: torch.device,
     more: Mapping[str, Any],
+    *,
+    device: torch.device,
 ) -> Iterator[Tensor]:
     layout = find_layout(pipeline, texts.texts[0], more)
     assert texts.rows is not None

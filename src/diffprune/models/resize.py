@@ -97,6 +97,11 @@ def width(module: nn.Module, dim: Dim) -> int:
     return number(module, WIDTHS[kind][dim]) or 0
 
 
+def channel_axis(layer: nn.Module, given: Tensor) -> int:
+    """Which dimension of what a layer gives its channels are."""
+    return 1 if isinstance(layer, CHANNELS_FIRST) else given.ndim - 1
+
+
 def width_attributes(layer: nn.Module, dim: Dim) -> tuple[str, ...]:
     """The attributes that hold the size of a layer's dimension: several in a depthwise convolution."""
     kind = layer_type(layer)

@@ -64,11 +64,13 @@ def matched_blocks(student: nn.Module, teacher: nn.Module) -> Matched:
         if path in theirs and len(theirs[path]) == len(blocks)
         for index in range(len(blocks))
     ]
+    there = {name for name, layer in student.named_modules() if is_weighted(layer)}
     kept = _kept_rows(student, teacher)
     channels: dict[str, Tensor | None] = {}
     for path in paths:
-        last = _last_layer(student, teacher, path)
-        if last is None:
+        own = [f"{path}.{name}" for name, layer in teacher.get_submodule(path).named_modules() if is_weighted(layer)]
+        last = own[-1] if own else None  # its rows are what the block gives
+        if last is None or last not in there:
             continue
         ours, full = (width(model.get_submodule(last), "out") for model in (student, teacher))
         if ours == full:
@@ -81,13 +83,6 @@ def matched_blocks(student: nn.Module, teacher: nn.Module) -> Matched:
             "have other lengths, or the student does not tell which channels of this teacher it has kept; leave it out"
         )
     return Matched(channels)
-
-
-def _last_layer(student: nn.Module, teacher: nn.Module, path: str) -> str | None:
-    """The last convolution or linear layer of a block, where both have it: its rows are what the block gives."""
-    own = [f"{path}.{name}" for name, layer in teacher.get_submodule(path).named_modules() if is_weighted(layer)]
-    there = {name for name, layer in student.named_modules() if is_weighted(layer)}
-    return own[-1] if own and own[-1] in there else None
 
 
 def _kept_rows(student: nn.Module, teacher: nn.Module) -> dict[str, Tensor]:
