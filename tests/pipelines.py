@@ -1,5 +1,6 @@
 """Tiny text- and class-conditioned pipelines of real component classes, with random weights, made in memory."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxFillPipeline,
+    FluxKontextPipeline,
     FluxPipeline,
     FluxTransformer2DModel,
     LTXPipeline,
@@ -28,9 +31,12 @@ from diffusers import (
     QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    WanImageToVideoPipeline,
     WanPipeline,
     WanTransformer3DModel,
 )  # fmt: skip
@@ -245,6 +251,48 @@ def wan() -> WanPipeline:
     )  # fmt: skip
 
 
+def inpaint() -> StableDiffusionInpaintPipeline:
+    unet = _unet(in_channels=9, out_channels=4)  # x_t, the mask, latents of what is left of the image
+    components = {**sd().components, "unet": unet}
+    return StableDiffusionInpaintPipeline(**components, requires_safety_checker=False)
+
+
+def pix2pix() -> StableDiffusionInstructPix2PixPipeline:
+    components = {**sd().components, "unet": _unet(in_channels=8, out_channels=4)}
+    return StableDiffusionInstructPix2PixPipeline(**components, requires_safety_checker=False)
+
+
+def fill() -> FluxFillPipeline:
+    components = flux().components
+    config = _changed(components["transformer"], in_channels=4 + 4 + 4 * 4, out_channels=4)
+    transformer = FluxTransformer2DModel.from_config(config).eval()  # x_t, latents of the image, the mask's pixels
+    return FluxFillPipeline(**{**_taken_by(FluxFillPipeline, components), "transformer": transformer})
+
+
+def kontext() -> FluxKontextPipeline:
+    return FluxKontextPipeline(**flux().components)
+
+
+def wan_i2v() -> WanImageToVideoPipeline:
+    components = wan().components
+    config = _changed(components["transformer"], in_channels=16 + 4 + 16, out_channels=16)
+    transformer = WanTransformer3DModel.from_config(config).eval()  # x_t, which frames are given, and their latents
+    return WanImageToVideoPipeline(**{**_taken_by(WanImageToVideoPipeline, components), "transformer": transformer})
+
+
+def _changed(model: Any, **entries: Any) -> dict[str, Any]:
+    return {**{name: v for name, v in model.config.items() if not name.startswith("_")}, **entries}
+
+
+def _taken_by(kind: type, components: dict[str, Any]) -> dict[str, Any]:
+    return {name: c for name, c in components.items() if name in inspect.signature(kind.__init__).parameters}
+
+
+FROM_IMAGES: dict[str, Callable[[], Any]] = {
+    "inpaint": inpaint, "pix2pix": pix2pix, "fill": fill, "kontext": kontext, "wan_i2v": wan_i2v,
+}  # fmt: skip
+"""Pipelines that draw from images that they are given."""
+
 PIPELINES: dict[str, Callable[[], Any]] = {
     "sd": sd, "sdxl": sdxl, "sd3": sd3, "flux": flux, "flux2": flux2, "pixart": pixart, "dit": dit, "ltx": ltx,
     "wan": wan, "qwen": qwen,
@@ -255,12 +303,15 @@ SIZES: dict[str, list[str]] = {
     "pixart": ["--height", "16", "--width", "16"], "dit": [],
     "ltx": ["--height", "32", "--width", "32", "--num-frames", "9"],
     "wan": ["--height", "16", "--width", "16", "--num-frames", "5"], "qwen": ["--height", "16", "--width", "16"],
+    "inpaint": [], "pix2pix": [], "fill": ["--height", "16", "--width", "16"],
+    "kontext": ["--height", "16", "--width", "16"],
+    "wan_i2v": ["--height", "16", "--width", "16", "--num-frames", "5"],
 }  # fmt: skip
 """Words of the command line that keep what they draw small."""
 
 
 def tiny(name: str) -> Any:
-    """One of `PIPELINES`, with the same weights every time."""
+    """One of `PIPELINES` or `FROM_IMAGES`, with the same weights every time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return PIPELINES[name]()
+        return {**PIPELINES, **FROM_IMAGES}[name]()

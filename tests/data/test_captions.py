@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffprune.data.captions import captions_of
+from diffprune.data.captions import open_captioned
 from diffprune.data.images import open_rows
 from diffprune.errors import DataError
 
 GREY = Image.fromarray(np.zeros((8, 8), np.uint8))
+
+
+def texts_of(source: str) -> list[str]:
+    return [prompt.text for prompt in open_captioned(source)[1]]
 
 
 def dataset(**columns: object) -> datasets.Dataset:
@@ -35,38 +39,38 @@ def folder_of(place: Path, *names: str, lines: list[object]) -> Path:
 
 @pytest.mark.parametrize("column", ["text", "caption", "captions", "prompt"])
 def test_a_column_of_text_holds_the_captions(column: str, tmp_path: Path) -> None:
-    assert captions_of(parquet_of(tmp_path, other=["x"] * 3, **{column: ["a", "", "c"]})) == ["a", "", "c"]
+    assert texts_of(parquet_of(tmp_path, other=["x"] * 3, **{column: ["a", "", "c"]})) == ["a", "", "c"]
 
 
 def test_of_several_captions_the_first_is_taken(tmp_path: Path) -> None:
-    assert captions_of(parquet_of(tmp_path, captions=[["a", "b"], ["c"], ["d"]])) == ["a", "c", "d"]
+    assert texts_of(parquet_of(tmp_path, captions=[["a", "b"], ["c"], ["d"]])) == ["a", "c", "d"]
 
 
 def test_a_saved_data_set_holds_captions(tmp_path: Path) -> None:
     dataset(caption=["a", "b", "c"]).save_to_disk(str(tmp_path / "set"))
-    assert captions_of(str(tmp_path / "set")) == ["a", "b", "c"]
+    assert texts_of(str(tmp_path / "set")) == ["a", "b", "c"]
 
 
 def test_the_metadata_of_a_folder_name_each_image_in_any_order(tmp_path: Path) -> None:
     lines = [{"file_name": "b/z.png", "text": "last"}, {"file_name": "a.png", "text": "first"}]
     folder = folder_of(tmp_path, "a.png", "b/z.png", lines=lines)
     assert [path.name for path in open_rows(folder)] == ["a.png", "z.png"]
-    assert captions_of(str(folder)) == ["first", "last"]
+    assert texts_of(str(folder)) == ["first", "last"]
 
 
 def test_missing_captions_are_refused_with_what_would_do(tmp_path: Path) -> None:
     remedy = "needs a text for each image: give images with captions, or data `generated`"
     with pytest.raises(DataError, match=f"digits bear no captions.*{remedy}"):
-        captions_of("digits")
+        open_captioned("digits")
     with pytest.raises(DataError, match=f"no column of captions .*other; a text.*{remedy}"):
-        captions_of(parquet_of(tmp_path, other=["x"] * 3))
-    with pytest.raises(DataError, match=r"image 1 of .* has no caption .got None"):
-        captions_of(parquet_of(tmp_path, text=["a", None, "c"]))
+        open_captioned(parquet_of(tmp_path, other=["x"] * 3))
+    with pytest.raises(DataError, match=r"image 1 of .* has no text .*got None"):
+        open_captioned(parquet_of(tmp_path, text=["a", None, "c"]))
     plain = tmp_path / "plain"
     plain.mkdir()
     GREY.save(plain / "a.png")
     with pytest.raises(DataError, match=f"has no metadata.jsonl.*{remedy}"):
-        captions_of(str(plain))
+        open_captioned(str(plain))
 
 
 @pytest.mark.parametrize(
@@ -74,18 +78,18 @@ def test_missing_captions_are_refused_with_what_would_do(tmp_path: Path) -> None
     [
         ([{"file_name": "a.png", "text": "x"}], "b.png has no line in"),
         ([{"text": "x"}], "line 1 of .* holds no `file_name`"),
-        ([{"file_name": "a.png", "label": 3}], "line 1 of .* holds no caption .text, caption"),
-        ([{"file_name": "a.png", "text": 7}, {"file_name": "b.png", "text": "x"}], "image 0 of .* has no caption"),
-        (["a.png"], "line 1 of .* holds no `file_name`"),
+        ([{"file_name": "a.png", "label": 3}], "line 1 of .* has no text .text, caption"),
+        ([{"file_name": "a.png", "text": 7}, {"file_name": "b.png", "text": "x"}], "line 1 of .* has no text"),
+        (["a.png"], "line 1 of .* is a str, expected an object"),
     ],
 )
 def test_damaged_metadata_are_refused(lines: list[object], message: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=message):
-        captions_of(str(folder_of(tmp_path, "a.png", "b.png", lines=lines)))
+        open_captioned(str(folder_of(tmp_path, "a.png", "b.png", lines=lines)))
 
 
 def test_metadata_that_are_no_json_are_refused(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, "a.png", lines=[])
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "cut')
     with pytest.raises(DataError, match=r"line 1 of .*metadata.jsonl is not JSON"):
-        captions_of(str(folder))
+        open_captioned(str(folder))

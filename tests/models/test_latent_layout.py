@@ -9,7 +9,9 @@ from torch import Tensor
 
 from diffprune.errors import ModelError
 from diffprune.models.latent_layout import LatentLayout, find_layout
-from diffprune.models.recording import UNGUIDED, listening
+from diffprune.models.pipeline_calls import UNGUIDED
+from diffprune.models.prompts import Prompt
+from diffprune.models.recording import listening
 
 from pipelines import tiny
 
@@ -43,7 +45,7 @@ def drawn_from(pipeline: Any, latents: Tensor, more: dict[str, Any]) -> Tensor:
 @pytest.mark.parametrize("name", CALLS)
 def test_the_pipeline_decodes_an_encoded_image_as_its_autoencoder_does(name: str) -> None:
     pipeline, more = tiny(name), CALLS[name]
-    layout = find_layout(pipeline, "a red cat", {**UNGUIDED, **more})
+    layout = find_layout(pipeline, Prompt("a red cat"), {**UNGUIDED, **more})
     images = images_for(layout)
     inputs = images[:, :, None] if name in ("wan", "ltx", "qwen") else images
     with torch.no_grad():
@@ -59,7 +61,7 @@ def test_means_and_deviations_of_channels_are_those_of_the_autoencoder() -> None
     mean, std = torch.tensor([0.1, -0.2, 0.3, 0.0]), torch.tensor([0.5, 2.0, 1.5, 0.9])
     pipeline = tiny("sdxl")
     pipeline.vae.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
-    layout = find_layout(pipeline, "a red cat", UNGUIDED)
+    layout = find_layout(pipeline, Prompt("a red cat"), UNGUIDED)
     images = images_for(layout)
     z, by_channel = latents_of(pipeline.vae, images), (1, 4, 1, 1)
     expected = (z - mean.view(by_channel)) * pipeline.vae.config.scaling_factor / std.view(by_channel)
@@ -68,7 +70,7 @@ def test_means_and_deviations_of_channels_are_those_of_the_autoencoder() -> None
 
 def test_latents_are_packed_as_the_pipeline_packs_its_own() -> None:
     pipeline = tiny("flux")
-    layout = find_layout(pipeline, "a red cat", {"height": 16, "width": 32})
+    layout = find_layout(pipeline, Prompt("a red cat"), {"height": 16, "width": 32})
     assert layout.image_size == (16, 32)
     images, config = images_for(layout), pipeline.vae.config
     z = (latents_of(pipeline.vae, images) - config.shift_factor) * config.scaling_factor
@@ -80,15 +82,15 @@ def test_a_decoding_that_cannot_be_turned_round_is_refused() -> None:
     mixing.vae.register_to_config(timestep_conditioning=True)  # noise is mixed in before it decodes
     more = {**CALLS["ltx"], "decode_timestep": 0.5}
     with pytest.raises(ModelError, match=r"LTXPipeline.*cannot be turned round; give data `generated`"):
-        find_layout(mixing, "a red cat", more)
+        find_layout(mixing, Prompt("a red cat"), more)
     blind = tiny("sd")
     blind.vae = None
     with pytest.raises(ModelError, match="has no autoencoder"):
-        find_layout(blind, "a red cat", UNGUIDED)
+        find_layout(blind, Prompt("a red cat"), UNGUIDED)
 
 
 def test_images_do_not_serve_a_model_of_several_frames() -> None:
-    layout = find_layout(tiny("wan"), "a red cat", {**SIZED, "num_frames": 5})
+    layout = find_layout(tiny("wan"), Prompt("a red cat"), {**SIZED, "num_frames": 5})
     with pytest.raises(ModelError, match=r"give data `generated`.*num_frames 1"):
         layout.encode(images_for(layout))
 
@@ -96,8 +98,8 @@ def test_images_do_not_serve_a_model_of_several_frames() -> None:
 @pytest.mark.parametrize("name", ["sd3", "qwen", "wan"])
 def test_a_pipeline_in_half_precision_has_the_same_layout(name: str) -> None:
     more = {**UNGUIDED, **CALLS[name]}
-    whole = find_layout(tiny(name), "a red cat", more)
-    half = find_layout(tiny(name).to(torch.bfloat16), "a red cat", more)
+    whole = find_layout(tiny(name), Prompt("a red cat"), more)
+    half = find_layout(tiny(name).to(torch.bfloat16), Prompt("a red cat"), more)
     assert torch.equal(whole.order, half.order)
     assert torch.allclose(whole.scale, half.scale)
     assert torch.allclose(whole.shift, half.shift)

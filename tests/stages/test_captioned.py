@@ -21,8 +21,9 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderMo
 
 import diffprune
 from diffprune.cli import main
-from diffprune.data.conditioned import calibrate_on_texts, open_texts, told_latents
+from diffprune.data.conditioned import calibrate_on_texts, told_latents
 from diffprune.data.stored import Store
+from diffprune.data.texts import open_texts
 from diffprune.models.loading import denoiser_of
 from diffprune.models.process import process_of
 from diffprune.models.state import given_back
@@ -121,7 +122,7 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_caption(tmp_path: Pat
         open_texts(process, skipping, 5)
     opened = open_texts(process, skipping, 5, at_most=True)
     assert sorted(opened.indices) == [0, 2, 3, 4]
-    assert list(opened.texts) == [CAPTIONS[i] for i in opened.indices]
+    assert [prompt.text for prompt in opened.prompts] == [CAPTIONS[i] for i in opened.indices]
 
 
 def test_previews_are_drawn_from_prompts(captioned: str, prompts: Path, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import EulerAncestralDiscreteScheduler, FluxKontextPipeline, StableDiffusionImg2ImgPipeline
+from diffusers import EulerAncestralDiscreteScheduler
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
@@ -220,17 +220,3 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
     blind.register_modules(text_encoder=None)
     with pytest.raises(diffprune.ModelError, match="has no text encoder"):
         diffprune.sample(blind, tmp_path / "out", num=1, steps=1, prompts=prompts)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_pipelines_that_draw_from_images_are_refused_but_for_criteria_that_look_at_none() -> None:
-    components = tiny("flux").components
-    given = StableDiffusionImg2ImgPipeline(**tiny("sd").components, requires_safety_checker=False)
-    for pipeline in (given, FluxKontextPipeline(**components)):
-        with pytest.raises(diffprune.ModelError, match=r"draws from images.*random or magnitude"):
-            diffprune.plan(pipeline, data="digits", num_calibration_images=2)
-        with pytest.raises(diffprune.ModelError, match="draws from images that it is given"):
-            diffprune.finetune(pipeline, data="digits", steps=1)
-        plan = diffprune.plan(pipeline, criterion="magnitude", ratio=0.4)
-        assert plan.after.params < plan.before.params
-        assert type(diffprune.prune(pipeline, plan)) is type(pipeline)

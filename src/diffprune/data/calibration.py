@@ -13,8 +13,8 @@ from diffprune.data.labels import labels_of
 from diffprune.data.presets import preprocessing_of
 from diffprune.errors import DataError, ModelError
 from diffprune.models.conditions import select_rows
+from diffprune.models.interface import PLAIN, Convention
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess, is_flow, num_timesteps_of
-from diffprune.models.recording import PLAIN, Convention
 from diffprune.models.state import borrowed, given_back
 from diffprune.options import ImageOptions, PlanOptions, SampleOptions
 from diffprune.options.images import OnCorrupt

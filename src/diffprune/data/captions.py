@@ -1,77 +1,68 @@
 """The captions of the images of DATA: a column of text, or the metadata of a folder of images."""
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffprune.data.images import image_files, is_plain_folder, open_table
+from diffprune.data.images import image_files, is_plain_folder, open_rows, open_table
 from diffprune.errors import DataError
-
-COLUMNS = ("text", "caption", "captions", "prompt")
-"""Names under which data sets hold what an image shows, most telling first."""
+from diffprune.models.prompts import COLUMNS, Prompt, prompt_of, row_of
 
 METADATA = "metadata.jsonl"
-"""File in a folder of images: one JSON object a line, with `file_name` and a text."""
+"""File in a folder of images: one JSON object a line, with `file_name`, a text, and images to draw from."""
 
 _NEEDED = (
     "a text-conditioned model needs a text for each image: give images with captions, or data `generated` and prompts"
 )
 
 
-def captions_of(source: str) -> list[str]:
-    """The caption of each image of DATA, in the order of `open_rows`; of several captions the first.
+def open_captioned(source: str) -> tuple[Any, list[Prompt]]:
+    """The rows of DATA, as `open_rows` gives them, and the caption of each; of several captions the first.
 
     From a column of text named as in `COLUMNS` of a parquet file or data set; in a folder, from its metadata.jsonl (the
-    layout of 🤗 imagefolder). Raises DataError where there are none, or where an image has none.
+    layout of 🤗 imagefolder), with the images that each one was drawn from as in `prompt_of`; those are no rows of
+    their own. Raises DataError where there are no captions, or where an image has none.
     """
     path = Path(source)
     if source == "digits":
         raise DataError(f"digits bear no captions; {_NEEDED}")
-    found = _by_metadata(path) if is_plain_folder(path) else _by_column(open_table(source), source)
-    captions = []
-    for number, value in enumerate(found):
-        first = value[0] if isinstance(value, list) and value else value
-        if not isinstance(first, str):
-            raise DataError(f"image {number} of {source} has no caption (got {value!r}, expected a text); {_NEEDED}")
-        captions.append(first)
-    return captions
+    if is_plain_folder(path):
+        return _by_metadata(path)
+    return open_rows(source), _by_column(open_table(source), source)
 
 
-def _by_metadata(folder: Path) -> list[Any]:
+def _by_metadata(folder: Path) -> tuple[list[Path], list[Prompt]]:
     if not (folder / METADATA).is_file():
         raise DataError(f"{folder} has no {METADATA} with captions; {_NEEDED}")
-    told: dict[Path, Any] = {}
+    told: dict[Path, Prompt] = {}
     for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            row = _row(line, f"line {number} of {folder / METADATA}")
-            column = next((name for name in COLUMNS if name in row), None)
-            if column is None:
-                raise DataError(
-                    f"line {number} of {folder / METADATA} holds no caption ({', '.join(COLUMNS)}); {_NEEDED}"
-                )
-            told[folder / row["file_name"]] = row[column]
-    files: Sequence[Path] = image_files(folder)
+            where = f"line {number} of {folder / METADATA}"
+            row = row_of(line, where)
+            name = row.pop("file_name", None)
+            if not isinstance(name, str):
+                raise DataError(f"{where} holds no `file_name`; expected one and a text ({', '.join(COLUMNS)})")
+            told[folder / name] = _captioned(row, folder, where)
+    sources = {file for prompt in told.values() for file in prompt.images.values()}
+    files = [path for path in image_files(folder) if path in told or path not in sources]
     missing = next((path for path in files if path not in told), None)
     if missing is not None:
         raise DataError(f"{missing} has no line in {folder / METADATA}; {_NEEDED}")
-    return [told[path] for path in files]
+    return files, [told[path] for path in files]
 
 
-def _row(line: str, where: str) -> dict[str, Any]:
+def _by_column(table: Any, name: str) -> list[Prompt]:
+    column = next((column for column in COLUMNS if column in table.features), None)
+    if column is None:
+        raise DataError(
+            f"{name} has no column of captions ({', '.join(COLUMNS)}); its columns: {', '.join(table.features)}; "
+            f"{_NEEDED}"
+        )
+    rows = enumerate(table[column])
+    return [_captioned({column: value}, Path(), f"image {number} of {name}") for number, value in rows]
+
+
+def _captioned(row: dict[str, Any], folder: Path, where: str) -> Prompt:
     try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("file_name"), str):
-        raise DataError(f"{where} holds no `file_name`; expected an object with file_name and {', '.join(COLUMNS)}")
-    return row
-
-
-def _by_column(table: Any, name: str) -> list[Any]:
-    for column in COLUMNS:
-        if column in table.features:
-            return list(table[column])
-    raise DataError(
-        f"{name} has no column of captions ({', '.join(COLUMNS)}); its columns: {', '.join(table.features)}; {_NEEDED}"
-    )
+        return prompt_of(row, folder, where)
+    except DataError as error:
+        raise DataError(f"{error}; {_NEEDED}") from error

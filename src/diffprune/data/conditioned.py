@@ -1,116 +1,35 @@
 """Latents of text-conditioned models, their own or those of captioned images, with what their denoiser is told."""
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from diffprune.data.calibration import GENERATED, Calibration, with_noise
-from diffprune.data.captions import captions_of
-from diffprune.data.images import ImageSet, load_batches, load_image, open_rows, row_name, rows_at
+from diffprune.data.calibration import Calibration, with_noise
+from diffprune.data.images import ImageSet, load_batches
 from diffprune.data.presets import preprocessing_of
 from diffprune.data.stored import Store, Told
-from diffprune.errors import DataError, ModelError, OptionError
+from diffprune.data.texts import Options, Texts, open_texts
+from diffprune.errors import ModelError
 from diffprune.models.conditions import are_alike, on_device, rows_of, select_rows
 from diffprune.models.latent_layout import find_layout
+from diffprune.models.pipeline_calls import UNGUIDED, is_told_guidance
 from diffprune.models.process import DiffusionProcess
-from diffprune.models.prompts import read_prompts
-from diffprune.models.recording import (
-    UNGUIDED,
-    call_options,
-    find_interface,
-    generate_latents,
-    is_told_guidance,
-    record_told,
-)
+from diffprune.models.prompts import Prompt, by_images
+from diffprune.models.recording import find_interface, generate_latents, record_told
 from diffprune.models.state import given_back
 from diffprune.options import FinetuneOptions, PlanOptions
 from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
 from diffprune.progress import progress
-from diffprune.sampling.by_pipeline import check_text_encoder
 from diffprune.sampling.sampler import image_generator
-
-_log = logging.getLogger(__name__)
-
-Options = PlanOptions | FinetuneOptions
-
-
-@dataclass(frozen=True)
-class Texts:
-    """What a text-conditioned model is to learn from: a text for each image, and the images, None for the model's own.
-
-    rows: of DATA. indices: their numbers in it.
-    """
-
-    texts: Sequence[str]
-    rows: Sequence[Any] | None = None
-    indices: Sequence[int] = ()
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    @property
-    def extremes(self) -> list[str]:
-        """The shortest and the longest text."""
-        return [min(self.texts, key=len), max(self.texts, key=len)]
-
-
-def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most: bool = False) -> Texts:
-    """The texts of `num` images, all checks done that need no model: prompts in turn, or captions of images by seed.
-
-    at_most: take the images that there are where there are fewer. Raises OptionError, DataError or ModelError where
-    prompts or captions are missing, or the pipeline cannot be called as asked.
-    """
-    pipeline = process.pipeline
-    check_text_encoder(pipeline)
-    unknown = [name for name, value in options.call().items() if value and name not in call_options(pipeline)]
-    if unknown:
-        raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
-    if options.data != GENERATED:
-        return _captioned(options, num, at_most)
-    if options.prompts is None:
-        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
-    prompts = read_prompts(options.prompts)
-    return Texts([prompts[i % len(prompts)] for i in range(num)])
-
-
-def _captioned(options: Options, num: int, at_most: bool) -> Texts:
-    assert options.data is not None
-    captions = captions_of(options.data)
-    if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
-        raise OptionError("prompts: the captions of the images take their place; leave it out")
-    rows = open_rows(options.data)
-    if len(rows) < num and not at_most:
-        raise DataError(
-            f"{options.data} holds {len(rows)} images, the calibration needs {num}; give more images or set "
-            f"num_calibration_images to at most {len(rows)}"
-        )
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(options.seed)).tolist()
-    chosen = order[:num] if options.on_corrupt == "fail" else _readable(options.data, rows, order, num)
-    if not chosen or (len(chosen) < num and not at_most):
-        raise DataError(f"{options.data}: only {len(chosen)} of {len(rows)} images can be read, expected {num}")
-    return Texts([captions[i] for i in chosen], rows_at(rows, chosen), chosen)
-
-
-def _readable(source: str, rows: Sequence[Any], order: Sequence[int], num: int) -> list[int]:
-    found: list[int] = []
-    for index in order:
-        if len(found) == num:
-            break
-        try:
-            load_image(rows[index], row_name(rows[index], f"image {index} of {source}"))
-        except DataError as error:
-            _log.warning("left out: %s", error)
-        else:
-            found.append(index)
-    return found
 
 
 def calibrate_on_texts(
@@ -175,7 +94,8 @@ def _made(
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
     more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
     beside = _extremes(pipeline, texts, more)
-    interface = find_interface(pipeline, beside or texts.texts[:1], more)
+    first = texts.prompts[0]
+    interface = find_interface(pipeline, _also([first], beside)[1:] or [first], more)
     draw = _own if texts.rows is None else partial(_encoded, device=device)
     words = "own images" if texts.rows is None else "latents of images"
     with progress(words, sum(map(len, batches)), "images") as advance:
@@ -183,13 +103,21 @@ def _made(
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
-                    f"{tuple(interface.shape)}; extra inputs are not served"
+                    f"{tuple(interface.shape)}; not served"
                 )
-            prompts = [*(texts.texts[i] for i in batch), *beside]
-            told = record_told(pipeline, prompts, [torch.Generator()] * len(prompts), more)
-            condition = select_rows(told, interface.is_rows, range(len(batch)))
+            conditions = []
+            for same in by_images([texts.prompts[i] for i in batch]):
+                prompts = _also(same, beside)
+                whole, told = record_told(pipeline, prompts, [torch.Generator()] * len(prompts), more)
+                conditions.append(select_rows(interface.told(whole, told), interface.is_rows, range(len(same))))
+            condition = rows_of(conditions, interface.is_rows)
             yield Told(clean.cpu(), on_device(condition, "cpu"), interface)
             advance(len(batch), "")
+
+
+def _also(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
+    """Prompts of the same images, and further texts with these images."""
+    return [*prompts, *(replace(prompts[0], text=text) for text in texts)]
 
 
 def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]:
@@ -197,7 +125,9 @@ def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]
 
     Told beside every batch, they make all batches alike.
     """
-    told = (record_told(pipeline, [text], [torch.Generator()], more) for text in texts.extremes)
+    first = texts.prompts[0]
+    asked = (replace(first, text=text) for text in texts.extremes)
+    told = (record_told(pipeline, [prompt], [torch.Generator()], more)[1] for prompt in asked)
     return [] if are_alike(next(told), next(told)) else texts.extremes
 
 
@@ -205,8 +135,12 @@ def _own(
     pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
 ) -> Iterator[Tensor]:
     for batch in batches:
-        prompts, generators = [texts.texts[i] for i in batch], _generators(options, batch)
-        yield generate_latents(pipeline, prompts, generators, options.generation_steps, more)
+        generators = iter(_generators(options, batch))
+        parts = [
+            generate_latents(pipeline, same, list(islice(generators, len(same))), options.generation_steps, more)
+            for same in by_images([texts.prompts[i] for i in batch])
+        ]
+        yield torch.cat(parts)
 
 
 def _encoded(
@@ -218,7 +152,7 @@ def _encoded(
     *,
     device: torch.device,
 ) -> Iterator[Tensor]:
-    layout = find_layout(pipeline, texts.texts[0], more)
+    layout = find_layout(pipeline, texts.prompts[0], more)
     assert texts.rows is not None
     images = ImageSet(texts.rows, preprocessing_of(options, layout.image_size), 3, str(options.data))
     num_workers = options.num_workers if isinstance(options, FinetuneOptions) else 0
@@ -238,9 +172,17 @@ def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
     """What a batch depends on, beside the model and the bytes of files."""
     names = {*GenerationOptions.model_fields, *ImageOptions.model_fields, "seed", "data"}
     return {
-        "texts": [texts.texts[i] for i in batch],
+        "prompts": [_identity(texts.prompts[i]) for i in batch],
         "beside": texts.extremes,
         "images": [texts.indices[i] for i in batch] if texts.rows is not None else None,
         "options": options.model_dump(mode="json", include=names),
         "versions": {name: version(name) for name in ("diffusers", "diffprune")},
+    }
+
+
+def _identity(prompt: Prompt) -> dict[str, str]:
+    """A prompt by its text and the bytes of its images."""
+    return {
+        "text": prompt.text,
+        **{name: sha256(file.read_bytes()).hexdigest() for name, file in prompt.images.items()},
     }

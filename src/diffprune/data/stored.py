@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffprune.errors import ModelError
 from diffprune.kept import read_kept, write_kept
-from diffprune.models.recording import Convention, Interface
+from diffprune.models.interface import Convention, Interface
 
 LATENTS = "latents"
 """Folder of the batches below the stage's own; it goes when the stage has finished."""
@@ -47,6 +47,7 @@ class Store:
             "is_rows": list(interface.is_rows),
             "convention": vars(interface.convention),
             "shape": list(interface.shape),
+            "joined": interface.joined,
         }
         write_kept(self._file(name), (tensors, packed), {**self.made_from, **key})
 
@@ -84,5 +85,5 @@ def _value(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
 
 def _unpacked(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Told:
     convention = Convention(**packed["convention"])
-    interface = Interface(tuple(packed["is_rows"]), convention, torch.Size(packed["shape"]))
+    interface = Interface(tuple(packed["is_rows"]), convention, torch.Size(packed["shape"]), packed["joined"])
     return Told(_value(packed["clean"], tensors), _value(packed["condition"], tensors), interface)

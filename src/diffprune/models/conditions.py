@@ -11,6 +11,10 @@ from diffprune.errors import ModelError
 
 Rows = slice | Sequence[int]
 
+JOINED = "joined to the noisy input"
+"""Name in a condition of what is no keyword argument: {"axis": of x_t, "part": (N, ...) beyond x_t}, as of images to
+draw from that a pipeline joins to its latents."""
+
 _REMEDY = "differs from batch to batch; give a batch_size that takes them all"
 
 
@@ -31,6 +35,12 @@ def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether conditions of as many images are made of tensors of the same shapes, and so fit together."""
     shapes = ([leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves_of(c)] for c in (one, other))
     return one.keys() == other.keys() and next(shapes) == next(shapes)
+
+
+def are_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether conditions hold the same values."""
+    leaves = (leaves_of(one), leaves_of(other))
+    return are_alike(one, other) and all(_same(a, b) for a, b in zip(*leaves, strict=True))
 
 
 def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) -> dict[str, Any]:

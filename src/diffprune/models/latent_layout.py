@@ -15,8 +15,10 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
 from diffprune.errors import ModelError
+from diffprune.models.pipeline_calls import run_call, unguided
 from diffprune.models.process import encoded
-from diffprune.models.recording import RECORDED_STEPS, listening, run_call, unguided
+from diffprune.models.prompts import Prompt
+from diffprune.models.recording import listening, steps_of_recording
 
 AUTOENCODERS = ("vae", "vqvae", "movq")
 """Names under which pipelines hold what decodes their latents."""
@@ -65,7 +67,7 @@ class LatentLayout:
 
 
 @torch.no_grad()
-def find_layout(pipeline: Any, prompt: str, more: Mapping[str, Any]) -> LatentLayout:
+def find_layout(pipeline: Any, prompt: Prompt, more: Mapping[str, Any]) -> LatentLayout:
     """Find how a pipeline turns its denoiser's latents into what its autoencoder decodes.
 
     One run of a few steps: in place of its latents the pipeline gets zeros, a constant, and the number of each
@@ -98,16 +100,12 @@ class _Arrived(Exception):  # noqa: N818 - nothing is wrong
     """Ends a run of a pipeline whose autoencoder has been given what there was to see."""
 
 
-def _sent_and_arrived(pipeline: Any, name: str, prompt: str, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _sent_and_arrived(pipeline: Any, name: str, prompt: Prompt, more: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """What a run of the pipeline gets for latents, and what it has its autoencoder decode: five rows each."""
     sent: list[Tensor] = []
     arrived: list[Tensor] = []
-    steps: list[Tensor] = []
 
     def put(latents: Tensor) -> Tensor:
-        steps.append(latents)
-        if len(steps) < RECORDED_STEPS:  # the denoiser still has to take them, in its own dtype
-            return latents
         sent.append(_numbers(latents))
         return sent[-1]
 
@@ -123,9 +121,9 @@ def _sent_and_arrived(pipeline: Any, name: str, prompt: str, more: Mapping[str, 
     generators = [torch.Generator().manual_seed(row) for row in range(_ROWS)]  # noise that is mixed in shows
     with listening(pipeline, put) as (listener, _), suppress(_Arrived):
         listener.register_modules(**{name: stand_in})
-        run_call(
-            listener, [prompt] * _ROWS, generators, RECORDED_STEPS, {**unguided(pipeline, more), "output_type": "pt"}
-        )
+        asked = [prompt] * _ROWS
+        decoded = {**unguided(pipeline, more), "output_type": "pt"}
+        run_call(listener, asked, generators, steps_of_recording(asked), decoded)
     if not sent or not arrived or len(sent[-1]) != _ROWS or len(arrived[0]) != _ROWS:
         raise ModelError(f"{type(pipeline).__name__} does not decode its latents row by row; {REMEDY}")
     return sent[-1], arrived[0].float()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffprune.errors import ModelError
 from diffprune.models.loading import denoiser_of, scheduler_of
-from diffprune.models.recording import call_options, takes_prompts
+from diffprune.models.pipeline_calls import call_options, takes_prompts
 
 Condition = Mapping[str, Tensor]
 """What a denoiser is told beside x_t and t: keyword arguments of its forward, one row per image."""
@@ -94,8 +94,8 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
         return DiffusionProcess(scheduler, (), (), pipeline=model)
     if "image" in call_options(model):
         raise ModelError(
-            f"{type(model).__name__} draws from images that it is given, which is not served; give the text-to-image "
-            "pipeline of its denoiser, where there is one, or plan and prune it with criterion random or magnitude"
+            f"{type(model).__name__} draws from images that it is given and from no text, which is not served; plan "
+            "and prune it with criterion random or magnitude"
         )
     if is_flow(scheduler):
         raise ModelError(f"{type(scheduler).__name__} is a flow; flows are served with text-conditioned pipelines")

@@ -18,107 +18,75 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from diffprune.errors import ModelError
-from diffprune.models.conditions import have_rows, leaves_of
+from diffprune.models.conditions import are_same, have_rows, leaves_of
+from diffprune.models.interface import Call, Interface, convention_of, joined_along
 from diffprune.models.loading import denoiser_of
-
-UNGUIDED = {"guidance_scale": 1.0}
-
-IMAGES_AT_WILL = ("Flux2Pipeline", "Flux2KleinPipeline")
-"""Pipelines whose call takes images too, and draws from prompts alone where there are none."""
+from diffprune.models.pipeline_calls import run_call, unguided
+from diffprune.models.prompts import Prompt
 
 RECORDED_STEPS = 2
 """Steps of a recording: two tell how the denoiser's time grows with the scheduler's."""
 
-
-@dataclass(frozen=True)
-class Convention:
-    """How a denoiser is told the time and how its output is read.
-
-    Its timestep is offset + scale * the scheduler's; its output is sign times what the scheduler is given.
-    """
-
-    scale: float = 1.0
-    offset: float = 0.0
-    sign: float = 1.0
-
-    def told(self, timesteps: Tensor) -> Tensor:
-        """The scheduler's timesteps as the denoiser wants them."""
-        plain = self.scale == 1.0 and self.offset == 0.0
-        return timesteps if plain else self.offset + self.scale * timesteps.float()
-
-
-PLAIN = Convention()
+STEPS_FROM_IMAGES = 5
+"""The same where images are drawn from: some pipelines begin late in the schedule."""
 
 
 @dataclass(frozen=True)
-class Call:
-    """One recorded pass. told: keyword arguments beside the noisy input and the time. given: what the scheduler got."""
+class Step:
+    """What a step of the scheduler was given, at which of its times and for which x_t, and what it made of it."""
 
-    noisy: Tensor
-    time: float
-    told: Mapping[str, Any]
-    output: Tensor
-    scheduler_time: float
     given: Tensor
-
-
-@dataclass(frozen=True)
-class Interface:
-    """How a pipeline uses its denoiser, whatever the prompts.
-
-    is_rows: of which leaves (`leaves_of`) of what the denoiser is told there is a row per prompt; the others are shared
-    by all prompts. shape: of the noisy input of one prompt.
-    """
-
-    is_rows: tuple[bool, ...]
-    convention: Convention
-    shape: torch.Size
+    time: float
+    sample: Tensor
+    result: Tensor
 
 
 class _Heard(Exception):  # noqa: N818 - nothing is wrong
     """Ends a run of a pipeline whose denoiser has been told what there was to hear."""
 
 
-def takes_prompts(pipeline: Any) -> bool:
-    """Whether a pipeline draws from prompts, and needs no images beside them."""
-    known = call_options(pipeline)
-    return "prompt" in known and ("image" not in known or type(pipeline).__name__ in IMAGES_AT_WILL)
-
-
-def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[str], more: Mapping[str, Any]) -> Interface:
+def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[Prompt], more: Mapping[str, Any]) -> Interface:
     """Run the pipeline for a few steps with some prompts and with one more, without guidance, and compare.
 
-    more: further arguments of its call, such as height and width. Raises ModelError for a pipeline whose calls make no
-    sense here.
+    prompts: of the same images. more: further arguments of its call, such as height and width. Raises ModelError for a
+    pipeline whose calls make no sense here.
     """
     generator = torch.Generator().manual_seed(0)
     num = len(prompts)
     calls, again = (
         _recorded(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more) for extra in ([], prompts[-1:])
     )
-    few, many = leaves_of(calls[0].told), leaves_of(again[0].told)
-    if len(few) != len(many):
+    first, last = calls[0], calls[-1]
+    found = Interface((), convention_of(calls), first.sample.shape[1:], joined_along(first.whole, first.sample))
+    told, afterwards, many = (found.told(call.whole, call.told) for call in (first, last, again[0]))
+    if not are_same(told, afterwards):
+        raise ModelError(f"{type(pipeline).__name__} tells its denoiser other things from step to step; not served")
+    pairs = list(zip(leaves_of(told), leaves_of(many), strict=False))
+    if len(pairs) != len(leaves_of(many)):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists of tensors, one per prompt; not served")
-    is_rows = tuple(have_rows(a, b, num) for a, b in zip(few, many, strict=True))
-    return Interface(is_rows, _convention(calls), calls[0].noisy.shape[1:])
+    return replace(found, is_rows=tuple(have_rows(a, b, num) for a, b in pairs))
 
 
 def record_told(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What the pipeline tells its denoiser of some prompts: its call is run up to the first pass, which is left out."""
-    heard: list[dict[str, Any]] = []
+    pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
+    more: Mapping[str, Any],
+) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
+    """What the pipeline gives its denoiser for some prompts of the same images: its whole input, and keyword arguments.
+
+    Its call is run up to the first pass, which is left out.
+    """
+    heard: list[tuple[Tensor, dict[str, Any]]] = []
 
     def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
-        noisy, _, told = _arguments(module, args, kwargs)
-        if len(noisy) == len(prompts):
-            heard.append(told)
+        whole, _, told = _arguments(module, args, kwargs)
+        if len(whole) == len(prompts):
+            heard.append((whole.detach(), told))
         raise _Heard
 
     handle = denoiser_of(pipeline).register_forward_pre_hook(hear, with_kwargs=True)
     try:
         with listening(pipeline) as (listener, _), suppress(_Heard):
-            run_call(listener, prompts, generators, RECORDED_STEPS, unguided(pipeline, more))
+            run_call(listener, prompts, generators, steps_of_recording(prompts), unguided(pipeline, more))
     finally:
         handle.remove()
     if not heard:
@@ -127,85 +95,50 @@ def record_told(
 
 
 def generate_latents(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], steps: int,
+    pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator], steps: int,
     more: Mapping[str, Any],
 ) -> Tensor:  # fmt: skip
     """Clean x_0 of the pipeline's own images, in the layout that its denoiser takes: what its last step gives."""
     with listening(pipeline) as (listener, steps_taken):
         run_call(listener, prompts, generators, steps, more)
-    return steps_taken[-1][2].detach().float()
-
-
-def call_options(pipeline: Any) -> set[str]:
-    """The names of the arguments that the pipeline's call knows."""
-    return set(inspect.signature(type(pipeline).__call__).parameters)
-
-
-def with_call_options(pipeline: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the wanted arguments that the pipeline's call knows; None stands for its own default."""
-    known = call_options(pipeline)
-    return {name: value for name, value in wanted.items() if value is not None and name in known}
+    return steps_taken[-1].result.detach().float()
 
 
 def _recorded(
-    pipeline: DiffusionPipeline, prompts: Sequence[str], generators: Sequence[torch.Generator], more: Mapping[str, Any]
-) -> list[Call]:
+    pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
+    more: Mapping[str, Any],
+) -> list[Call]:  # fmt: skip
     calls: list[dict[str, Any]] = []
     with listening(pipeline) as (listener, steps), _noting(denoiser_of(pipeline), calls):
-        run_call(listener, prompts, generators, RECORDED_STEPS, unguided(pipeline, more))
-    if not calls or len(calls) != len(steps) or len(calls[0]["noisy"]) != len(prompts):
+        run_call(listener, prompts, generators, steps_of_recording(prompts), unguided(pipeline, more))
+    if not calls or len(calls) != len(steps) or len(calls[0]["whole"]) != len(prompts):
         raise ModelError(
             f"{type(pipeline).__name__} called its denoiser {len(calls)} times in {len(steps)} steps, expected one "
             "pass a step with one row a prompt; conditions of such a pipeline are not served"
         )
     return [
-        Call(**call, scheduler_time=float(time), given=given)
-        for call, (given, time, _) in zip(calls, steps, strict=True)
+        Call(**call, scheduler_time=step.time, given=step.given, sample=step.sample)
+        for call, step in zip(calls, steps, strict=True)
     ]
 
 
-def unguided(pipeline: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with guidance by a second pass switched off."""
-    return {**more, **({} if is_told_guidance(pipeline) else UNGUIDED)}
-
-
-def run_call(
-    pipeline: Any, prompts: Sequence[str], generators: Sequence[torch.Generator], steps: int, more: Mapping[str, Any]
-) -> None:
-    """The pipeline's own call, up to its latents unless `more` says otherwise; the generators stay as they are."""
-    with torch.random.fork_rng():  # some pipelines draw from the global state beside their generators
-        pipeline(
-            prompt=list(prompts),
-            generator=[copy_of(generator) for generator in generators],
-            num_inference_steps=steps,
-            **with_call_options(pipeline, {"output_type": "latent", **more}),
-        )
-
-
-def copy_of(generator: torch.Generator) -> torch.Generator:
-    """A generator in the same state, so that drawing from it leaves the other as it is."""
-    again = torch.Generator(generator.device)
-    again.set_state(generator.get_state())
-    return again
-
-
-def is_told_guidance(pipeline: Any) -> bool:
-    """Whether the denoiser is told the strength of guidance, in place of a second pass without prompt."""
-    return bool(getattr(denoiser_of(pipeline).config, "guidance_embeds", False))
+def steps_of_recording(prompts: Sequence[Prompt]) -> int:
+    """Steps of a run that is recorded."""
+    return STEPS_FROM_IMAGES if prompts[0].images else RECORDED_STEPS
 
 
 @contextmanager
 def listening(
     pipeline: DiffusionPipeline, put: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[tuple[Any, list[tuple[Tensor, float, Tensor]]]]:
-    """A copy of the pipeline whose scheduler notes what each step is given, its time, and what it makes of it.
+) -> Iterator[tuple[Any, list[Step]]]:
+    """A copy of the pipeline whose scheduler notes its steps.
 
-    put: what the pipeline gets in place of what a step makes; None for that itself.
+    put: what the pipeline gets in place of what the last step makes; None for that itself.
     """
     listener: Any = copy.copy(pipeline)
     listener.set_progress_bar_config(disable=True)
     scheduler = copy.deepcopy(listener.scheduler)
-    steps: list[tuple[Tensor, float, Tensor]] = []
+    steps: list[Step] = []
     original = scheduler.step
 
     signature = inspect.signature(original)
@@ -215,8 +148,8 @@ def listening(
         given = signature.bind(*args, **kwargs).arguments
         made = original(*args, **kwargs)
         result = made[0] if isinstance(made, tuple) else made.prev_sample
-        steps.append((given["model_output"], float(given["timestep"]), result))
-        if put is None:
+        steps.append(Step(given["model_output"], float(given["timestep"]), given["sample"], result))
+        if put is None or steps[-1].time != float(scheduler.timesteps[-1]):
             return made
         return (put(result), *made[1:]) if isinstance(made, tuple) else replace(made, prev_sample=put(result))
 
@@ -230,9 +163,9 @@ def _noting(denoiser: nn.Module, calls: list[dict[str, Any]]) -> Iterator[None]:
     """Note every pass of a denoiser while it lasts."""
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        noisy, time, told = _arguments(module, args, kwargs)
+        whole, time, told = _arguments(module, args, kwargs)
         result = output[0] if isinstance(output, tuple) else output.sample
-        calls.append({"noisy": noisy.detach(), "time": time, "told": told, "output": result.detach()})
+        calls.append({"whole": whole.detach(), "time": time, "told": told, "output": result.detach()})
 
     handle = denoiser.register_forward_hook(note, with_kwargs=True)
     try:
@@ -257,22 +190,3 @@ def _arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, flo
 
 def _detached(value: Any) -> Any:
     return tree_map(lambda v: v.detach().clone() if isinstance(v, Tensor) else v, value)
-
-
-def _convention(calls: Sequence[Call]) -> Convention:
-    first, last = calls[0], calls[-1]
-    span = last.scheduler_time - first.scheduler_time
-    scale = (last.time - first.time) / span if span else first.time / first.scheduler_time
-    offset = first.time - scale * first.scheduler_time
-    output = first.output[:, : first.given.shape[1]].float()
-    given = first.given.float()
-    sign = -1.0 if float((output + given).abs().sum()) < float((output - given).abs().sum()) else 1.0
-    if not torch.allclose(output * sign, given, rtol=1e-2, atol=1e-3):
-        raise ModelError("the pipeline changes its denoiser's output before the scheduler gets it; that is not served")
-    return Convention(_snapped(scale, (1.0, -1.0, 1e-3, -1e-3)), _snapped(offset, (0.0, 1.0, 1000.0)), sign)
-
-
-def _snapped(value: float, usual: Sequence[float]) -> float:
-    """A usual value that is meant: times pass through half precision in some pipelines."""
-    near = min(usual, key=lambda u: abs(u - value))
-    return near if abs(near - value) <= 0.02 * max(abs(near), abs(usual[-1]) * 1e-2) else round(value, 6)

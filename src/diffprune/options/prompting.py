@@ -11,7 +11,9 @@ class PromptOptions(Options):
     """What a text-conditioned pipeline is called with."""
 
     prompts: Path | None = Field(
-        default=None, description="text-conditioned models: file of prompts, one a line, used in turn"
+        default=None,
+        description="text-conditioned models: file of prompts, one a line, used in turn; of a .jsonl the rows, which "
+        "may name images too",
     )
     height: int | None = Field(
         default=None, ge=1, description="text-conditioned models: height in pixels (default: the pipeline's own)"
@@ -30,8 +32,10 @@ class PromptOptions(Options):
     def call(self) -> dict[str, int | None]:
         """The arguments of a pipeline's call beside its prompts; None is the pipeline's own default."""
         exact = None if self.height is None and self.width is None else False
+        area = None if self.height is None or self.width is None else self.height * self.width
         return {
             "height": self.height, "width": self.width, "num_frames": self.num_frames, "use_resolution_binning": exact,
+            "max_area": area, "_auto_resize": exact,
         }  # fmt: skip
 
 

@@ -9,8 +9,8 @@ from diffprune.data.calibration import Calibration, NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet, load_batches
 from diffprune.errors import DataError, ModelError
 from diffprune.models.conditions import on_device
+from diffprune.models.interface import PLAIN
 from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
-from diffprune.models.recording import PLAIN
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.recovery.adapters import check_peft
 from diffprune.recovery.batches import Draws, held_out, image_indices

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor, nn
 
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.loading import denoiser_component
+from diffprune.models.pipeline_calls import GIVEN_IMAGES, call_options, needs_images, run_call, with_call_options
 from diffprune.models.process import is_flow
-from diffprune.models.prompts import read_prompts
-from diffprune.models.recording import call_options, with_call_options
+from diffprune.models.prompts import Prompt, by_images, read_prompts
 from diffprune.options import PromptOptions, SampleOptions
 from diffprune.sampling.by_scheduler import OWN, scheduler_named
 
@@ -19,7 +20,7 @@ UNSERVED = ("sampler", "grid", "eta", "classes", "per_class", "sequence", "inter
 """Options of unconditional and class-conditional models."""
 
 
-def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
+def check_prompts(pipeline: Any, options: SampleOptions) -> list[Prompt]:
     """The prompts of a sampling run; raises OptionError or ModelError for what a text-conditioned pipeline lacks."""
     idle = [name for name in UNSERVED if name in options.model_fields_set]
     lines = []
@@ -46,7 +47,24 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[str]:
         raise OptionError("this model is conditioned on text:\n" + "\n".join(lines))
     check_text_encoder(pipeline)
     assert options.prompts is not None
-    return read_prompts(options.prompts)
+    prompts = read_prompts(options.prompts)
+    check_images(pipeline, prompts)
+    return prompts
+
+
+def check_images(pipeline: Any, prompts: Sequence[Prompt]) -> None:
+    """Raise OptionError for prompts without the images that a pipeline draws from, or with images it does not take."""
+    name, known = type(pipeline).__name__, call_options(pipeline)
+    unknown = {argument for prompt in prompts for argument in prompt.images} - known
+    if unknown:
+        raise OptionError(f"prompts: the call of {name} knows no {', '.join(sorted(unknown))}; leave these images out")
+    if needs_images(pipeline) and not all(prompt.images.keys() & GIVEN_IMAGES for prompt in prompts):
+        taken = sorted(argument for argument in known if argument in GIVEN_IMAGES or argument == "mask_image")
+        raise OptionError(
+            f"prompts: {name} draws from images that it is given ({', '.join(taken)}); write rows such as "
+            f'{{"text": "...", "{taken[0]}_file_name": "a.png"}}, one a line: in a .jsonl file of prompts, or in the '
+            "metadata.jsonl of a folder of images"
+        )
 
 
 def with_unknown(pipeline: Any, options: PromptOptions) -> list[str]:
@@ -68,7 +86,7 @@ def check_text_encoder(pipeline: Any) -> None:
 
 @torch.no_grad()
 def draw_by_pipeline(
-    pipeline: Any, denoiser: nn.Module, prompts: Sequence[str], generators: Sequence[torch.Generator],
+    pipeline: Any, denoiser: nn.Module, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
     options: SampleOptions, device: torch.device,
 ) -> list[Tensor]:  # fmt: skip
     """Frames of one image or video per prompt, each uint8 (N, C, H, W); one frame for images.
@@ -83,14 +101,16 @@ def draw_by_pipeline(
     drawing.register_modules(**changed)
     drawing.set_progress_bar_config(disable=True)
     drawing.to(device)
-    given: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call()}
-    if options.negative_prompt is not None:
-        given["negative_prompt"] = [options.negative_prompt] * len(prompts)
-    with torch.random.fork_rng():  # some pipelines draw from the global state beside their generators
-        output = drawing(
-            prompt=list(prompts), generator=list(generators), num_inference_steps=options.steps, output_type="pt",
-            **with_call_options(pipeline, given),
-        )  # fmt: skip
+    parts, waiting = [], iter(generators)
+    for same in by_images(prompts):
+        given: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call(), "output_type": "pt"}
+        if options.negative_prompt is not None:
+            given["negative_prompt"] = [options.negative_prompt] * len(same)
+        parts.append(_frames(run_call(drawing, same, list(islice(waiting, len(same))), options.steps, given)))
+    return [torch.cat(frames) for frames in zip(*parts, strict=True)]
+
+
+def _frames(output: Any) -> list[Tensor]:
     if not hasattr(output, "frames"):
         return [_pixels(output.images)]
     return [_pixels(frame) for frame in torch.as_tensor(output.frames).transpose(0, 1)]

@@ -11,8 +11,8 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.data.calibration import GENERATED, draw_images_of, images_for
-from diffprune.data.conditioned import open_texts
 from diffprune.data.images import open_rows
+from diffprune.data.texts import open_texts
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
 from diffprune.evaluation.perceptual import BACKBONES, load_perceptual

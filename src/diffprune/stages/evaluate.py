@@ -133,7 +133,8 @@ def _digits(images: str, reference: str, metrics: Sequence[str], options: Evalua
 
 def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     assert options.prompts is not None
-    matched = with_prompts(by_index(Path(images)), read_prompts(options.prompts), options.num)
+    texts = [prompt.text for prompt in read_prompts(options.prompts)]
+    matched = with_prompts(by_index(Path(images)), texts, options.num)
     clip = load_clip(options.clip_model, pick_device(options.device))
 
     def work() -> tuple[Numbers, Protocols]:

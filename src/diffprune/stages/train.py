@@ -13,9 +13,10 @@ from torchvision.transforms.v2.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from diffprune.data.calibration import GENERATED, Calibration, images_for
-from diffprune.data.conditioned import Texts, open_texts, told_latents
+from diffprune.data.conditioned import told_latents
 from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.data.stored import LATENTS, Store
+from diffprune.data.texts import Texts, open_texts
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model, pick_device
