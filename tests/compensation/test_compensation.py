@@ -17,12 +17,14 @@ from diffprune.compensation.fitting import fit_layers
 from diffprune.compensation.layers import LayerFit
 from diffprune.compensation.norms import NormFit
 from diffprune.compensation.solved import SolvedLayers
-from diffprune.data.calibration import Calibration, NoisyBatch
+from diffprune.data.calibration import Calibration, Drawn, NoisyBatch, own_images
 from diffprune.groups import find_groups, kept_indices, smaller
 from diffprune.models.families import predict
-from diffprune.options import PruneOptions
+from diffprune.models.process import DiffusionProcess
+from diffprune.options import PlanOptions, PruneOptions
 from diffprune.planning import Plan
 from diffprune.records import read_json
+from diffprune.stages.plan import plan_and_calibration
 from diffprune.stages.prune import SOLVED, carry_out
 from diffprune.surgery import prune_denoiser
 
@@ -306,6 +308,51 @@ def test_prune_compensates_where_there_are_images_and_says_so(tmp_path: Path) ->
     sliced, _ = carry_out(pipeline, plan, with_data.model_copy(update={"compensate": False}))
     expected = prune_denoiser(pipeline.unet, plan)
     assert all(torch.equal(v, sliced.unet.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_the_images_that_units_are_scored_on_are_drawn_once(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pruned model is that of a plan which is carried out later, on the same images drawn again."""
+    drawn = []
+
+    def counted(denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device) -> Drawn:
+        drawn.append(options.num_calibration_images)
+        return own_images(denoiser, process, options, device)
+
+    monkeypatch.setattr("diffprune.stages.plan.own_images", counted)
+    scoring = [
+        "--data",
+        "generated",
+        "--num-calibration-images",
+        "6",
+        "--generation-steps",
+        "2",
+        "--criterion",
+        "taylor",
+    ]
+    carrying, at_once, later = ["--num-compensation-images", "8"], tmp_path / "at-once", tmp_path / "later"
+    assert main(["prune", str(pipeline_folder), *scoring, *carrying, "--out", str(at_once)]) == 0
+    assert drawn == [6]
+    assert main(["plan", str(pipeline_folder), *scoring, "--out", str(tmp_path / "plan")]) == 0
+    by_plan = ["--plan", str(tmp_path / "plan" / "plan.json"), *carrying]
+    assert main(["prune", str(pipeline_folder), *by_plan, "--out", str(later)]) == 0
+    assert drawn == [6, 6, 6]
+    weights = [(folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for folder in (at_once, later)]
+    assert weights[0] == weights[1]
+    assert read_json(at_once / "compensation.json") == read_json(later / "compensation.json")
+
+
+def test_other_images_than_those_of_the_plan_are_taken_where_they_are_given() -> None:
+    pipeline, options = tiny_pipeline(), PruneOptions(num_compensation_images=8)
+    scoring = PlanOptions(criterion="taylor", data="generated", num_calibration_images=6, generation_steps=2)
+    plan, scored_on = plan_and_calibration(pipeline, scoring)
+    assert scored_on is not None
+    own, digits = (
+        [carry_out(pipeline, plan, options.model_copy(update=data), given)[1] for given in (scored_on, None)]
+        for data in ({}, {"data": "digits"})
+    )
+    assert own[0] == own[1] != digits[0] == digits[1]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,13 @@ def make_plan(model: Model, options: PlanOptions, store: Store | None = None, su
 
     store, sums: where latents of a text-conditioned model and sums of scores are kept meanwhile, for the next call.
     """
+    return plan_and_calibration(model, options, store, sums)[0]
+
+
+def plan_and_calibration(
+    model: Model, options: PlanOptions, store: Store | None = None, sums: RunningSums | None = None
+) -> tuple[Plan, Calibration | None]:
+    """As `make_plan`, and what the model was scored on; None where the criterion needs no images."""
     process_state(options.device)  # joins the others, so that each has a device of its own
     denoiser = denoiser_of(model)
     check_sound(denoiser)
@@ -82,7 +89,7 @@ def make_plan(model: Model, options: PlanOptions, store: Store | None = None, su
     chosen = choose_units(denoiser, groups, calibration, options, sums)
     kept = chosen.kept
     small = smaller(without_weights(denoiser), groups, kept)
-    return Plan(
+    made = Plan(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
         criterion=chosen.criterion,
@@ -93,6 +100,7 @@ def make_plan(model: Model, options: PlanOptions, store: Store | None = None, su
         layers=_layer_sizes(denoiser, small, moves(denoiser, kept_blocks(groups, kept))),
         groups={g.name: _units(g, kept[g.name]) for g in groups},
     )
+    return made, calibration
 
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:

@@ -12,6 +12,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
 from diffprune.compensation import Compensation, compensate
+from diffprune.data.calibration import Calibration
 from diffprune.data.stored import Store
 from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
@@ -23,7 +24,7 @@ from diffprune.planning import Plan, read_plan
 from diffprune.processes import by_main, shared_run
 from diffprune.records import Existing, whole_folder, write_json
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.plan import calibration_of, forget_kept, kept_in, make_plan
+from diffprune.stages.plan import calibration_of, forget_kept, kept_in, plan_and_calibration
 from diffprune.stages.stored import prune_folder, stored_model
 from diffprune.surgery import check_weights, prune_denoiser
 
@@ -42,15 +43,26 @@ def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
 
 
 def carry_out(
-    model: Any, plan: Plan, options: PruneOptions, *, store: Store | None = None, folder: Path | None = None
+    model: Any,
+    plan: Plan,
+    options: PruneOptions,
+    calibration: Calibration | None = None,
+    *,
+    store: Store | None = None,
+    folder: Path | None = None,
 ) -> tuple[Any, Compensation | None]:
-    """`prune` with its options as one value, and what compensation did. store: of latents. folder: of solved layers."""
+    """`prune` with its options as one value, and what compensation did.
+
+    calibration: what the plan was scored on, where it is at hand; taken unless `data` names other images. store: of
+    latents. folder: of solved layers.
+    """
     dense = denoiser_of(model)
     cut = partial(
         prune_denoiser, dense, plan, reinit=options.reinit, rescale_queries=options.rescale_queries, seed=options.seed
     )
     by = _calibrating(plan, options, bare=isinstance(model, nn.Module))
-    calibration = None if by is None else calibration_of(model, dense, by, store, fewer_will_do=True)
+    if by is not None and (calibration is None or by.data != plan.options.get("data")):
+        calibration = calibration_of(model, dense, by, store, fewer_will_do=True)
     small, done = cut(), None
     if by is not None and calibration is not None:
         done = compensate(
@@ -130,16 +142,17 @@ def prune_stage(
         out, "prune", {**by, **options.resolved()}, inputs, device=device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            kept, model = run.folder / "plan.json", None
+            kept, model, calibration = run.folder / "plan.json", None, None
             plan = by_main(lambda: _plan_there(kept, plan_file), device)
             store, sums = kept_in(run.folder, inputs, device)
             if plan is None:
                 model = load_as_stored(source).whole
                 check_weights(denoiser_of(model), reinit=options.reinit)
-                plan = make_plan(model, plan_options, store, sums)
+                plan, calibration = plan_and_calibration(model, plan_options, store, sums)
                 if plan.criterion not in UNCALIBRATED_CRITERIA and _calibrating(plan, options) is not None:
                     by_main(partial(plan.save, kept), device)  # it took long, and what follows does
-            run.result = by_main(partial(_into_folder, source, model, plan, options, run.folder, store), device)
+            finish = partial(_into_folder, source, model, plan, options, run.folder, store, calibration)
+            run.result = by_main(finish, device)
         return run.result
 
 
@@ -150,16 +163,22 @@ def _plan_there(kept: Path, plan_file: Path | None) -> Plan | None:
 
 
 def _into_folder(
-    source: str, model: Any, plan: Plan, options: PruneOptions, folder: Path, store: Store
+    source: str,
+    model: Any,
+    plan: Plan,
+    options: PruneOptions,
+    folder: Path,
+    store: Store,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
-    """Carry out a plan; returns what goes into `run.json`. model: MODEL where it is loaded already."""
+    """Carry out a plan; returns what goes into `run.json`. model, calibration: where they are there already."""
     stored = stored_model(source) if model is None and _only_cuts(plan, options) else None
     compensation = None
     if stored is not None:
         prune_folder(stored, plan, folder)
     else:
         model = model or load_as_stored(source).whole
-        small, compensation = carry_out(model, plan, options, store=store, folder=folder / SOLVED)
+        small, compensation = carry_out(model, plan, options, calibration, store=store, folder=folder / SOLVED)
         publish(in_stored_dtype(small, source), folder)
     plan.save(folder / "plan.json")
     carry_card(source, folder, _paragraph(source, plan, options))
