@@ -21,6 +21,11 @@ Found = tuple[dict[str, Tensor], dict[str, Any]]
 _log = logging.getLogger(__name__)
 
 
+def kept_beside(path: Path) -> Path:
+    """The folder of what a stage keeps that leaves a single file; it goes when the file is there."""
+    return path.with_name(f"{path.name}.partial")
+
+
 def write_kept(path: Path, content: Found, made_from: Mapping[str, Any]) -> None:
     """Write tensors and facts. made_from: what they depend on beside the version, as JSON types."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in content[0].items()}

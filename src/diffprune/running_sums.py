@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from diffprune.errors import ModelError
+from diffprune.errors import DiffpruneError, ModelError
 from diffprune.kept import Found, read_kept, write_kept
-from diffprune.processes import by_main, process_state, summed
+from diffprune.processes import agreed, by_main, process_state, summed
 from diffprune.progress import progress
 
 SAVE_EVERY_S = 60.0
@@ -27,7 +27,8 @@ class RunningSums:
     """What a pass over items has added up, each process for its own items.
 
     tensors: name -> sum; made by `zeros`, added to in place. losses: item -> its loss, to be set while the item is
-    worked on; afterwards that of all processes together. position: items that are done.
+    worked on; afterwards that of all processes together. position: items that are done. error: to be set where an item
+    cannot be worked on; then all processes raise it together, and the item counts as not done.
     folder: where the sums are kept until the pass has ended; None: nowhere. made_from: what they depend on, as JSON
     types.
     """
@@ -41,6 +42,7 @@ class RunningSums:
         self.tensors: dict[str, Tensor] = {}
         self.losses: dict[Any, float] = {}
         self.position = 0
+        self.error: DiffpruneError | None = None
         self._due = time.monotonic() + SAVE_EVERY_S
 
     def zeros(
@@ -64,7 +66,7 @@ class RunningSums:
 
         Of several processes each is given its share of the items, or with shared=False all of them, for those who share
         what is inside an item. All are at the same block of items at a time, and each has to take all that it is given,
-        or to stop with the others. Raises ModelError for a loss that is not finite.
+        or to stop with the others. Raises ModelError for a loss that is not finite, and `error`.
         """
         state = process_state(self.device)
         num, mine = (state.num_processes, state.process_index) if shared else (1, 0)
@@ -84,7 +86,7 @@ class RunningSums:
         result = self.folder / f"{name}.safetensors"
         found = by_main(lambda: read_kept(result, self.made_from), self.device)
         if found is None:
-            part._find()
+            part.take_up()
             found = made = work(part)
             by_main(lambda: part._end(result, made), self.device)
         return found
@@ -93,7 +95,11 @@ class RunningSums:
         """Tell each other the losses of a block of items, and whether to save."""
         due = self.folder is not None and time.monotonic() >= self._due and process_state(self.device).is_main_process
         rows = [[self.losses.get(item, 0.0), float(item in self.losses)] for item in block]
-        told = summed(torch.tensor([*rows, [float(due), 0.0]], dtype=torch.float64), self.device).tolist()
+        told = summed(
+            torch.tensor([*rows, [float(due), float(self.error is not None)]], dtype=torch.float64), self.device
+        ).tolist()
+        if told[-1][1]:
+            agreed(self._raise, self.device)
         for item, (loss, num_told) in zip(block, told, strict=False):
             if num_told:
                 check_loss(loss, item)
@@ -102,6 +108,10 @@ class RunningSums:
         self.position += len(block)
         if told[-1][0]:
             self._save()
+
+    def _raise(self) -> None:
+        if self.error is not None:
+            raise self.error
 
     def _save(self) -> None:
         assert self.folder is not None
@@ -118,7 +128,7 @@ class RunningSums:
         ended = time.monotonic()
         self._due = ended + max(SAVE_EVERY_S, (ended - started) / SAVING_SHARE)
 
-    def _find(self) -> None:
+    def take_up(self) -> None:
         """Take up the sums that an interrupted run has left, of any number of processes."""
         paths, facts = by_main(self._newest, self.device)
         if not paths:

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import diffprune
+from diffprune.evaluation.statistics import read_statistics
 from diffprune.planning import read_plan
 
 from conftest import photos
@@ -57,7 +58,8 @@ def commands(pipeline_folder: Path, image_folder: Path, tmp_path_factory: pytest
 
 
 def place(stage: str, folder: Path) -> Path:
-    return folder / f"{stage}.npz" if stage == "stats" else folder
+    """What to give as --out."""
+    return folder / "stats.npz" if stage == "stats" else folder
 
 
 def untimed(value: Any) -> Any:
@@ -66,11 +68,11 @@ def untimed(value: Any) -> Any:
     return value
 
 
-def contents(path: Path) -> dict[str, Any]:
+def contents(folder: Path) -> dict[str, Any]:
     """Every file below a folder, hidden ones too, with what it holds; of `run.json` and statistics without times."""
     found: dict[str, Any] = {}
-    for file in [path] if path.is_file() else sorted(path.rglob("*")):
-        name = file.name if file == path else str(file.relative_to(path))
+    for file in sorted(folder.rglob("*")):
+        name = str(file.relative_to(folder))
         if file.name == "run.json":
             found[name] = untimed(json.loads(file.read_text()))
         elif file.suffix == ".npz":
@@ -98,7 +100,7 @@ def results(written: list[str]) -> list[str]:
         ("prune", (".compensation/", 6)),
         ("cut", ("model_index.json", 1)),
         ("sample", (".png", 4)),
-        ("stats", (".npz", 1)),
+        ("stats", ("at-", 3)),
     ],
     ids=["plan", "prune", "cut", "sample", "stats"],
 )
@@ -106,11 +108,11 @@ def test_a_killed_stage_ends_in_the_undisturbed_result(
     stage: str, moment: tuple[str, int], forks: Forks, commands: Commands, tmp_path: Path
 ) -> None:
     """And what was there before the kill is not made again."""
-    whole, killed = (place(stage, tmp_path / name) for name in ("whole", "killed"))
-    undisturbed = ended_well(forks.run([*commands[stage], "--out", whole]))
-    died = forks.run([*commands[stage], "--out", killed], die_at=moment)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    undisturbed = ended_well(forks.run([*commands[stage], "--out", place(stage, whole)]))
+    died = forks.run([*commands[stage], "--out", place(stage, killed)], die_at=moment)
     assert died.killed
-    again = ended_well(forks.run([*commands[stage], "--out", killed]))
+    again = ended_well(forks.run([*commands[stage], "--out", place(stage, killed)]))
     assert contents(killed) == contents(whole)
     if stage != "cut":
         assert results(died.written + again.written) == results(undisturbed.written)
@@ -152,6 +154,32 @@ def test_two_processes_choose_the_units_of_one_and_may_be_killed(
 
 
 @pytest.mark.slow
+def test_two_processes_gather_statistics_and_may_be_killed(forks: Forks, commands: Commands, tmp_path: Path) -> None:
+    """Their sums are taken up by one as well; those of other batches are not."""
+    words, moment = commands["stats"], ("at-", 2)
+    one, two, killed, alone, other, whole = (
+        tmp_path / name for name in ("one", "two", "killed", "alone", "other", "whole")
+    )
+    ended_well(forks.run([*words, "--out", place("stats", one)]))
+    ended_well(forks.run([*words, "--out", place("stats", two)], num_processes=2))
+    assert forks.run([*words, "--out", place("stats", killed)], num_processes=2, die_at=moment).killed
+    for copied in (alone, other):
+        shutil.copytree(killed, copied)
+    ended_well(forks.run([*words, "--out", place("stats", killed)], num_processes=2))
+    assert contents(killed) == contents(two)
+    ended = ended_well(forks.run([*words, "--out", place("stats", alone)]))
+    assert ended.written[0].startswith("at-00000003"), "the sums of two processes were not taken up by one"
+    statistics = [read_statistics(place("stats", folder)).by_metric["fid"] for folder in (one, two, alone)]
+    for found in statistics[1:]:
+        torch.testing.assert_close(found.mu, statistics[0].mu, rtol=1e-13, atol=1e-13)
+        torch.testing.assert_close(found.sigma, statistics[0].sigma, rtol=1e-12, atol=1e-12)
+    larger = ["--batch-size", "3"]
+    ended_well(forks.run([*words, *larger, "--out", place("stats", other)]))
+    ended_well(forks.run([*words, *larger, "--out", place("stats", whole)]))
+    assert contents(other) == contents(whole)
+
+
+@pytest.mark.slow
 def test_any_moment_will_do(forks: Forks, commands: Commands, tmp_path: Path) -> None:
     """30 random ones, over all stages; those of which processes share the work in one process and in two."""
     rng = random.Random(0)
@@ -160,15 +188,16 @@ def test_any_moment_will_do(forks: Forks, commands: Commands, tmp_path: Path) ->
     num_killed = 0
     for number in range(30):
         stage, num_processes = case = cases[number % len(cases)]
-        whole, killed = place(stage, tmp_path / f"{stage}-{num_processes}"), place(stage, tmp_path / f"{number}")
-        words = commands[stage]
+        whole, killed = tmp_path / f"{stage}-{num_processes}", tmp_path / f"{number}"
+        words = [*commands[stage], "--out", place(stage, killed)]
         if case not in undisturbed:
-            ended = ended_well(forks.run([*words, "--out", whole], num_processes=num_processes))
+            whole_words = [*commands[stage], "--out", place(stage, whole)]
+            ended = ended_well(forks.run(whole_words, num_processes=num_processes))
             undisturbed[case] = ended.wall_s
         moment = rng.uniform(0, undisturbed[case])
-        ended = forks.run([*words, "--out", killed], num_processes=num_processes, die_after_s=moment)
+        ended = forks.run(words, num_processes=num_processes, die_after_s=moment)
         num_killed += ended.killed
-        ended_well(forks.run([*words, "--out", killed], num_processes=num_processes))
+        ended_well(forks.run(words, num_processes=num_processes))
         assert contents(killed) == contents(whole), f"{case}, killed after {moment:.3f} s"
         assert not list(tmp_path.rglob("*.part")), case
     assert num_killed > 20

@@ -16,8 +16,8 @@ from diffprune.evaluation.inputs import InceptionInputs, InputBatch, batch_of
 from diffprune.evaluation.preparation import Preparation
 from diffprune.evaluation.statistics import ARRAYS, ImageStatistics, Moments
 from diffprune.options import InceptionOptions
-from diffprune.processes import agreed, my_share, summed
-from diffprune.progress import progress
+from diffprune.processes import my_share
+from diffprune.running_sums import RunningSums
 
 _log = logging.getLogger(__name__)
 
@@ -70,68 +70,76 @@ def open_set(source: str, num: int | None, prepare: Preparation) -> Images:
     return Images(rows, num or len(rows), source, prepare)
 
 
-def gather(images: Images, metrics: Iterable[str], inception: Inception, options: InceptionOptions) -> Features:
+def gather(
+    images: Images,
+    metrics: Iterable[str],
+    inception: Inception,
+    options: InceptionOptions,
+    sums: RunningSums | None = None,
+) -> Features:
     """Run the network over the images once per way into it, and keep what the metrics need.
 
-    Several processes share the batches, which are cut by index alone, and all of them return the same.
+    Several processes share the batches, which are cut by index alone, and all of them return the same. sums: where all
+    of it is kept meanwhile; None: nowhere.
     Memory: means and covariances do not grow with the number of images; `KEPT` metrics hold float32 features,
     8 kB an image (4 kB for logits). Raises DataError that names an image that cannot be read, unless those are to be
     left out, and when fewer than two can be.
     """
     wanted = set(metrics)
-    moments = {metric: Moments(LAYERS[layer]) for metric, (layer, *_) in ARRAYS.items() if metric in wanted}
+    sums = sums or RunningSums(options.device)
+    moments = {
+        metric: Moments(metric, LAYERS[layer], sums) for metric, (layer, *_) in ARRAYS.items() if metric in wanted
+    }
     layers = sorted({layer for metric, layer in KEPT.items() if metric in wanted})
-    kept = {layer: torch.zeros(images.num, LAYERS[layer]) for layer in layers}
-    readable = torch.zeros(images.num, dtype=torch.int32)
+    kept = {layer: sums.zeros(layer, images.num, LAYERS[layer], dtype=torch.float32) for layer in layers}
+    readable = sums.zeros("readable", images.num, dtype=torch.int32)
     resizes = dict.fromkeys([options.resize] * bool(moments) + [TENSORFLOW] * bool(kept))
     device = next(inception.network.parameters()).device
 
-    def look() -> None:
-        for batch in _batches(images, list(resizes), options):
-            features = {resize: embed(inception, inputs.to(device)) for resize, inputs in batch.inputs.items()}
-            for metric, found in moments.items():
-                found.add(features[options.resize][ARRAYS[metric][0]].cpu())
-            for layer in layers:
-                kept[layer][batch.indices] = features[TENSORFLOW][layer].cpu()
-            readable[batch.indices] = 1
-
-    agreed(look, options.device)
-    readable = summed(readable, options.device)
+    for batch in _batches(images, list(resizes), options, sums):
+        features = {resize: embed(inception, inputs.to(device)) for resize, inputs in batch.inputs.items()}
+        for metric, found in moments.items():
+            found.add(features[options.resize][ARRAYS[metric][0]].cpu())
+        for layer in layers:
+            kept[layer][batch.indices] = features[TENSORFLOW][layer].cpu()
+        readable[batch.indices] = 1
+    readable = sums.total("readable")
     num_images = int(readable.sum())
     if num_images < min(2, images.num):
         raise DataError(f"{images.source}: {num_images} of {images.num} images can be read")
     statistics = ImageStatistics(
-        {metric: found.of_all_processes(options.device).statistics() for metric, found in moments.items()},
+        {metric: found.statistics(num_images) for metric, found in moments.items()},
         num_images,
         inception.protocol(options.resize, images.prepare.fact),
         {"num_corrupt": images.num - num_images},
     )
-    features = {layer: summed(some, options.device) for layer, some in kept.items()}
+    features_of_all = {layer: sums.total(layer) for layer in layers}
     if num_images < images.num:
-        features = {layer: some[readable.bool()] for layer, some in features.items()}
-    return Features(num_images, images.num - num_images, statistics if moments else None, features)
+        features_of_all = {layer: some[readable.bool()] for layer, some in features_of_all.items()}
+    return Features(num_images, images.num - num_images, statistics if moments else None, features_of_all)
 
 
-def _batches(images: Images, resizes: Sequence[str], options: InceptionOptions) -> Iterator[InputBatch]:
-    """This process's batches that hold any image to look at; corrupt ones are named."""
+def _batches(
+    images: Images, resizes: Sequence[str], options: InceptionOptions, sums: RunningSums
+) -> Iterator[InputBatch]:
+    """This process's batches that hold any image to look at and are not in the sums; corrupt images are named."""
     batches = [
-        list(range(start, min(start + options.batch_size, images.num)))
-        for start in range(0, images.num, options.batch_size)
+        range(start, min(start + options.batch_size, images.num)) for start in range(0, images.num, options.batch_size)
     ]
-    mine = my_share(batches, options.device)
     loader = DataLoader(
         InceptionInputs(images.rows, images.source, images.prepare, resizes),
-        batch_sampler=mine,
+        batch_sampler=[list(batch) for batch in my_share(batches[sums.position :], options.device)],
         num_workers=options.num_workers,
         collate_fn=batch_of,
         generator=torch.Generator(),  # it would draw from the global one even where nothing is shuffled
     )
-    with progress(f"features of {images.source}", sum(map(len, mine)), "images") as advance:
-        for batch in loader:
-            for wrong in batch.unusable:
-                if not wrong.corrupt or options.on_corrupt == "fail":
-                    raise DataError(wrong.text)
-                _log.warning("left out: %s", wrong.text)
-            if batch.indices:
-                yield batch
-            advance(len(batch.indices) + len(batch.unusable), "")
+    prepared = iter(loader)
+    for _ in sums.over(batches, f"features of {images.source}", "batches"):
+        batch = next(prepared)
+        for wrong in batch.unusable:
+            if not wrong.corrupt or options.on_corrupt == "fail":
+                sums.error = DataError(wrong.text)
+                break
+            _log.warning("left out: %s", wrong.text)
+        if batch.indices and sums.error is None:
+            yield batch

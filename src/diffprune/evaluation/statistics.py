@@ -19,8 +19,8 @@ from torch import Tensor
 from diffprune.errors import DataError
 from diffprune.evaluation.inception import LAYERS
 from diffprune.evaluation.protocol import Protocol, read_protocol
-from diffprune.processes import process_state, summed
 from diffprune.records import write_whole
+from diffprune.running_sums import RunningSums
 
 ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
 """Metric -> layer of its features, names of its arrays in a file."""
@@ -35,48 +35,31 @@ class Statistics:
 
 
 class Moments:
-    """Mean and covariance of features that come in batches, in float64 and in memory that does not grow.
+    """Mean and covariance of float32 features that come in batches, by running sums in float64.
 
-    Batches are merged by the differences of their means (Chan, Golub and LeVeque 1983, eq. 2.1), which keeps the
-    digits that sums of squares would lose.
+    Products of two float32 numbers are exact in float64, and what their sum loses is less than what the rounding of the
+    features to float32 has changed.
     """
 
-    def __init__(self, num_features: int) -> None:
-        self.num = 0
-        self._mean = torch.zeros(num_features, dtype=torch.float64)
-        self._scatter = torch.zeros(num_features, num_features, dtype=torch.float64)
+    def __init__(self, name: str, num_features: int, sums: RunningSums) -> None:
+        self._names = f"{name}-sum", f"{name}-products"
+        self._running = sums
+        self._sum = sums.zeros(self._names[0], num_features)
+        self._products = sums.zeros(self._names[1], num_features, num_features)
 
     def add(self, features: Tensor) -> None:
         """Take in features (N, D)."""
-        batch = features.to(self._mean.device, torch.float64)
-        mean = batch.mean(0)
-        centred, gap = batch - mean, mean - self._mean
-        total = self.num + len(batch)
-        self._scatter.addmm_(centred.T, centred)
-        self._scatter.addr_(gap, gap, alpha=self.num * len(batch) / total)
-        self._mean += gap * (len(batch) / total)
-        self.num = total
+        batch = features.double()
+        self._sum += batch.sum(0)
+        self._products.addmm_(batch.T, batch)
 
-    def of_all_processes(self, device: str) -> "Moments":
-        """What all processes took in together; in float64 as everything here.
-
-        The sum of the deviations from the common mean, by the parallel axis theorem.
-        """
-        if process_state(device).num_processes == 1:
-            return self
-        both = Moments(len(self._mean))
-        weighted = summed(torch.cat([self._mean * self.num, torch.tensor([float(self.num)])]), device)
-        both.num = int(weighted[-1])
-        both._mean = weighted[:-1] / weighted[-1]
-        gap = self._mean - both._mean
-        both._scatter = summed(self._scatter.addr(gap, gap, alpha=self.num), device)
-        return both
-
-    def statistics(self) -> Statistics:
-        """What was taken in; raises ValueError below two images."""
-        if self.num < 2:
-            raise ValueError(f"a covariance needs at least 2 images, got {self.num}")
-        return Statistics(self._mean.clone(), self._scatter / (self.num - 1))
+    def statistics(self, num: int) -> Statistics:
+        """What all processes took in, of `num` images; raises ValueError below two."""
+        if num < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {num}")
+        total, products = (self._running.total(name) for name in self._names)
+        mean = total / num
+        return Statistics(mean, products.addr(mean, mean, alpha=-num) / (num - 1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Stage `stats`: statistics of an image set, to compare others with."""
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,12 @@ from diffprune.evaluation.inception import load_inception
 from diffprune.evaluation.preparation import preparation_of
 from diffprune.evaluation.sets import gather, open_set
 from diffprune.evaluation.statistics import ImageStatistics, read_statistics
+from diffprune.kept import kept_beside
 from diffprune.models.loading import pick_device
 from diffprune.options import StatsOptions
 from diffprune.processes import by_main, process_state
 from diffprune.records import Existing, environment, identity, remove_parts_of
+from diffprune.running_sums import RunningSums
 from diffprune.stages.calls import with_options
 
 
@@ -26,14 +29,14 @@ def stats(images: str | Path, options: StatsOptions) -> ImageStatistics:
     return make_statistics(str(images), options)
 
 
-def make_statistics(source: str, options: StatsOptions) -> ImageStatistics:
-    """`stats` with its options as one value."""
+def make_statistics(source: str, options: StatsOptions, sums: RunningSums | None = None) -> ImageStatistics:
+    """`stats` with its options as one value. sums: where they are kept meanwhile."""
     process_state(options.device)  # joins the others, so that each has a device of its own
     images = open_set(source, options.num, preparation_of(options))
     if images.num < 2:
         raise DataError(f"{source} holds 1 image; statistics need at least 2 (use thousands)")
     inception = load_inception(options.inception_weights, pick_device(options.device))
-    found = gather(images, options.metrics, inception, options).statistics
+    found = gather(images, options.metrics, inception, options, sums).statistics
     assert found is not None
     return found
 
@@ -42,7 +45,8 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
     """Write the statistics of an image set to `out` (.npz), whole.
 
     Statistics of the same options and images that are there already are kept, others are refused; with `existing`
-    as in `records.run_record` they are made anew. Files that are not ours are never replaced.
+    as in `records.run_record` they are made anew. Files that are not ours are never replaced. Sums are kept beside
+    `out` meanwhile, for the same call after an interruption.
     """
     if out.suffix != ".npz":
         raise FolderError(f"{out} is not an .npz file; give statistics a name such as stats.npz")
@@ -58,10 +62,13 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
         raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
     if found is None or not same or existing == "redo":
         by_main(functools.partial(remove_parts_of, out), options.device)
-        made = make_statistics(source, options)
+        sums = RunningSums(options.device, kept_beside(out), {**given, "batch_size": options.batch_size})
+        sums.take_up()
+        made = make_statistics(source, options, sums)
         details = {**given, **environment(), **made.details}
         found = ImageStatistics(made.by_metric, made.num_images, made.protocol, details)
         by_main(functools.partial(found.save, out), options.device)
+    by_main(functools.partial(shutil.rmtree, kept_beside(out), ignore_errors=True), options.device)
     assert found.protocol is not None
     return {
         "stats": str(out),
