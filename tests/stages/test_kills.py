@@ -27,6 +27,9 @@ CALIBRATION = [
     "--num-calibration-images", "8", "--batch-size", "3", "--timestep-stride", "4", "--ratio", "0.3", "--device", "cpu",
 ]  # fmt: skip
 SCORING = [*CALIBRATION, "--criterion", "diff-pruning", "--threshold", "0.01", "--rounds", "2"]
+FILES = {"plan-file": "plan.json", "stats": "stats.npz"}
+"""By stage the file that it leaves; the others leave a folder."""
+
 TIMED = ("started", "wall_time_s", "peak_memory_mb", "latency_ms", "images_per_s", "platform")
 """What differs between any two runs."""
 
@@ -46,6 +49,7 @@ def commands(pipeline_folder: Path, image_folder: Path, tmp_path_factory: pytest
     diffprune.plan(diffprune.load_pipeline(model), criterion="magnitude", ratio=0.3).save(cut)
     return {
         "plan": ["plan", model, "--data", data, *SCORING],
+        "plan-file": ["plan", model, "--data", data, *SCORING],
         "absolute": ["plan", model, "--data", data, *CALIBRATION, "--criterion", "absolute"],
         "prune": [
             "prune", model, "--data", data, *CALIBRATION, "--criterion", "taylor", "--num-compensation-images", "12"
@@ -59,7 +63,7 @@ def commands(pipeline_folder: Path, image_folder: Path, tmp_path_factory: pytest
 
 def place(stage: str, folder: Path) -> Path:
     """What to give as --out."""
-    return folder / "stats.npz" if stage == "stats" else folder
+    return folder / FILES[stage] if stage in FILES else folder
 
 
 def untimed(value: Any) -> Any:
@@ -97,12 +101,13 @@ def results(written: list[str]) -> list[str]:
     ("stage", "moment"),
     [
         ("plan", ("at-", 7)),
+        ("plan-file", ("at-", 7)),
         ("prune", (".compensation/", 6)),
         ("cut", ("model_index.json", 1)),
         ("sample", (".png", 4)),
         ("stats", ("at-", 3)),
     ],
-    ids=["plan", "prune", "cut", "sample", "stats"],
+    ids=["plan", "plan-file", "prune", "cut", "sample", "stats"],
 )
 def test_a_killed_stage_ends_in_the_undisturbed_result(
     stage: str, moment: tuple[str, int], forks: Forks, commands: Commands, tmp_path: Path
@@ -116,6 +121,17 @@ def test_a_killed_stage_ends_in_the_undisturbed_result(
     assert contents(killed) == contents(whole)
     if stage != "cut":
         assert results(died.written + again.written) == results(undisturbed.written)
+
+
+@pytest.mark.parametrize(("stage", "change"), [("plan-file", ["--seed", "1"]), ("stats", ["--batch-size", "3"])])
+def test_what_was_summed_by_other_options_is_not_taken_up(
+    stage: str, change: list[str], forks: Forks, commands: Commands, tmp_path: Path
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert forks.run([*commands[stage], "--out", place(stage, killed)], die_at=("at-", 3)).killed
+    for folder in (whole, killed):
+        ended_well(forks.run([*commands[stage], *change, "--out", place(stage, folder)]))
+    assert contents(killed) == contents(whole)
 
 
 @pytest.mark.parametrize(
@@ -155,16 +171,13 @@ def test_two_processes_choose_the_units_of_one_and_may_be_killed(
 
 @pytest.mark.slow
 def test_two_processes_gather_statistics_and_may_be_killed(forks: Forks, commands: Commands, tmp_path: Path) -> None:
-    """Their sums are taken up by one as well; those of other batches are not."""
+    """Their sums are taken up by one as well."""
     words, moment = commands["stats"], ("at-", 2)
-    one, two, killed, alone, other, whole = (
-        tmp_path / name for name in ("one", "two", "killed", "alone", "other", "whole")
-    )
+    one, two, killed, alone = (tmp_path / name for name in ("one", "two", "killed", "alone"))
     ended_well(forks.run([*words, "--out", place("stats", one)]))
     ended_well(forks.run([*words, "--out", place("stats", two)], num_processes=2))
     assert forks.run([*words, "--out", place("stats", killed)], num_processes=2, die_at=moment).killed
-    for copied in (alone, other):
-        shutil.copytree(killed, copied)
+    shutil.copytree(killed, alone)
     ended_well(forks.run([*words, "--out", place("stats", killed)], num_processes=2))
     assert contents(killed) == contents(two)
     ended = ended_well(forks.run([*words, "--out", place("stats", alone)]))
@@ -173,10 +186,6 @@ def test_two_processes_gather_statistics_and_may_be_killed(forks: Forks, command
     for found in statistics[1:]:
         torch.testing.assert_close(found.mu, statistics[0].mu, rtol=1e-13, atol=1e-13)
         torch.testing.assert_close(found.sigma, statistics[0].sigma, rtol=1e-12, atol=1e-12)
-    larger = ["--batch-size", "3"]
-    ended_well(forks.run([*words, *larger, "--out", place("stats", other)]))
-    ended_well(forks.run([*words, *larger, "--out", place("stats", whole)]))
-    assert contents(other) == contents(whole)
 
 
 @pytest.mark.slow

@@ -32,6 +32,10 @@ class Options(BaseModel):
         """All options with their values, as JSON types (for `run.json`)."""
         return self.model_dump(mode="json")
 
+    def decisive(self) -> dict[str, Any]:
+        """As `resolved`, without those that are neutral."""
+        return {name: value for name, value in self.resolved().items() if name not in self.neutral}
+
 
 class ComputeOptions(Options):
     """Options of every stage that computes."""

@@ -22,6 +22,7 @@ from diffprune.data.conditioned import calibrate_on_texts
 from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
+from diffprune.kept import kept_beside
 from diffprune.models.cost import cost_of
 from diffprune.models.depth import Moves, moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, pick_device
@@ -115,7 +116,7 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         out, "plan", options.resolved(), inputs, device=device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            store, sums = kept_in(run.folder, inputs, device)
+            store, sums = kept_in(run.folder, inputs, options)
             made = make_plan(_loaded(source), options, store, sums)
             by_main(partial(made.save, run.folder / "plan.json"), device)
             by_main(partial(forget_kept, run.folder), device)
@@ -123,10 +124,10 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         return run.result
 
 
-def kept_in(folder: Path, inputs: Mapping[str, str | None], device: str) -> tuple[Store, RunningSums]:
-    """What a stage keeps in its folder while it works: latents and sums of scores. inputs: what it reads."""
+def kept_in(folder: Path, inputs: Mapping[str, str | None], options: PlanOptions) -> tuple[Store, RunningSums]:
+    """What a stage keeps in a folder while it works: latents and sums of scores. inputs: what it reads."""
     store = store_in(folder, inputs)
-    return store, RunningSums(device, folder / SUMS, store.made_from)
+    return store, RunningSums(options.device, folder / SUMS, {**store.made_from, "options": options.decisive()})
 
 
 def store_in(folder: Path, inputs: Mapping[str, str | None]) -> Store:
@@ -147,19 +148,20 @@ def _plan_to_file(
     there = by_main(partial(_plan_there, out, existing), options.device)
     made_from = {name: identity(given) for name, given in inputs.items()}
     model = _loaded(source)
-    if there is not None:
+    if there is None:
+        by_main(partial(remove_parts_of, out), options.device)
+        made = make_plan(model, options, *kept_in(kept_beside(out), inputs, options))
+        there = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
+        by_main(partial(there.save, out), options.device)
+    else:
         asked = {**options.resolved(), "criterion": options.criterion or there.criterion}
         same = there.options == asked and there.details.get("made_from") == made_from
         if not same or there.fingerprint != fingerprint(denoiser_of(model)):
             raise FolderError(
                 f"{out} holds a plan made otherwise; add --overwrite to replace it, or choose another --out"
             )
-        return there.summary()
-    by_main(partial(remove_parts_of, out), options.device)
-    made = make_plan(model, options)
-    made = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
-    by_main(partial(made.save, out), options.device)
-    return made.summary()
+    by_main(partial(shutil.rmtree, kept_beside(out), ignore_errors=True), options.device)
+    return there.summary()
 
 
 def _plan_there(out: Path, existing: Existing) -> Plan | None:

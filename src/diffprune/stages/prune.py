@@ -144,7 +144,7 @@ def prune_stage(
         if not run.finished_before:
             kept, model, calibration = run.folder / "plan.json", None, None
             plan = by_main(lambda: _plan_there(kept, plan_file), device)
-            store, sums = kept_in(run.folder, inputs, device)
+            store, sums = kept_in(run.folder, inputs, plan_options)
             if plan is None:
                 model = load_as_stored(source).whole
                 check_weights(denoiser_of(model), reinit=options.reinit)

@@ -43,7 +43,7 @@ def sensitivity_stage(
         resumable=True,
     ) as run:  # fmt: skip
         if not run.finished_before:
-            store, sums = kept_in(run.folder, inputs, options.device)
+            store, sums = kept_in(run.folder, inputs, options)
             rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store, sums)
             forget_kept(run.folder)
             write_whole(run.folder / "sensitivity.png", error_by_ratio(rows))

@@ -52,7 +52,7 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
         raise FolderError(f"{out} is not an .npz file; give statistics a name such as stats.npz")
     weights = options.inception_weights
     given = {
-        "options": {name: value for name, value in options.resolved().items() if name not in options.neutral},
+        "options": options.decisive(),
         "images": {"source": source, "identity": identity(source)},
         "inception_weights": identity(str(weights)) if weights else None,
     }
