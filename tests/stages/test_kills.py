@@ -106,8 +106,9 @@ def results(written: list[str]) -> list[str]:
         ("cut", ("model_index.json", 1)),
         ("sample", (".png", 4)),
         ("stats", ("at-", 3)),
+        ("stats", (".npz", 6)),
     ],
-    ids=["plan", "plan-file", "prune", "cut", "sample", "stats"],
+    ids=["plan", "plan-file", "prune", "cut", "sample", "stats", "stats-at-its-end"],
 )
 def test_a_killed_stage_ends_in_the_undisturbed_result(
     stage: str, moment: tuple[str, int], forks: Forks, commands: Commands, tmp_path: Path
