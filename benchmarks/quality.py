@@ -45,12 +45,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "compensated": {"compensate": True},
     "teacher": {"teacher": True},
     "compensated + teacher": {"compensate": True, "teacher": True},
+    "soap": {"optimizer": "soap"},
+    "compensated + teacher + soap": {"compensate": True, "teacher": True, "optimizer": "soap"},
     "compensated + teacher + features": {"compensate": True, "teacher": True, "feature_weight": 0.1},
     "obs + compensated + teacher": {"criterion": "obs", "compensate": True, "teacher": True},
     "random": {"criterion": "random"},
     "scratch": {"reinit": True},
 }
-"""What each arm does beside the published way: units by diff-pruning, sliced weights, the noise error alone."""
+"""What each arm does beside the published way: units by diff-pruning, sliced weights, the noise error alone, AdamW.
+
+The ingredients that `prune` and `finetune` use by default are compensation, the teacher (where it is given) and SOAP.
+"""
 
 
 def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: argparse.Namespace) -> dict[str, Any]:
@@ -69,11 +74,11 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     at_start = {**judge.errors(small.unet), **judge.samples(small.unet), "seconds": 0.0}
     figures: dict[int, dict[str, float]] = {0: at_start}
     judging = 0.0
+    rate = {} if "optimizer" in how else {"optimizer": "adamw", "learning_rate": a.learning_rate}
+    chosen = {name: how[name] for name in ("optimizer", "feature_weight") if name in how}
     training = FinetuneOptions(
-        data=a.data, steps=a.steps, batch_size=a.batch_size, learning_rate=a.learning_rate, ema_decay=0.98,
-        flip=not a.no_flip, seed=seed, preview_every=a.every, checkpoint_every=10**9, tracker="none",
-        feature_weight=how.get("feature_weight", 0.0),
-        **({"teacher_weight": 0.7} if how.get("teacher") else {}),
+        data=a.data, steps=a.steps, batch_size=a.batch_size, ema_decay=0.98, flip=not a.no_flip, seed=seed,
+        preview_every=a.every, checkpoint_every=10**9, tracker="none", teacher_weight=0.7, **rate, **chosen,
     )  # fmt: skip
     begun = time.perf_counter()
 
@@ -174,7 +179,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of AdamW; SOAP has its default")
     parser.add_argument("--stride", type=int, default=10, help="timesteps of the scores")
     parser.add_argument("--num-drawn", type=int, default=256)
     parser.add_argument("--no-flip", action="store_true")

@@ -18,6 +18,7 @@ from torch import Tensor
 import diffprune
 from diffprune.cli import main
 from diffprune.processes import noted_signals
+from diffprune.records import read_json
 
 from conftest import tiny_pipeline
 
@@ -25,7 +26,10 @@ STEPS = (
     "--steps", 14, "--preview-every", 7, "--preview-steps", 1, "--num-validation-images", 4, "--validate-every", 5,
 )  # fmt: skip
 TWO = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
-OF_TWO = ("--steps", 10, "--dropout", 0, "--num-validation-images", 5, "--validate-every", 4)
+OF_TWO = (
+    "--steps", 10, "--dropout", 0, "--num-validation-images", 5, "--validate-every", 4, "--optimizer", "adamw",
+)  # fmt: skip
+"""By AdamW: SOAP's eigenbasis turns with the rounding of a sum, and so do its steps."""
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +184,19 @@ def test_two_processes_train_what_one_trains(pruned_folder: Path, of_two: Path, 
     out = tmp_path / "one"
     assert finetuned(pruned_folder, out, *OF_TWO) == 0
     assert_close(out, of_two, pruned_folder)
+
+
+@pytest.mark.slow
+def test_two_processes_train_with_soap_as_well_as_one(pruned_folder: Path, tmp_path: Path) -> None:
+    words = [*OF_TWO, "--optimizer", "soap", "--steps", 40]
+    running = started(TWO, pruned_folder, tmp_path / "two", *words)
+    _, said = running.communicate()
+    assert running.returncode == 0, said
+    assert finetuned(pruned_folder, tmp_path / "one", *words) == 0
+    histories = (read_json(tmp_path / name / "run.json")["result"]["history"] for name in ("one", "two"))
+    one, two = ([row["validation_error"] for row in h if "validation_error" in row] for h in histories)
+    assert min(one) < 0.9 * one[0]
+    assert two == pytest.approx(one, rel=0.05)
 
 
 def test_two_processes_of_which_one_is_told_to_stop_go_on_as_two_or_as_one(

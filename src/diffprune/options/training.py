@@ -8,6 +8,13 @@ from diffprune.options.base import ComputeOptions
 from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
 
+Optimizer = Literal["adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd", "soap"]
+
+OF_OPTIMIZER = (
+    "of torch.optim (sgd and rmsprop with momentum 0.9), or soap: Adam in the eigenbasis of Shampoo, which takes fewer "
+    "steps and more memory"
+)
+
 
 class TrainingOptions(ImageOptions, ComputeOptions):
     """The training loop, shared by training from scratch and finetuning."""
@@ -32,10 +39,13 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default=False,
         description="keep no activations inside blocks, compute them again in the backward pass: less memory, slower",
     )
-    optimizer: Literal["adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd"] = Field(
-        default="adamw", description="optimizer of torch.optim (sgd and rmsprop with momentum 0.9)"
+    optimizer: Optimizer = Field(
+        default="adamw",
+        description=OF_OPTIMIZER,
     )
-    learning_rate: float = Field(default=2e-4, gt=0, description="peak learning rate")
+    learning_rate: float = Field(
+        default=None, validate_default=True, gt=0, description="peak learning rate (default: 1e-3 of soap, else 2e-4)"
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate after the warm-up"
@@ -99,6 +109,12 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default="tensorboard", description="where losses are logged"
     )
 
+    @field_validator("learning_rate", mode="before")
+    @classmethod
+    def _of_optimizer(cls, value: float | None, info: ValidationInfo) -> float:
+        own = 1e-3 if info.data.get("optimizer") == "soap" else 2e-4
+        return own if value is None else value
+
     @field_validator("early_stop")
     @classmethod
     def _needs_validation(cls, value: int | None, info: ValidationInfo) -> int | None:
@@ -127,6 +143,7 @@ class FinetuneOptions(GenerationOptions, TrainingOptions):
         default=256, ge=1, description="text-conditioned models: images that the model draws itself to learn from"
     )
 
+    optimizer: Optimizer = Field(default="soap", description=OF_OPTIMIZER)
     teacher_weight: float = Field(
         default=0.7,
         gt=0,

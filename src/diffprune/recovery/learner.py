@@ -86,12 +86,20 @@ class Learner:
         return _cast(self.averaged(weights).to(device), self.dtype)
 
 
+PRECONDITIONED = 512
+"""Largest width of which SOAP keeps second moments between channels; beyond it, it is Adam along that dimension."""
+
+
 def optimizer_of(options: TrainingOptions) -> Callable[..., torch.optim.Optimizer]:
-    """The optimizer of torch with its options, as a function of the parameters."""
+    """The optimizer with its options, as a function of the parameters: of torch, or SOAP (Vyas et al., ICLR 2025)."""
+    common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+    if options.optimizer == "soap":
+        from pytorch_optimizer import SOAP  # takes half a second
+
+        return functools.partial(SOAP, max_precondition_dim=PRECONDITIONED, **common)
     names = {name.lower(): name for name in vars(torch.optim)}
     momentum = {"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}
-    kind = getattr(torch.optim, names[options.optimizer])
-    return functools.partial(kind, lr=options.learning_rate, weight_decay=options.weight_decay, **momentum)
+    return functools.partial(getattr(torch.optim, names[options.optimizer]), **common, **momentum)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
