@@ -16,6 +16,11 @@ from PIL import Image
 from torchvision.models import inception_v3
 
 from diffprune.evaluation.inception import LAYERS, Inception
+from diffprune.models import cost
+
+from forks import Forks, forking
+
+cost.MIN_RUN_TIME_S = 0.01  # nothing here looks at how long a pass takes
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:
@@ -81,6 +86,12 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = torch.randint(0, 256, (16, 16), generator=generator, dtype=torch.uint8)
         Image.fromarray(pixels.numpy()).save(folder / f"{i:04d}.png")
     return folder
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    with forking(tmp_path_factory.mktemp("forks")) as found:
+        yield found
 
 
 def random_inception() -> dict[str, torch.Tensor]:

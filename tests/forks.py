@@ -76,7 +76,7 @@ def forking(folder: Path) -> Iterator[Forks]:
 def _serve() -> None:
     from diffprune import running_sums
     from diffprune.evaluation import sets
-    from diffprune.stages import plan, prune, sample, stats  # noqa: F401
+    from diffprune.stages import plan, prune, sample, stats, train  # noqa: F401
 
     import conftest
 

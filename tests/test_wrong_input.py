@@ -4,8 +4,6 @@ import json
 import pickle
 import resource
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -50,14 +48,18 @@ def model(pipeline_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(pipeline_folder, tmp_path / "model"))
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny pipeline, pruned and saved."""
+    pipeline, folder = tiny_pipeline(attention_head_dim=8), tmp_path_factory.mktemp("whole")
+    diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.5)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def pruned(tmp_path: Path) -> Path:
-    """The tiny pipeline, pruned and saved, that a test may damage."""
-    pipeline = tiny_pipeline(attention_head_dim=8)
-    diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude", ratio=0.5)).save_pretrained(
-        tmp_path / "pruned"
-    )
-    return tmp_path / "pruned"
+def pruned(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the pruned pipeline that a test may damage."""
+    return Path(shutil.copytree(whole, tmp_path / "pruned"))
 
 
 # models
@@ -422,18 +424,22 @@ LIMIT = 40_000
 
 
 @pytest.mark.parametrize("command", ["prune", "finetune"])
-def test_a_full_disk_leaves_nothing_half_written(command: str, pipeline_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_nothing_half_written(
+    command: str, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words = [command, pipeline_folder, *WRITERS[command], "--out", tmp_path / "out"]
-    done = subprocess.run(
-        [sys.executable, "-m", "diffprune.cli", *map(str, words)],
-        capture_output=True, text=True, check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stdout == ""
-    assert "cannot write" in done.stderr
-    assert "free space" in done.stderr
-    assert "Traceback" not in done.stderr
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, before[1]))
+    try:
+        status = main([str(word) for word in words])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    printed = capsys.readouterr()
+    assert status == 1
+    assert printed.out == ""
+    assert "cannot write" in printed.err
+    assert "free space" in printed.err
+    assert "Traceback" not in printed.err
     left = sorted(p.name for p in tmp_path.rglob("*") if p.is_file() and "tfevents" not in p.name)
     assert left == ([] if command == "prune" else ["run.json"])
     if command == "finetune":

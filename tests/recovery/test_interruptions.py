@@ -21,6 +21,7 @@ from diffprune.processes import noted_signals
 from diffprune.records import read_json
 
 from conftest import tiny_pipeline
+from forks import Forks
 
 STEPS = (
     "--steps", 14, "--preview-every", 7, "--preview-steps", 1, "--num-validation-images", 4, "--validate-every", 5,
@@ -95,24 +96,20 @@ def undisturbed(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="module")
-def of_two(pruned_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def of_two(pruned_folder: Path, forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of two processes, undisturbed."""
     out = tmp_path_factory.mktemp("two") / "out"
-    running = started(TWO, pruned_folder, out, *OF_TWO)
-    _, said = running.communicate()
-    assert running.returncode == 0, said
+    ended = forks.run(words_for(pruned_folder, out, *OF_TWO), num_processes=2)
+    assert ended.status == 0, ended.output
     return out
 
 
 def test_a_killed_run_ends_in_the_weights_of_the_undisturbed_one(
-    pruned_folder: Path, undisturbed: Path, tmp_path: Path
+    pruned_folder: Path, undisturbed: Path, forks: Forks, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    running = started([], pruned_folder, out, *STEPS)
-    wait_for_a_checkpoint(out, running)
-    running.kill()
-    running.communicate()
-    assert running.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    assert forks.run(words_for(pruned_folder, out, *STEPS), die_at=("step-0000006", 1)).killed
+    assert [path.name for path in (out / "checkpoints").glob("step-*")] == ["step-0000003"]
     assert '"running"' in (out / "run.json").read_text()
     assert not (out / "model_index.json").exists()
     assert finetuned(pruned_folder, out, *STEPS) == 0
@@ -199,6 +196,7 @@ def test_two_processes_train_with_soap_as_well_as_one(pruned_folder: Path, tmp_p
     assert two == pytest.approx(one, rel=0.05)
 
 
+@pytest.mark.slow
 def test_two_processes_of_which_one_is_told_to_stop_go_on_as_two_or_as_one(
     pruned_folder: Path, of_two: Path, tmp_path: Path
 ) -> None:

@@ -3,7 +3,6 @@
 import json
 import random
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from diffprune.evaluation.statistics import read_statistics
 from diffprune.planning import read_plan
 
 from conftest import photos
-from forks import Ended, Forks, forking
+from forks import Ended, Forks
 
 Commands = dict[str, list[str]]
 
@@ -32,12 +31,6 @@ FILES = {"plan-file": "plan.json", "stats": "stats.npz"}
 
 TIMED = ("started", "wall_time_s", "peak_memory_mb", "latency_ms", "images_per_s", "platform")
 """What differs between any two runs."""
-
-
-@pytest.fixture(scope="module")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forking(tmp_path_factory.mktemp("forks")) as found:
-        yield found
 
 
 @pytest.fixture(scope="module")

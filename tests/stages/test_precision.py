@@ -12,15 +12,16 @@ from diffprune.models.precision import load_as_stored, stored_dtypes
 from diffprune.options import PlanOptions
 from diffprune.stages.plan import make_plan
 
+from conftest import tiny_pipeline
 from pipelines import tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
-TINY = ["--num-calibration-images", "2", "--timestep-stride", "500", "--device", "cpu"]
+TINY = ["--num-calibration-images", "2", "--timestep-stride", "10", "--device", "cpu"]
 
 
 def saved(folder: Path, dtype: torch.dtype) -> Path:
-    """The digits pipeline, saved in a dtype by diffusers alone."""
-    diffprune.load_pipeline("digits", dtype=dtype).save_pretrained(folder)
+    """The tiny pipeline, saved in a dtype by diffusers alone."""
+    tiny_pipeline().to(dtype).save_pretrained(folder)
     return folder
 
 
@@ -45,7 +46,7 @@ def test_prune_and_finetune_leave_the_dtype_that_they_were_given(dtype: torch.dt
 def test_scores_of_fp16_are_those_of_its_float32_copy(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", torch.float16)
     assert main(["prune", str(whole), "--data", "digits", *TINY, "--out", str(tmp_path / "pruned")]) == 0
-    options = PlanOptions(data="digits", num_calibration_images=2, timestep_stride=500, device="cpu")
+    options = PlanOptions(data="digits", num_calibration_images=2, timestep_stride=10, device="cpu")
     of_copy = make_plan(diffprune.load_pipeline(whole, dtype=torch.float32), options)
     found = diffprune.read_plan(tmp_path / "pruned" / "plan.json")
     assert (found.groups, found.details["losses"]) == (of_copy.groups, of_copy.details["losses"])
@@ -78,10 +79,11 @@ def test_networks_of_several_dtypes_are_loaded_in_float32(tmp_path: Path) -> Non
 
 
 def test_float32_and_mixed_dtypes_stay_as_they_are(tmp_path: Path) -> None:
-    words = ["prune", "digits", "--criterion", "magnitude", "--out", str(tmp_path / "pruned")]
+    whole = saved(tmp_path / "whole", torch.float32)
+    words = ["prune", str(whole), "--criterion", "magnitude", "--out", str(tmp_path / "pruned")]
     assert main(words) == 0
     assert dtypes(tmp_path / "pruned") == {torch.float32}
-    mixed = diffprune.load_pipeline("digits")
+    mixed = tiny_pipeline()
     mixed.unet.conv_in.half()
     mixed.save_pretrained(tmp_path / "mixed")
     assert main(["prune", str(tmp_path / "mixed"), *words[2:-1], str(tmp_path / "again")]) == 0

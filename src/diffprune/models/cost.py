@@ -27,6 +27,9 @@ _ATTENTION_OPS = ("attention", "bmm")
 _WARM_UP = 5
 """Passes before the first timed one: libraries choose and cache kernels per shape."""
 
+MIN_RUN_TIME_S = 1.0
+"""How long passes are timed for their median."""
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -142,7 +145,7 @@ def _with_zeros(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, dict(shadows))
 
 
-def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: float = 1.0) -> float:
+def latency_ms(denoiser: nn.Module, *, batch_size: int = 1) -> float:
     """Median time of one forward pass in milliseconds, on the model's device and in its dtype."""
     parameter = next(denoiser.parameters())
     inputs = family_of(denoiser).example_inputs(denoiser, batch_size, parameter.device)
@@ -157,6 +160,6 @@ def latency_ms(denoiser: nn.Module, *, batch_size: int = 1, min_run_time_s: floa
             globals={"denoiser": denoiser, "inputs": inputs},
             num_threads=torch.get_num_threads(),
         )
-        measured = timer.blocked_autorange(min_run_time=min_run_time_s)
+        measured = timer.blocked_autorange(min_run_time=MIN_RUN_TIME_S)
     denoiser.train(was_training)
     return float(measured.median * 1e3)
