@@ -126,11 +126,14 @@ def test_the_readme_names_its_two_commands_and_make_has_them() -> None:
 
 SMALL = {
     "--num": "4", "--steps": "2", "--num-stages": "2", "--num-calibration-images": "8", "--timestep-stride": "250",
-    "--batch-size": "4",
+    "--batch-size": "4", "--num-compensation-images": "16",
 }  # fmt: skip
 """What the test makes smaller in the commands of the pages; everything else is run as written."""
 
-SMALL_PYTHON = {"ratio=0.3": "ratio=0.3, num_calibration_images=4, timestep_stride=250", "steps=1000": "steps=2"}
+SMALL_PYTHON = {
+    "ratio=0.3": "ratio=0.3, num_calibration_images=4, timestep_stride=250", "steps=1000": "steps=2",
+    "prune(pipe, plan)": "prune(pipe, plan, num_compensation_images=16)",
+}  # fmt: skip
 
 
 def small(line: str) -> list[str]:
@@ -138,11 +141,12 @@ def small(line: str) -> list[str]:
 
     words = shlex.split(line)[1:]
     name = next(name for name in COMMANDS if words[: len(name.split())] == name.split())
+    planned = words[0] == "prune" and "--plan" in words
     fields = {f"--{field.replace('_', '-')}" for kind in COMMANDS[name].options for field in kind.model_fields}
     for flag, value in SMALL.items():
         if flag in words:
             words[words.index(flag) + 1] = value
-        elif flag in fields and not (words[0] == "prune" and "--plan" in words) and needs_images(words, flag):
+        elif flag in fields and (not planned or flag == "--num-compensation-images") and needs_images(words, flag):
             words += [flag, value]
     return words
 
@@ -151,7 +155,7 @@ def needs_images(words: list[str], flag: str) -> bool:
     return flag != "--timestep-stride" or "--data" in words
 
 
-LONG_PAGES = ("prune-your-own-model", "prune-a-large-model")
+LONG_PAGES = ("prune-your-own-model", "prune-a-large-model", "quick-start", "choose-a-criterion")
 
 
 @pytest.mark.parametrize(

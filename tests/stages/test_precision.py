@@ -29,7 +29,7 @@ def dtypes(folder: Path) -> set[torch.dtype]:
     return {value.dtype for value in load_file(folder / WEIGHTS).values()}
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float16, marks=pytest.mark.slow), torch.bfloat16])
 def test_prune_and_finetune_leave_the_dtype_that_they_were_given(dtype: torch.dtype, tmp_path: Path) -> None:
     whole, pruned, recovered = saved(tmp_path / "whole", dtype), tmp_path / "pruned", tmp_path / "recovered"
     words = ["prune", str(whole), "--data", "digits", *TINY, "--out", str(pruned)]

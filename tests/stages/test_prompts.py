@@ -45,9 +45,13 @@ def pixels(folder: Path) -> torch.Tensor:
     return torch.stack([pil_to_tensor(Image.open(path)) for path in sorted(folder.glob("*.png"))]).int()
 
 
+KINDS = ("sd", "sd3", "ltx", "dit")
+"""A UNet, a flow, a video and a model of classes; the slow tier takes all pipelines."""
+
+
 @pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "flux2" else name for name in PIPELINES]
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in PIPELINES]
 )
 def test_a_pipeline_is_scored_pruned_finetuned_sampled_and_reloaded(name: str, prompts: Path, tmp_path: Path) -> None:
     model, told = saved(name, tmp_path), words_for(name, prompts)

@@ -1,6 +1,7 @@
 """Recipes: one file walks the whole road, and what is finished is not done again."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -32,12 +33,27 @@ def written(out: Path) -> dict[str, int]:
     return {str(p.relative_to(out)): p.stat().st_mtime_ns for p in out.rglob("*") if p.is_file()}
 
 
-def test_a_recipe_walks_the_road_and_keeps_what_is_finished(
-    pipeline_folder: Path, image_folder: Path, tmp_path: Path
-) -> None:
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
-    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
-    walk(recipe, out)
+@pytest.fixture(scope="module")
+def road(pipeline_folder: Path, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `recipe.yaml` and, walked, its `out`."""
+    folder = tmp_path_factory.mktemp("road")
+    (folder / "recipe.yaml").write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
+    with pytest.MonkeyPatch.context() as there:
+        there.chdir(folder)
+        walk(Path("recipe.yaml"), Path("out"))
+    return folder
+
+
+@pytest.fixture
+def walked(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, to be in and to change."""
+    shutil.copytree(road, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_recipe_walks_the_road_and_keeps_what_is_finished(walked: Path) -> None:
+    recipe, out = Path("recipe.yaml"), Path("out")
     rows = {p.parent.name for p in (out / "samples").rglob("run.json")}
     assert rows == {"original", "pruned", "recovered"}
     assert len(list((out / "samples" / "recovered").glob("*.png"))) == 4
@@ -51,7 +67,7 @@ def test_a_recipe_walks_the_road_and_keeps_what_is_finished(
     walk(recipe, out)
     assert {name for name, when in written(out).items() if before.get(name) != when} == {"report.html"}
 
-    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.25))
+    recipe.write_text(recipe.read_text().replace("ratio: 0.5", "ratio: 0.25"))
     walk(recipe, out)
     changed = {name for name, when in written(out).items() if before.get(name) != when}
     assert {"plan/plan.json", "pruned/run.json", "recovered/run.json", "samples/pruned/000000.png"} <= changed
@@ -124,13 +140,9 @@ def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> 
     assert path.read_text().startswith("# diffprune ")
 
 
-def test_the_report_shows_what_the_recipe_makes_now_and_survives_a_move(
-    pipeline_folder: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
-    walk(recipe, Path("out"))
+@pytest.mark.usefixtures("walked")
+def test_the_report_shows_what_the_recipe_makes_now_and_survives_a_move() -> None:
+    recipe = Path("recipe.yaml")
     Path("out").rename("moved")
     report = report_stage([Path("moved")], Path("moved.html"), title="moved")
     assert [row["model"] for row in report["models"]] == ["original", "pruned", "recovered"]
@@ -177,25 +189,19 @@ def test_criteria_are_compared_on_one_road(pipeline_folder: Path, image_folder: 
     assert all(name in page for name in names)
 
 
-def test_a_dry_run_tells_what_would_happen_and_writes_nothing(
-    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
-    recipe.write_text(SMALL.format(model=pipeline_folder, data=image_folder, ratio=0.5))
-    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+def test_a_dry_run_tells_what_would_happen_and_writes_nothing(walked: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "recipe.yaml", "--out", "new", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["stage"] for row in told["steps"]] == ["plan", "prune", "finetune", *["sample"] * 3, "evaluate"]
     assert {row["there"] for row in told["steps"]} == {"new"}
     assert all(row["estimated_s"] > 0 for row in told["steps"] if row["stage"] in ("plan", "finetune", "sample"))
     assert told["downloads"] == []
-    assert not out.exists()
+    assert not Path("new").exists()
 
-    walk(recipe, out)
-    capsys.readouterr()
-    assert main(["run", str(recipe), "--out", str(out), "--dry-run", "--json"]) == 0
+    assert main(["run", "recipe.yaml", "--out", "out", "--dry-run", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
     assert {row["there"] for row in again["steps"] if row["stage"] != "evaluate"} == {"finished"}
-    made = read_json(out / "plan" / "plan.json")
+    made = read_json(walked / "out" / "plan" / "plan.json")
     assert (told["params_after"], told["macs_after"]) == (made["after"]["params"], made["after"]["macs"])
 
 
