@@ -51,6 +51,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "obs + compensated + teacher": {"criterion": "obs", "compensate": True, "teacher": True},
     "random": {"criterion": "random"},
     "scratch": {"reinit": True},
+    "scratch + soap": {"reinit": True, "optimizer": "soap"},
 }
 """What each arm does beside the published way: units by diff-pruning, sliced weights, the noise error alone, AdamW.
 
