@@ -16,7 +16,7 @@ from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import load_classifier
 from diffprune.evaluation.paired import ssim
 from diffprune.models.families import predict
-from diffprune.models.process import process_of
+from diffprune.models.process import Condition, process_of
 from diffprune.options import SampleOptions
 from diffprune.progress import progress
 from diffprune.sampling.sampler import draw_images
@@ -85,9 +85,13 @@ class Judge:
         clean = torch.stack([images[i] for i in chosen])
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.arange(NUM_JUDGED) * self.process.num_timesteps // NUM_JUDGED
+        told: Condition = {}
+        if self.process.classes is not None and images.labels is not None:
+            told = self.process.classes.embed(torch.tensor([images.labels[i] for i in chosen]))
+        parts = [slice(i, i + 64) for i in range(0, NUM_JUDGED, 64)]
         self.batches = [
-            noisy_batch(self.process.scheduler, clean[i : i + 64], noise[i : i + 64], times[i : i + 64], {})
-            for i in range(0, NUM_JUDGED, 64)
+            noisy_batch(self.process.scheduler, clean[p], noise[p], times[p], {n: v[p] for n, v in told.items()})
+            for p in parts
         ]
         self.num_drawn = num_drawn
         self.real = self._embedded(torch.stack([images[i] for i in range(min(len(images), 2 * num_drawn))]))
@@ -112,7 +116,7 @@ class Judge:
 
     @torch.no_grad()
     def _answers(self, denoiser: nn.Module) -> list[Tensor]:
-        return [predict(denoiser, batch.noisy, batch.timesteps, {}) for batch in self.batches]
+        return [predict(denoiser, b.noisy, b.timesteps, b.condition) for b in self.batches]
 
     def _noise_error(self, answers: list[Tensor]) -> float:
         return float(mean(float((a - b.target).square().mean()) for a, b in zip(answers, self.batches, strict=True)))

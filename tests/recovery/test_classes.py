@@ -1,11 +1,12 @@
 """Training of class-conditional models: the classes of the images reach the denoiser, in pixels and in latents."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, VQModel
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel, VQModel
 from torch import Tensor, nn
 
 import diffprune
@@ -125,3 +126,18 @@ def test_class_options_of_models_without_classes_are_refused(image_folder: Path)
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **QUICK, class_dropout=0.1)
     with pytest.raises(DataError, match="lies in none of its sub-folders"):
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **{**QUICK, "data": str(image_folder)})
+
+
+def test_a_transformer_is_trained_from_scratch(tmp_path: Path) -> None:
+    """Its table of positions is a buffer, which is no weight to be drawn."""
+    config = {
+        "_class_name": "DiTTransformer2DModel", "sample_size": 16, "in_channels": 1, "out_channels": 1,
+        "patch_size": 4, "num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 8,
+        "num_embeds_ada_norm": 10, "norm_num_groups": 4,
+    }  # fmt: skip
+    (tmp_path / "dit.json").write_text(json.dumps(config))
+    trained = diffprune.train("digits", architecture=str(tmp_path / "dit.json"), steps=2, batch_size=8, flip=False)
+    table = trained.unet.pos_embed.pos_embed
+    with torch.random.fork_rng():
+        assert torch.equal(table, DiTTransformer2DModel.from_config(config).pos_embed.pos_embed)
+    assert all(bool(value.isfinite().all()) for value in trained.unet.parameters())

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
@@ -180,7 +181,9 @@ def _train_into(
 
 def untrained(options: TrainOptions) -> Any:
     """The pipeline that training from scratch begins with, its weights drawn by seed."""
-    denoiser = architecture(options.architecture).to_empty(device="cpu")
+    empty: Any = architecture(options.architecture)
+    with torch.random.fork_rng():
+        denoiser = type(empty).from_config(empty.config)  # with its buffers, as tables of positions
     reset_weights(denoiser, options.seed)
     scheduler = DDPMScheduler(
         num_train_timesteps=options.num_train_timesteps,
