@@ -44,6 +44,14 @@ class BudgetOptions(Options):
     macs: float | None = Field(
         default=None, gt=0, lt=1, description="budget: share of the MACs that stays at most, as params"
     )
+    latency: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="budget: share of the time of a forward pass that stays at most, timed on `device`",
+    )
+    latency_ms: float | None = Field(default=None, gt=0, description="the same in milliseconds")
+    latency_batch_size: int = Field(default=1, ge=1, description="batch size of the passes that are timed")
     kinds: tuple[Kind, ...] | None = Field(
         default=None,
         min_length=1,
@@ -68,6 +76,13 @@ class BudgetOptions(Options):
     rounds: int = Field(
         default=1, ge=1, description="prune in so many equal steps, with the scores recomputed in between"
     )
+
+    @field_validator("latency_ms")
+    @classmethod
+    def _one_latency(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("latency") is not None:
+            raise ValueError("latency says the same as a share; give one of them")
+        return value
 
     @field_validator("max_ratio")
     @classmethod

@@ -1,4 +1,4 @@
-"""Fitting a budget: the largest model within a share of the parameters or of the MACs."""
+"""Fitting a budget: the largest model within a share of the parameters, of the MACs, or of the time it takes."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +11,9 @@ from diffprune.errors import OptionError
 from diffprune.groups import Group, smaller
 from diffprune.models.cost import cost_of
 from diffprune.models.resize import without_weights
-from diffprune.options import BudgetOptions
+from diffprune.options import PlanOptions
 from diffprune.planning.allocation import allocate
+from diffprune.planning.latency import ROUNDS, Clock, clock_for
 
 Kept = dict[str, tuple[int, ...]]
 """Group name -> units that stay."""
@@ -20,23 +21,61 @@ Kept = dict[str, tuple[int, ...]]
 NUM_HALVINGS = 12
 """Halvings of the range in which the scale of the ratios is looked for: 1 in 4,096 is below one unit of most groups."""
 
+NUM_TIMED_HALVINGS = 7
+"""The same where each candidate is timed: 1 in 128 is below what a clock tells apart."""
+
+NUM_TRIES = 3
+"""Times that a choice within a latency budget is looked for."""
+
 ALL_BUT = 0.999
 """Largest ratio that is tried."""
 
 
+TOLERANCE = 0.05
+"""Share by which the chosen model, timed once more, may be off a latency budget without another try."""
+
+
 def fit(
-    denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: BudgetOptions, *, progress: float = 1.0
+    denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, *, progress: float = 1.0
 ) -> Kept:
     """Choose the units that stay: at the ratios asked for, or as many as a budget allows.
 
     With a budget the ratios only say how groups compare; all are scaled by one number, found by bisection, so that the
-    model keeps at most the share asked for. progress: share of the way to go, in (0, 1], for pruning in rounds.
+    model keeps at most the share asked for. Candidates are timed where there is a latency budget; where the choice is
+    off by more than 5 % when it is timed again, another is looked for.
+    progress: share of the way to go, in (0, 1], for pruning in rounds.
     Raises OptionError for a budget that cannot be met.
     """
     wanted = {name: share for name in ("params", "macs") if (share := getattr(options, name)) is not None}
-    if not wanted:
+    clock = clock_for(denoiser, options)
+    if not wanted and clock is None:
         return allocate(groups, scores, options, progress=progress)
     limits = {name: 1 - (1 - share) * progress for name, share in wanted.items()}
+    if clock is None:
+        return _largest(denoiser, groups, scores, options, limits, None, 1.0)
+    asked = limit = 1 - (1 - clock.limit()) * progress
+    found: dict[float, Kept] = {}
+    for _ in range(NUM_TRIES):
+        kept = _largest(denoiser, groups, scores, options, limits, clock, limit)
+        measured = clock.time(smaller(denoiser, groups, kept), ROUNDS).share
+        found[measured] = kept
+        if abs(measured / asked - 1) <= TOLERANCE:
+            break
+        limit *= asked / measured
+    met = [measured for measured in found if measured <= asked * (1 + TOLERANCE)]
+    if met:
+        return found[max(met)]
+    raise OptionError(
+        f"the latency budget cannot be met: {asked:.2f} of the original's time was asked for, and what fitted it takes "
+        f"{min(found):.2f} when it is timed again; other work on the machine, or passes too short to time, do that"
+    )
+
+
+def _largest(
+    denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, limits: Mapping[str, float],
+    clock: Clock | None, time_limit: float,
+) -> Kept:  # fmt: skip
+    """The largest choice of units within shares of the sizes and, with a clock, of the time."""
     shadow = without_weights(denoiser)
     before = _sizes(shadow, limits)
     known: dict[tuple[tuple[int, ...], ...], bool] = {}
@@ -44,8 +83,10 @@ def fit(
     def fits(kept: Kept) -> bool:
         choice = tuple(kept.values())
         if choice not in known:  # few units make few choices
-            after = _sizes(smaller(shadow, groups, kept), limits)
-            known[choice] = all(after[name] <= limit * before[name] for name, limit in limits.items())
+            after = _sizes(smaller(shadow, groups, kept), limits) if limits else {}
+            known[choice] = all(after[name] <= limit * before[name] for name, limit in limits.items()) and (
+                clock is None or clock.time(smaller(denoiser, groups, kept)).share <= time_limit
+            )
         return known[choice]
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
@@ -54,12 +95,14 @@ def fit(
     low, high = 0.0, ALL_BUT / largest
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
-        after = _sizes(smaller(shadow, groups, below), limits)
-        smallest = ", ".join(f"{after[name] / before[name]:.2f} of the {name}" for name in limits)
+        after = _sizes(smaller(shadow, groups, below), limits) if limits else {}
+        stays = [f"{after[name] / before[name]:.2f} of the {name}" for name in limits]
+        if clock is not None:
+            stays.append(f"{clock.time(smaller(denoiser, groups, below)).share:.2f} of the time")
         raise OptionError(
-            f"the budget cannot be met: with these kinds, ignored layers and bounds at least {smallest} stay"
+            f"the budget cannot be met: with these kinds, ignored layers and bounds at least {', '.join(stays)} stay"
         )
-    for _ in range(NUM_HALVINGS):
+    for _ in range(NUM_HALVINGS if clock is None else NUM_TIMED_HALVINGS):
         middle = (low + high) / 2
         kept = allocate(groups, scores, options, progress=middle)
         if fits(kept):

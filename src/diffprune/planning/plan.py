@@ -57,6 +57,7 @@ class Plan(BaseModel):
 
     def summary(self) -> dict[str, Any]:
         """The figures of the plan, flat, for tables and `--json`."""
+        timed = self.details.get("latency")
         return {
             "class_name": self.class_name,
             "criterion": self.criterion,
@@ -68,6 +69,7 @@ class Plan(BaseModel):
             "macs_after": self.after.macs,
             "attention_macs_before": self.before.attention_macs,
             "attention_macs_after": self.after.attention_macs,
+            **({"latency_before_ms": timed["before_ms"], "latency_after_ms": timed["after_ms"]} if timed else {}),
         }
 
     @property

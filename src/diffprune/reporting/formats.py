@@ -8,6 +8,8 @@ NAMES = {
     "macs": "MACs",
     "attention_macs": "attention MACs",
     "latency_ms": "latency (ms)",
+    "latency_before_ms": "latency before (ms)",
+    "latency_after_ms": "latency after (ms)",
     "images_per_s": "images/s",
     "ssim": "SSIM",
     "mse": "MSE",

@@ -1,0 +1,77 @@
+"""A budget on the clock: what a candidate takes, timed on the device beside the original."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from diffprune.errors import OptionError
+from diffprune.models.cost import latency_ms
+from diffprune.models.loading import has_weights, pick_device
+from diffprune.models.state import borrowed
+from diffprune.options import PlanOptions
+from diffprune.processes import by_main
+
+ROUNDS = 5
+"""Times that the chosen model and the original are timed in turn for the figure that is reported."""
+
+ROUNDS_OF_CANDIDATES = 2
+"""The same for candidates."""
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a forward pass: of the original, and of a candidate timed in turn with it."""
+
+    before_ms: float
+    after_ms: float
+
+    @property
+    def share(self) -> float:
+        """The candidate's time over the original's."""
+        return self.after_ms / self.before_ms
+
+
+class Clock:
+    """Times candidates on a device, each in turn with the original, so that a machine that slows down slows both."""
+
+    def __init__(self, original: ModelMixin, options: PlanOptions) -> None:
+        self.original, self.options = original, options
+        self.device = pick_device(options.device)
+
+    def time(self, candidate: ModelMixin, rounds: int = ROUNDS_OF_CANDIDATES) -> Latency:
+        """The least times of both, which other work lengthens least; of several processes the first one's."""
+        return by_main(partial(self._time, candidate, rounds), self.options.device)
+
+    def limit(self) -> float:
+        """The share of the original's time that the budget allows."""
+        if self.options.latency is not None:
+            return self.options.latency
+        assert self.options.latency_ms is not None
+        whole = self.time(self.original, ROUNDS).before_ms
+        if self.options.latency_ms >= whole:
+            raise OptionError(
+                f"latency_ms: the model takes {whole:.3g} ms as it is on {self.device}, batches of "
+                f"{self.options.latency_batch_size}; ask for less than that"
+            )
+        return self.options.latency_ms / whole
+
+    def _time(self, candidate: ModelMixin, rounds: int) -> Latency:
+        times = []
+        for _ in range(rounds):
+            pair = []
+            for model in (self.original, candidate):
+                with borrowed(model, self.device):
+                    pair.append(latency_ms(model, batch_size=self.options.latency_batch_size))
+            times.append(pair)
+        before, after = (min(pair[i] for pair in times) for i in range(2))
+        return Latency(before, after)
+
+
+def clock_for(denoiser: ModelMixin, options: PlanOptions) -> Clock | None:
+    """The clock of a latency budget; None without one. Raises OptionError for an architecture without weights."""
+    if options.latency is None and options.latency_ms is None:
+        return None
+    if not has_weights(denoiser):
+        raise OptionError("a latency budget times the model, this is an architecture alone; give a pretrained model")
+    return Clock(denoiser, options)

@@ -1,0 +1,92 @@
+"""Budgets on the clock: how a choice is found, with a clock that counts parameters in place of time."""
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import diffprune
+from diffprune.cli import main
+from diffprune.planning import latency
+from diffprune.records import read_json
+
+from conftest import tiny_pipeline
+
+Clock = Callable[[Callable[[], float]], list[int]]
+
+
+def num_params(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Set a clock that tells a model's parameters times what `fault` gives; returns the batch sizes asked for."""
+
+    def set_it(fault: Callable[[], float] = lambda: 1.0) -> list[int]:
+        seen = []
+
+        def timed(model: nn.Module, *, batch_size: int) -> float:
+            seen.append(batch_size)
+            return num_params(model) * fault()
+
+        monkeypatch.setattr(latency, "latency_ms", timed)
+        return seen
+
+    return set_it
+
+
+def test_a_share_of_the_time_stays_at_most(clock: Clock) -> None:
+    seen = clock()
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.5, latency_batch_size=3)
+    assert 0.475 <= plan.after.params / plan.before.params <= 0.5
+    assert plan.details["latency"] == {"before_ms": plan.before.params, "after_ms": plan.after.params}
+    assert plan.summary()["latency_after_ms"] == plan.after.params
+    assert set(seen) == {3}
+
+
+def test_milliseconds_stay_at_most(clock: Clock) -> None:
+    clock()
+    pipeline = tiny_pipeline()
+    asked = 0.4 * num_params(pipeline.unet)
+    plan = diffprune.plan(pipeline, criterion="magnitude", latency_ms=asked)
+    assert 0.95 * asked <= plan.after.params <= asked
+    with pytest.raises(diffprune.OptionError, match=r"takes .* ms as it is"):
+        diffprune.plan(pipeline, criterion="magnitude", latency_ms=2 * num_params(pipeline.unet))
+
+
+def test_budgets_hold_together(clock: Clock) -> None:
+    clock()
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.6, macs=0.3)
+    assert plan.after.macs <= 0.3 * plan.before.macs
+    assert plan.after.params <= 0.6 * plan.before.params
+
+
+def test_a_choice_that_was_timed_wrongly_is_looked_for_again(clock: Clock) -> None:
+    """Every candidate, timed after the original, takes longer at first, as on a machine that is busy for a while."""
+    readings = itertools.count()
+
+    def fault() -> float:
+        number = next(readings)
+        return 1.6 if number % 2 and number < 40 else 1.0
+
+    clock(fault)
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.6)
+    assert 0.55 <= plan.after.params / plan.before.params <= 0.63
+    assert next(readings) > 100
+
+
+def test_what_cannot_be_is_refused(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    clock()
+    with pytest.raises(diffprune.OptionError, match=r"cannot be met.* of the time stay"):
+        diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.01)
+    with pytest.raises(diffprune.OptionError, match="latency says the same as a share"):
+        diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.5, latency_ms=1.0)
+    assert main(["plan", "ddpm-cifar10", "--latency", "0.5"]) == 2
+    assert "an architecture alone" in capsys.readouterr().err
+    tiny_pipeline().save_pretrained(tmp_path / "model")
+    words = ["--criterion", "magnitude", "--latency", "0.5", "--out", str(tmp_path / "plan.json")]
+    assert main(["plan", str(tmp_path / "model"), *words]) == 0
+    assert read_json(tmp_path / "plan.json")["details"]["latency"]["before_ms"] > 0
