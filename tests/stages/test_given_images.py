@@ -14,6 +14,7 @@ from diffusers import (
     StableDiffusionControlNetPipeline,
     UNet2DModel,
     VQModel,
+    WanImageToVideoPipeline,
 )
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from PIL import Image
@@ -26,6 +27,7 @@ from diffprune.data.stored import Store
 from diffprune.data.texts import open_texts
 from diffprune.models.conditions import JOINED
 from diffprune.models.families import predict
+from diffprune.models.interface import joined_along
 from diffprune.models.loading import denoiser_of
 from diffprune.models.process import process_of
 from diffprune.options import PlanOptions
@@ -227,6 +229,25 @@ def test_a_pipeline_whose_conditions_follow_the_steps_is_refused(given: Path) ->
     pipeline = StableDiffusionControlNetPipeline(**components, controlnet=control, requires_safety_checker=False)
     with pytest.raises(diffprune.ModelError, match="other things from step to step"):
         calibrate_on_texts(process_of(pipeline), options_for("inpaint", asked("kontext", given)), CPU)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_that_tells_its_denoiser_several_times_at_once_is_refused(given: Path) -> None:
+    """Wan 2.2 TI2V puts the given frame in place of the first one of x_t, and says that it is at time 0."""
+    names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
+    components = {name: part for name, part in tiny("wan").components.items() if name in names}
+    pipeline = WanImageToVideoPipeline(**components, expand_timesteps=True)
+    with pytest.raises(diffprune.ModelError, match="several times at once"):
+        calibrate_on_texts(process_of(pipeline), options_for("wan_i2v", asked("wan_i2v", given)), CPU)
+
+
+def test_what_takes_the_place_of_a_part_of_the_latents_is_refused() -> None:
+    sample = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    changed = sample.clone()
+    changed[:, :, 0] = 1.0
+    assert joined_along(2.0 * sample, sample) is None
+    with pytest.raises(diffprune.ModelError, match="not just these or these with something"):
+        joined_along(changed, sample)
 
 
 def test_pipelines_without_text_are_refused_but_for_criteria_that_look_at_no_images() -> None:

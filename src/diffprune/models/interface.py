@@ -85,21 +85,21 @@ def convention_of(calls: Sequence[Call]) -> Convention:
 
 def joined_along(whole: Tensor, sample: Tensor) -> int | None:
     """The axis along which a pipeline joins something to its x_t; raises ModelError where it does something else."""
-    if whole.shape == sample.shape:
+    if whole.shape == sample.shape and _parallel(whole, sample):
         return None
     longer = [axis for axis in range(min(whole.ndim, sample.ndim)) if whole.shape[axis] > sample.shape[axis]]
     if whole.ndim == sample.ndim and len(longer) == 1 and longer[0] > 0:
         own = whole.narrow(longer[0], 0, sample.shape[longer[0]])  # perhaps scaled
-        if own.shape == sample.shape and _parallel(own.float().flatten(), sample.float().flatten()):
+        if own.shape == sample.shape and _parallel(own, sample):
             return longer[0]
     raise ModelError(
-        f"the denoiser takes {tuple(whole.shape[1:])} for latents of {tuple(sample.shape[1:])}, and not these with "
-        "something joined to their end; that is not served"
+        f"the denoiser takes {tuple(whole.shape[1:])} for latents of {tuple(sample.shape[1:])}, and not just these "
+        "or these with something joined to their end; that is not served"
     )
 
 
 def _parallel(one: Tensor, other: Tensor) -> bool:
-    return float(torch.cosine_similarity(one, other, dim=0)) > 0.999
+    return float(torch.cosine_similarity(one.float().flatten(), other.float().flatten(), dim=0)) > 0.999
 
 
 def _snapped(value: float, usual: Sequence[float]) -> float:

@@ -185,7 +185,12 @@ def _arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, flo
     told.pop("return_dict", None)
     told |= told.pop("kwargs", {})
     known = {name: _detached(value) for name, value in told.items() if value is not None}
-    return noisy, float(time.flatten()[0]) if isinstance(time, Tensor) else float(time), known
+    times = torch.as_tensor(time).flatten()
+    if not bool((times == times[0]).all()):
+        raise ModelError(
+            f"{type(denoiser).__name__} is told several times at once, as where a frame of a video is given; not served"
+        )
+    return noisy, float(times[0]), known
 
 
 def _detached(value: Any) -> Any:
