@@ -182,6 +182,32 @@ def test_latents_on_disk_are_made_again_for_another_image_of_the_same_name(given
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_a_stage_notices_that_an_image_that_it_draws_from_has_changed(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny("pix2pix").save_pretrained(tmp_path / "model")
+    told = ["--prompts", str(asked("pix2pix", given)), "--batch-size", "2"]
+    scoring = ["--data", "generated", "--generation-steps", "1", "--num-calibration-images", "2", "--no-compensate"]
+    tuning = ["--data", "generated", "--generation-steps", "1", "--num-generated", "2", "--steps", "1"]
+    stages = {
+        "sample": (*told, "--num", "2", "--steps", "1"),
+        "prune": (*told, *scoring, "--timestep-stride", "20"),
+        "finetune": (*told, *tuning),
+    }
+    for change in (False, True):
+        if change:
+            picture(7).save(given / "a.png")
+        for stage, words in stages.items():
+            assert main([stage, str(tmp_path / "model"), *words, "--out", str(tmp_path / stage)]) == int(change)
+            assert ("a.png has changed since" in capsys.readouterr().err) == change
+    plan = ["plan", str(tmp_path / "model"), *told, *scoring[:-1], "--timestep-stride", "20"]
+    assert main([*plan, "--out", str(tmp_path / "plan.json")]) == 0
+    picture(0).save(given / "a.png")
+    assert main([*plan, "--out", str(tmp_path / "plan.json")]) == 1
+    assert "made otherwise" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: Path) -> None:
     pipeline = tiny("inpaint")
     plain = tmp_path / "plain.txt"

@@ -70,6 +70,14 @@ def prompt_of(row: Mapping[str, Any], folder: Path, where: str) -> Prompt:
     return Prompt(text, {name: folder / file for name, file in files.items()})
 
 
+def files_of(prompts: Path | None) -> dict[str, str]:
+    """A file of prompts, and the images that it names, among a stage's inputs: it notices when one of them changes."""
+    if prompts is None:
+        return {}
+    images = {str(file) for prompt in read_prompts(prompts) for file in prompt.images.values()}
+    return {"prompts": str(prompts), **{f"image {file}": file for file in sorted(images)}}
+
+
 def by_images(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
     """Prompts in their order, cut into runs of the same images."""
     return [list(same) for _, same in groupby(prompts, key=lambda prompt: prompt.images)]

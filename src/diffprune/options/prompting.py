@@ -25,10 +25,6 @@ class PromptOptions(Options):
         default=None, ge=1, description="video models: frames of each video (default: the pipeline's own)"
     )
 
-    def files(self) -> dict[str, str]:
-        """The file of prompts among a stage's inputs, so that the stage knows when it changes."""
-        return {} if self.prompts is None else {"prompts": str(self.prompts)}
-
     def call(self) -> dict[str, int | None]:
         """The arguments of a pipeline's call beside its prompts; None is the pipeline's own default."""
         exact = None if self.height is None and self.width is None else False

@@ -29,6 +29,7 @@ from diffprune.models.depth import Moves, moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, pick_device
 from diffprune.models.precision import load_as_stored
 from diffprune.models.process import process_of
+from diffprune.models.prompts import files_of
 from diffprune.models.resize import without_weights
 from diffprune.models.soundness import check_sound
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
@@ -110,7 +111,7 @@ def plan_and_calibration(
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
-    inputs = {"model": source, "data": options.data, **options.files()}
+    inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     if out is None:
         return make_plan(_loaded(source), options).summary()
     if out.suffix == ".json":

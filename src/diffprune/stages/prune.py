@@ -18,6 +18,7 @@ from diffprune.errors import OptionError
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
 from diffprune.models.precision import in_stored_dtype, load_as_stored
+from diffprune.models.prompts import files_of
 from diffprune.models.pruned import PrunedMixin
 from diffprune.options import OF_CALIBRATION, UNCALIBRATED_CRITERIA, PlanOptions, PruneOptions
 from diffprune.planning import Plan, read_plan
@@ -135,7 +136,7 @@ def prune_stage(
         "model": source,
         "plan": str(plan_file) if plan_file is not None else None,
         "data": options.data or plan_options.data,
-        **plan_options.files(),
+        **files_of(plan_options.prompts),
     }
     device = plan_options.device
     with shared_run(

@@ -9,6 +9,7 @@ from diffprune.errors import ModelError
 from diffprune.models.cost import cost_of, latency_ms
 from diffprune.models.loading import denoiser_of, load_model, pick_device
 from diffprune.models.process import process_of
+from diffprune.models.prompts import files_of
 from diffprune.models.state import borrowed, weights_hash
 from diffprune.options import SampleOptions
 from diffprune.processes import process_state, shared_run
@@ -43,7 +44,7 @@ def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existin
         out,
         "sample",
         options.resolved(),
-        {"model": source, **options.files()},
+        {"model": source, **files_of(options.prompts)},
         device=options.device,
         existing=existing,
         neutral=options.neutral,

@@ -16,6 +16,7 @@ from diffprune.data.stored import Store
 from diffprune.groups import Group, find_groups, smaller
 from diffprune.models.families import predict
 from diffprune.models.loading import denoiser_of, load_model, pick_device
+from diffprune.models.prompts import files_of
 from diffprune.models.state import borrowed
 from diffprune.options import BudgetOptions, SensitivityOptions
 from diffprune.planning import allocate, check_patterns, score
@@ -37,7 +38,7 @@ def sensitivity_stage(
     Leaves `sensitivity.png`, and in run.json per part and ratio: the mean squared change of the prediction over the
     calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
     """
-    inputs = {"model": source, "data": options.data, **options.files()}
+    inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     with run_record(
         out, "analyze-sensitivity", options.resolved(), inputs, existing=existing, neutral=options.neutral,
         resumable=True,

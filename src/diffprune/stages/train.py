@@ -23,6 +23,7 @@ from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model, pick_device
 from diffprune.models.precision import in_stored_dtype
 from diffprune.models.process import DiffusionProcess, process_of
+from diffprune.models.prompts import files_of
 from diffprune.models.pruned import stock_class
 from diffprune.models.state import given_back
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
@@ -109,7 +110,7 @@ def finetune_stage(
     original = None if teacher is None else load_model(teacher).denoiser
     if original is not None:
         _check_teacher(model.denoiser, original)
-    inputs = {"model": source, "teacher": teacher, "data": options.data, **options.files()}
+    inputs = {"model": source, "teacher": teacher, "data": options.data, **files_of(options.prompts)}
     run_of_it = shared_run(
         out, "finetune", options.resolved(), inputs, device=options.device, existing=existing, neutral=options.neutral
     )
