@@ -208,12 +208,29 @@ def test_a_stage_notices_that_an_image_that_it_draws_from_has_changed(
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_images_of_several_sizes_are_drawn_from_one_by_one_and_refused_in_a_batch(given: Path, tmp_path: Path) -> None:
+    pipeline, prompts = tiny("pix2pix"), asked("pix2pix", given)
+    picture(1, side=32).save(given / "b.png")
+    with pytest.raises(diffprune.DataError, match=r"\(3, 16, 16\), \(3, 32, 32\).*images of one size.*batch_size 1"):
+        diffprune.sample(pipeline, tmp_path / "batch", num=3, steps=1, batch_size=3, prompts=prompts)
+    drawn = diffprune.sample(pipeline, tmp_path / "single", num=3, steps=1, batch_size=1, prompts=prompts)
+    assert [Image.open(path).size for path in drawn] == [(16, 16), (16, 16), (32, 32)]
+    for batch_size, kind in ((3, diffprune.DataError), (1, diffprune.ModelError)):
+        options = options_for("pix2pix", prompts).model_copy(update={"batch_size": batch_size})
+        with pytest.raises(kind, match="give images of one size"):
+            calibrate_on_texts(process_of(pipeline), options, CPU)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: Path) -> None:
     pipeline = tiny("inpaint")
     plain = tmp_path / "plain.txt"
     plain.write_text("a cat\n")
+    unmasked = given / "unmasked.jsonl"
+    unmasked.write_text(asked("kontext", given).read_text())
     wrong = [
         (plain, diffprune.OptionError, r"draws from images that it is given .image, mask_image.*image_file_name"),
+        (unmasked, diffprune.OptionError, r"draws from images.*image_file_name.*mask_image_file_name"),
         (asked("inpaint", given, depth_file_name="a.png"), diffprune.OptionError, "knows no depth"),
     ]
     for prompts, kind, message in wrong:

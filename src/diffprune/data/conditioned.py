@@ -20,7 +20,7 @@ from diffprune.data.texts import Options, Texts, open_texts
 from diffprune.errors import ModelError
 from diffprune.models.conditions import are_alike, on_device, rows_of, select_rows
 from diffprune.models.latent_layout import find_layout
-from diffprune.models.pipeline_calls import UNGUIDED, is_told_guidance
+from diffprune.models.pipeline_calls import UNGUIDED, is_told_guidance, together
 from diffprune.models.process import DiffusionProcess
 from diffprune.models.prompts import Prompt, by_images
 from diffprune.models.recording import find_interface, generate_latents, record_told
@@ -103,7 +103,8 @@ def _made(
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
-                    f"{tuple(interface.shape)}; not served"
+                    f"{tuple(interface.shape)}; not served, unless they come from images of several sizes: then give "
+                    "images of one size"
                 )
             conditions = []
             for same in by_images([texts.prompts[i] for i in batch]):
@@ -140,7 +141,7 @@ def _own(
             generate_latents(pipeline, same, list(islice(generators, len(same))), options.generation_steps, more)
             for same in by_images([texts.prompts[i] for i in batch])
         ]
-        yield torch.cat(parts)
+        yield together(parts)
 
 
 def _encoded(

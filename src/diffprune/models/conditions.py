@@ -15,7 +15,7 @@ JOINED = "joined to the noisy input"
 """Name in a condition of what is no keyword argument: {"axis": of x_t, "part": (N, ...) beyond x_t}, as of images to
 draw from that a pipeline joins to its latents."""
 
-_REMEDY = "differs from batch to batch; give a batch_size that takes them all"
+_REMEDY = "differs from batch to batch; give a batch_size that takes them all, and, to draw from, images of one size"
 
 
 def leaves_of(condition: Mapping[str, Any]) -> list[Any]:

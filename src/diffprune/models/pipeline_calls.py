@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers.utils.loading_utils import load_image
+from torch import Tensor
 
 from diffprune.errors import DataError
 from diffprune.models.loading import denoiser_of
@@ -74,6 +75,17 @@ def _image(file: Path) -> Any:
         return load_image(str(file))
     except Exception as error:  # Pillow raises a different class for each way a file can be broken
         raise DataError(f"cannot read the image {file}: {error}") from error
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """What a pipeline drew of several images as one batch; raises DataError where they differ in size."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        sizes = ", ".join(sorted({str(tuple(part.shape[1:])) for part in parts}))
+        raise DataError(
+            f"what is drawn from images of several sizes differs in shape ({sizes}); give images of one size, or, to "
+            "sample, batch_size 1"
+        )
+    return torch.cat([*parts])
 
 
 def copy_of(generator: torch.Generator) -> torch.Generator:

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from diffprune.errors import ModelError, OptionError
 from diffprune.models.loading import denoiser_component
-from diffprune.models.pipeline_calls import GIVEN_IMAGES, call_options, needs_images, run_call, with_call_options
+from diffprune.models.pipeline_calls import (
+    GIVEN_IMAGES,
+    call_options,
+    needs_images,
+    run_call,
+    together,
+    with_call_options,
+)
 from diffprune.models.process import is_flow
 from diffprune.models.prompts import Prompt, by_images, read_prompts
 from diffprune.options import PromptOptions, SampleOptions
@@ -58,11 +65,15 @@ def check_images(pipeline: Any, prompts: Sequence[Prompt]) -> None:
     unknown = {argument for prompt in prompts for argument in prompt.images} - known
     if unknown:
         raise OptionError(f"prompts: the call of {name} knows no {', '.join(sorted(unknown))}; leave these images out")
-    if needs_images(pipeline) and not all(prompt.images.keys() & GIVEN_IMAGES for prompt in prompts):
-        taken = sorted(argument for argument in known if argument in GIVEN_IMAGES or argument == "mask_image")
+    masked = {"mask_image"} & known
+    if needs_images(pipeline) and not all(
+        p.images.keys() & GIVEN_IMAGES and p.images.keys() >= masked for p in prompts
+    ):
+        taken = sorted(known & GIVEN_IMAGES | masked)
+        row = ", ".join(f'"{argument}_file_name": "{argument}.png"' for argument in taken)
         raise OptionError(
             f"prompts: {name} draws from images that it is given ({', '.join(taken)}); write rows such as "
-            f'{{"text": "...", "{taken[0]}_file_name": "a.png"}}, one a line: in a .jsonl file of prompts, or in the '
+            f'{{"text": "...", {row}}}, one a line: in a .jsonl file of prompts, or in the '
             "metadata.jsonl of a folder of images"
         )
 
@@ -107,7 +118,7 @@ def draw_by_pipeline(
         if options.negative_prompt is not None:
             given["negative_prompt"] = [options.negative_prompt] * len(same)
         parts.append(_frames(run_call(drawing, same, list(islice(waiting, len(same))), options.steps, given)))
-    return [torch.cat(frames) for frames in zip(*parts, strict=True)]
+    return [together(frames) for frames in zip(*parts, strict=True)]
 
 
 def _frames(output: Any) -> list[Tensor]:
