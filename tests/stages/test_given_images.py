@@ -194,17 +194,35 @@ def test_a_stage_notices_that_an_image_that_it_draws_from_has_changed(
         "prune": (*told, *scoring, "--timestep-stride", "20"),
         "finetune": (*told, *tuning),
     }
+    plan = ["plan", str(tmp_path / "model"), *told, *scoring[:-1], "--timestep-stride", "20"]
+    assert main([*plan, "--out", str(tmp_path / "plan.json")]) == 0
     for change in (False, True):
         if change:
             picture(7).save(given / "a.png")
         for stage, words in stages.items():
             assert main([stage, str(tmp_path / "model"), *words, "--out", str(tmp_path / stage)]) == int(change)
             assert ("a.png has changed since" in capsys.readouterr().err) == change
-    plan = ["plan", str(tmp_path / "model"), *told, *scoring[:-1], "--timestep-stride", "20"]
-    assert main([*plan, "--out", str(tmp_path / "plan.json")]) == 0
-    picture(0).save(given / "a.png")
     assert main([*plan, "--out", str(tmp_path / "plan.json")]) == 1
     assert "made otherwise" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_compensation_by_a_plan_notices_that_an_image_has_changed(
+    given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline = tiny("pix2pix")
+    pipeline.save_pretrained(tmp_path / "model")
+    plan = diffprune.plan(
+        pipeline, criterion="magnitude", data="generated", prompts=asked("pix2pix", given), num_calibration_images=2,
+        generation_steps=1,
+    )  # fmt: skip
+    plan.save(tmp_path / "plan.json")
+    words = ["prune", str(tmp_path / "model"), "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "small")]
+    assert main(words) == 0
+    picture(7).save(given / "a.png")
+    assert main(words) == 1
+    assert "a.png has changed since" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -132,11 +132,12 @@ def prune_stage(
         given = ", ".join(sorted(plan_options.model_fields_set - shared))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
     by = {} if plan_file is not None else plan_options.resolved()
+    calibrating = plan_options if plan_file is None else _calibrating(read_plan(plan_file), options) or plan_options
     inputs = {
         "model": source,
         "plan": str(plan_file) if plan_file is not None else None,
-        "data": options.data or plan_options.data,
-        **files_of(plan_options.prompts),
+        "data": options.data or calibrating.data,
+        **files_of(calibrating.prompts),
     }
     device = plan_options.device
     with shared_run(
