@@ -11,6 +11,7 @@ from PIL import Image
 from diffprune.data.captions import open_captioned
 from diffprune.data.images import open_rows
 from diffprune.errors import DataError
+from diffprune.models.prompts import Prompt
 
 GREY = Image.fromarray(np.zeros((8, 8), np.uint8))
 
@@ -93,3 +94,10 @@ def test_metadata_that_are_no_json_are_refused(tmp_path: Path) -> None:
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "cut')
     with pytest.raises(DataError, match=r"line 1 of .*metadata.jsonl is not JSON"):
         open_captioned(str(folder))
+
+
+def test_files_that_are_no_arguments_of_the_call_are_left_alone(tmp_path: Path) -> None:
+    row = {"file_name": "a.png", "text": "a cat", "original_file_name": "IMG_1.jpg", "image_file_name": "b.png"}
+    rows, prompts = open_captioned(str(folder_of(tmp_path, "a.png", "b.png", lines=[row])), {"prompt", "image"})
+    assert [path.name for path in rows] == ["a.png"]
+    assert prompts == [Prompt("a cat", {"image": tmp_path / "b.png"})]

@@ -11,6 +11,7 @@ from diffusers import (
     ControlNetModel,
     DDIMScheduler,
     LDMSuperResolutionPipeline,
+    StableDiffusion3Img2ImgPipeline,
     StableDiffusionControlNetPipeline,
     UNet2DModel,
     VQModel,
@@ -309,6 +310,13 @@ def test_what_takes_the_place_of_a_part_of_the_latents_is_refused() -> None:
     assert joined_along(2.0 * sample, sample) is None
     with pytest.raises(diffprune.ModelError, match="not just these or these with something"):
         joined_along(changed, sample)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_pipeline_that_takes_one_prompt_an_image_is_refused(given: Path) -> None:
+    pipeline = StableDiffusion3Img2ImgPipeline(**tiny("sd3").components)
+    with pytest.raises(diffprune.ModelError, match="cannot be called with several prompts and these images"):
+        calibrate_on_texts(process_of(pipeline), options_for("pix2pix", asked("pix2pix", given)), CPU)
 
 
 def test_pipelines_without_text_are_refused_but_for_criteria_that_look_at_no_images() -> None:

@@ -11,6 +11,7 @@ from diffprune.data.calibration import GENERATED
 from diffprune.data.captions import open_captioned
 from diffprune.data.images import load_image, row_name, rows_at
 from diffprune.errors import DataError, OptionError
+from diffprune.models.pipeline_calls import call_options
 from diffprune.models.process import DiffusionProcess
 from diffprune.models.prompts import Prompt, read_prompts
 from diffprune.options import FinetuneOptions, PlanOptions
@@ -64,7 +65,7 @@ def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most
 
 def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Texts:
     assert options.data is not None
-    rows, captions = open_captioned(options.data)
+    rows, captions = open_captioned(options.data, call_options(pipeline))
     check_images(pipeline, captions)
     if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
         raise OptionError("prompts: the captions of the images take their place; leave it out")

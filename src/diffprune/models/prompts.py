@@ -29,7 +29,7 @@ def read_prompts(path: Path) -> list[Prompt]:
     Raises OptionError when it cannot be read or holds none, DataError for a row that is no prompt.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read the prompts {path}: {error}") from error
     if not any(line.strip() for line in lines):
@@ -63,11 +63,16 @@ def prompt_of(row: Mapping[str, Any], folder: Path, where: str) -> Prompt:
     text = value[0] if isinstance(value, list) and value else value
     if not isinstance(text, str):
         raise DataError(f"{where} has no text ({', '.join(COLUMNS)}): got {value!r}")
-    files = {name.removesuffix(_FILE_NAME): file for name, file in row.items() if name.endswith(_FILE_NAME)}
+    files = {argument: file for name, file in row.items() if (argument := argument_of(name))}
     missing = next((file for file in files.values() if not (isinstance(file, str) and (folder / file).is_file())), None)
     if missing is not None:
         raise DataError(f"{where} names the image {missing!r}, which is not a file in {folder}")
     return Prompt(text, {name: folder / file for name, file in files.items()})
+
+
+def argument_of(name: str) -> str | None:
+    """The argument of a pipeline's call that a name in a row stands for; None for a name of something else."""
+    return name.removesuffix(_FILE_NAME) if name.endswith(_FILE_NAME) else None
 
 
 def files_of(prompts: Path | None) -> dict[str, str]:

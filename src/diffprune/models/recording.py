@@ -53,9 +53,17 @@ def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[Prompt], more:
     """
     generator = torch.Generator().manual_seed(0)
     num = len(prompts)
-    calls, again = (
-        _recorded(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more) for extra in ([], prompts[-1:])
-    )
+    try:
+        calls, again = (
+            _recorded(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more)
+            for extra in ([], prompts[-1:])
+        )
+    except (IndexError, RuntimeError, ValueError) as error:
+        if not prompts[0].images:
+            raise
+        raise ModelError(
+            f"{type(pipeline).__name__} cannot be called with several prompts and these images ({error}); not served"
+        ) from error
     first, last = calls[0], calls[-1]
     found = Interface((), convention_of(calls), first.sample.shape[1:], joined_along(first.whole, first.sample))
     told, afterwards, many = (found.told(call.whole, call.told) for call in (first, last, again[0]))
