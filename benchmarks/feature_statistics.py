@@ -1,0 +1,127 @@
+"""Statistics of Inception features: pytorch-fid against `diffprune stats`, with the same network on the same images.
+
+    python benchmarks/feature_statistics.py --out benchmarks/results/feature-statistics
+
+Each is the whole of what its command does with its defaults, from images to statistics in files, without the imports;
+pytorch-fid reads images in processes of its own, one per core. The network has random weights, which leave activations
+their size from layer to layer; the images are random blocks of colour.
+"""
+
+import argparse
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from pytorch_fid import fid_score, inception
+from torchvision.models import inception_v3
+
+from diffprune.evaluation.statistics import ARRAYS
+from diffprune.options import StatsOptions
+from diffprune.stages.stats import stats_stage
+
+from rounds import Row, alternate, arguments, faster, medians, record, seconds
+
+ASKED, CLOSE = 1.5, 1e-3
+"""Times the images per second, and the largest relative difference of means and of covariances."""
+
+
+def random_weights(path: Path) -> Path:
+    """A file with the names and shapes of the published weights, which serves both packages."""
+    with torch.device("meta"):
+        shapes = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).state_dict()
+    generator = torch.Generator().manual_seed(0)
+
+    def values(name: str, like: Any) -> Any:
+        if name.endswith("num_batches_tracked"):
+            return torch.tensor(0)
+        if name.endswith(("bn.weight", "running_var")):
+            return 0.75 + 0.5 * torch.rand(like.shape, generator=generator)
+        scale = (2 / like[0].numel()) ** 0.5 if like.dim() > 1 else 0.1
+        return scale * torch.randn(like.shape, generator=generator)
+
+    torch.save({name: values(name, like) for name, like in shapes.items()}, path)
+    return path
+
+
+def random_images(folder: Path, num: int, size: int) -> Path:
+    folder.mkdir()
+    random = np.random.default_rng(0)
+    for index in range(num):
+        coarse = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+        coarse.resize((size, size), Image.Resampling.NEAREST).save(folder / f"{index:06d}.png")
+    return folder
+
+
+@contextmanager
+def weights_for_pytorch_fid(path: Path) -> Iterator[None]:
+    """Give pytorch-fid a file in place of the one that it downloads, and no progress bar."""
+    fetch, bar = inception.load_state_dict_from_url, fid_score.tqdm
+    inception.load_state_dict_from_url = lambda *_, **__: torch.load(path)
+    fid_score.tqdm = lambda batches: batches
+    try:
+        yield
+    finally:
+        inception.load_state_dict_from_url, fid_score.tqdm = fetch, bar
+
+
+def plain(images: Path, out: Path) -> None:
+    """As `pytorch-fid --save-stats`."""
+    num_workers = min(8, len(os.sched_getaffinity(0)))
+    fid_score.save_fid_stats([str(images), str(out)], 50, torch.device("cpu"), 2048, num_workers)
+
+
+def ours(images: Path, out: Path, weights: Path) -> None:
+    """As `diffprune stats`."""
+    stats_stage(str(images), StatsOptions(inception_weights=weights, device="cpu"), out)
+
+
+def difference(first: Path, second: Path) -> float:
+    """The larger one of the relative differences of means and of covariances, by their norms."""
+    _, mu, sigma = ARRAYS["fid"]
+    with np.load(first) as one, np.load(second) as other:
+        gaps = [np.linalg.norm(one[name] - other[name]) / np.linalg.norm(other[name]) for name in (mu, sigma)]
+    return float(max(gaps))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num", type=int, default=256, help="images")
+    parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
+    a = arguments(parser, {"num": 16})
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        weights, images = random_weights(folder / "weights.pth"), random_images(folder / "images", a.num, a.size)
+        files = {name: folder / f"{name}.npz" for name in ("pytorch-fid", "ours")}
+
+        def measure(name: str, work: Callable[[], None]) -> Any:
+            files[name].unlink(missing_ok=True)
+            return seconds(work)
+
+        with weights_for_pytorch_fid(weights):
+            found = alternate(
+                {
+                    "pytorch-fid": lambda: measure("pytorch-fid", lambda: plain(images, files["pytorch-fid"])),
+                    "ours": lambda: measure("ours", lambda: ours(images, files["ours"], weights)),
+                },
+                a.rounds,
+            )
+        gap = difference(files["ours"], files["pytorch-fid"])
+    middle = medians(found)
+    rows = [
+        faster(
+            "statistics of features", middle["ours"], middle["pytorch-fid"], ASKED, unit="images/s", amount=a.num
+        ),
+        Row("statistics, relative difference to pytorch-fid's", "", gap, CLOSE, at_most=True),
+    ]  # fmt: skip
+    record("feature-statistics", a, found, rows, pytorch_fid=version("pytorch-fid"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""What all rows share: ways that take turns, medians of their seconds, and the record of it."""
+
+import argparse
+import json
+import os
+import platform
+import re
+import resource
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+
+from diffprune.models.builtin import ARCHITECTURES
+from diffprune.models.loading import load_pipeline
+
+MODELS = ("digits", "ddpm-cifar10")
+PACKAGES = ("diffprune", "torch", "diffusers", "accelerate", "numpy", "scipy")
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Of wall time, and of CPU time of this process and of those that it started and that have ended."""
+
+    wall: float
+    cpu: float
+
+    def __sub__(self, other: "Seconds") -> "Seconds":
+        return Seconds(self.wall - other.wall, self.cpu - other.cpu)
+
+    def __truediv__(self, number: float) -> "Seconds":
+        return Seconds(self.wall / number, self.cpu / number)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: what is judged is the ratio, or where there is no baseline what is ours.
+
+    cpu_ratio: the same ratio in CPU time. asked: bound on what is judged, from below or with at_most from above.
+    """
+
+    row: str
+    unit: str
+    ours: float
+    asked: float
+    baseline: float | None = None
+    ratio: float | None = None
+    cpu_ratio: float | None = None
+    at_most: bool = False
+
+    @property
+    def reached(self) -> bool:
+        found = self.ours if self.ratio is None else self.ratio
+        return found <= self.asked if self.at_most else found >= self.asked
+
+
+HEAD = "| row | ours | baseline | ratio | in CPU time | asked for | reached |\n|---|---|---|---|---|---|---|\n"
+
+
+def seconds(work: Callable[[], Any]) -> Seconds:
+    """What a piece of work takes."""
+    wall, cpu = time.perf_counter(), _cpu()
+    work()
+    return Seconds(time.perf_counter() - wall, _cpu() - cpu)
+
+
+def _cpu() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def alternate(measures: Mapping[str, Callable[[], Seconds]], num_rounds: int) -> dict[str, list[Seconds]]:
+    """Every way once in each round, in turn; the order is turned round from round to round."""
+    found: dict[str, list[Seconds]] = {name: [] for name in measures}
+    for number in range(num_rounds):
+        for name in list(measures)[:: -1 if number % 2 else 1]:
+            found[name].append(measures[name]())
+            print(f"round {number + 1}, {name}: {found[name][-1].wall:.3f} s", flush=True)
+    return found
+
+
+def medians(found: Mapping[str, Sequence[Seconds]]) -> dict[str, Seconds]:
+    return {name: Seconds(median(s.wall for s in times), median(s.cpu for s in times)) for name, times in found.items()}
+
+
+def faster(
+    row: str, ours: Seconds, baseline: Seconds, asked: float, unit: str = "s", amount: float | None = None
+) -> Row:
+    """How many times faster ours is. amount: of work that was done in the time, to tell a rate in place of seconds."""
+    told = [s.wall if amount is None else amount / s.wall for s in (ours, baseline)]
+    return Row(row, unit, told[0], asked, told[1], baseline.wall / ours.wall, baseline.cpu / ours.cpu)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows, as they are recorded, in Markdown."""
+    return HEAD + "\n".join(_line(row) for row in rows) + "\n"
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    def cell(value: float | None) -> str:
+        return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+    ratios = [f"{cell(row[name])}{'' if row[name] is None else 'x'}" for name in ("ratio", "cpu_ratio")]
+    asked = f"at {'most' if row['at_most'] else 'least'} {cell(row['asked'])}" + ("x" if ratios[0] else "")
+    cells = [f"{cell(row['ours'])} {row['unit']}", cell(row["baseline"]), *ratios, asked]
+    return f"| {row['row']} | " + " | ".join(cells) + f" | {'yes' if row['reached'] else 'no'} |"
+
+
+def arguments(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
+    """Parsed arguments, with --out, --rounds and --quick added, with which `quick` holds the defaults."""
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--rounds", type=int, default=3, help="times that every way is measured")
+    parser.add_argument("--quick", action="store_true", help="so small that it only shows that the script runs")
+    if parser.parse_known_args()[0].quick:
+        parser.set_defaults(**{"rounds": 1, **quick})
+    return parser.parse_args()
+
+
+def record(
+    name: str, a: argparse.Namespace, found: Mapping[str, Sequence[Seconds]], rows: Sequence[Row], **more: Any
+) -> None:
+    """Write OUT/NAME.json, and OUT/NAME.md, which is printed too. found: seconds by way, a pair per round."""
+    told = [{**asdict(row), "reached": row.reached} for row in rows]
+    kept = {
+        "options": {key: value for key, value in vars(a).items() if key != "out"}, "rows": told,
+        "rounds": {way: [[s.wall, s.cpu] for s in times] for way, times in found.items()},
+        "medians": {way: [s.wall, s.cpu] for way, s in medians(found).items()}, **facts(), **more,
+    }  # fmt: skip
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    ways = [f"| {way} | {s.wall:.3g} | {s.cpu:.3g} |\n" for way, s in medians(found).items()]
+    text = table(told) + "\n| way | s | CPU s |\n|---|---|---|\n" + "".join(ways)
+    (a.out / f"{name}.md").write_text(text)
+    print(text)
+
+
+def facts() -> dict[str, Any]:
+    """When and on what something was measured."""
+    return {
+        "date": str(date.today()), "machine": _machine(), "threads": torch.get_num_threads(),
+        "python": platform.python_version(), **{name: version(name) for name in PACKAGES},
+    }  # fmt: skip
+
+
+def _machine() -> str:
+    told = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
+    return f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores of {names[0] if names else 'unknown'}"
+
+
+def pipeline_named(name: str) -> Any:
+    """A pipeline by name or folder; of an architecture without weights one with random weights, by a fixed seed."""
+    if name not in ARCHITECTURES:
+        return load_pipeline(name)
+    torch.manual_seed(0)
+    return DDPMPipeline(UNet2DModel.from_config(ARCHITECTURES[name]).eval(), DDPMScheduler())

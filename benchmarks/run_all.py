@@ -1,0 +1,56 @@
+"""All rows, each script in a process of its own, and one table of them.
+
+    python benchmarks/run_all.py --out benchmarks/results/cpu
+    python benchmarks/run_all.py --out /tmp/quick --quick
+
+Writes OUT/table.md and OUT/table.json beside what the scripts write. A script that fails has a row that says so, and
+the status is 1 then; whether a row is reached does not change the status. Two idle cores take hours for it.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from rounds import facts, table
+
+SCRIPTS = {
+    "sampling": "sampling.py", "training": "training.py", "scores": "scores.py",
+    "feature-statistics": "feature_statistics.py", "distance": "distance.py", "planning": "planning.py",
+    "share": "share.py", "processes": "processes.py",
+}  # fmt: skip
+"""Name of the record that a script leaves -> the script."""
+
+
+def run(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+    """The rows of a script; none where it fails."""
+    words = [sys.executable, str(Path(__file__).parent / SCRIPTS[name]), "--out", str(a.out)]
+    print(f"== {name}", flush=True)
+    ended = subprocess.run([*words, *(["--quick"] if a.quick else [])], check=False)
+    if ended.returncode:
+        return []
+    rows: list[dict[str, Any]] = json.loads((a.out / f"{name}.json").read_text())["rows"]
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--rows", nargs="+", default=list(SCRIPTS), choices=SCRIPTS, help="scripts to run")
+    parser.add_argument("--quick", action="store_true", help="so small that it only shows that the scripts run")
+    a = parser.parse_args()
+    found = {name: run(name, a) for name in a.rows}
+    rows = [row for own in found.values() for row in own]
+    failed = [name for name, own in found.items() if not own]
+    told = table(rows) + "".join(f"| {name} | failed | | | | | |\n" for name in failed)
+    a.out.mkdir(parents=True, exist_ok=True)
+    (a.out / "table.md").write_text(told)
+    (a.out / "table.json").write_text(json.dumps({"rows": rows, "failed": failed, **facts()}, indent=1) + "\n")
+    print(told)
+    sys.exit(bool(failed))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""How much of the saved MACs reaches the clock: the speedup of a forward pass over the factor that its MACs fall by.
+
+    python benchmarks/share.py --out benchmarks/results/share
+
+Dense model and pruned one (by magnitude) in turn, in eval mode without gradients; MACs are those of layers and of the
+products inside attention.
+"""
+
+import argparse
+from functools import partial
+from typing import Any
+
+import torch
+
+import diffprune
+from diffprune.models.cost import cost_of
+from diffprune.models.families import family_of
+
+from rounds import MODELS, Row, Seconds, alternate, arguments, medians, pipeline_named, record, seconds
+
+ASKED = 0.9
+
+
+@torch.no_grad()
+def passes(denoiser: Any, batch_size: int, num: int) -> None:
+    told = family_of(denoiser).example_inputs(denoiser, batch_size, torch.device("cpu"))
+    for _ in range(num):
+        denoiser(**told)
+
+
+def seconds_of_pass(denoiser: Any, batch_size: int, num: int) -> Seconds:
+    passes(denoiser, batch_size, 2)  # uncounted
+    return seconds(lambda: passes(denoiser, batch_size, num)) / num
+
+
+def macs(denoiser: Any) -> int:
+    cost = cost_of(denoiser)
+    return cost.macs + cost.attention_macs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--ratio", type=float, default=0.3)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--images", type=int, nargs="+", default=[960, 64], help="of each model, passed in a round")
+    a = arguments(parser, {"images": [64, 16]})
+    found, rows = {}, []
+    for name, num_images in zip(a.models, a.images, strict=True):
+        dense = pipeline_named(name)
+        plan = diffprune.plan(dense, criterion="magnitude", ratio=a.ratio)
+        pair = {"dense": dense.unet.eval(), "pruned": diffprune.prune(dense, plan).unet.eval()}
+        fewer = macs(pair["dense"]) / macs(pair["pruned"])
+        for size in a.batch_sizes:
+            ways = {f"{name}, {kind}, batch size {size}": denoiser for kind, denoiser in pair.items()}
+            num = max(1, num_images // size)
+            found |= alternate(
+                {way: partial(seconds_of_pass, denoiser, size, num) for way, denoiser in ways.items()}, a.rounds
+            )
+            before, after = (medians(found)[way] for way in ways)
+            rows.append(
+                Row(
+                    f"share of saved MACs on the clock, {name}, batch size {size}", "x faster",
+                    before.wall / after.wall, ASKED, fewer,
+                    before.wall / after.wall / fewer, before.cpu / after.cpu / fewer,
+                )
+            )  # fmt: skip
+    record("share", a, found, rows)
+
+
+if __name__ == "__main__":
+    main()
