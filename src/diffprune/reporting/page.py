@@ -12,8 +12,10 @@ from diffprune.reporting.figures import error_by_layer, image_grid, loss_curve, 
 from diffprune.reporting.findings import Findings, Record, compensated_layers
 from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 
-STATED = ("data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
-          "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "seed")  # fmt: skip
+STATED = (
+    "data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
+    "optimizer", "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "seed",
+)  # fmt: skip
 """Options that the page states per stage; run.json holds all."""
 
 GENERATOR = '<meta name="generator" content="diffprune">'
