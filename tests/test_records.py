@@ -1,12 +1,14 @@
 """Whole files and folders, and the `run.json` that says how a folder came about."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from diffprune.errors import FolderError
-from diffprune.records import read_json, run_record, whole_folder, write_whole
+from diffprune.records import peak_memory_mb, read_json, run_record, whole_folder, write_whole
 
 OPTIONS = {"steps": 3}
 
@@ -164,3 +166,11 @@ def test_a_changed_image_in_a_folder_of_data_is_noticed(tmp_path: Path) -> None:
         run_record(tmp_path / "out", "plan", OPTIONS, {"data": str(data)}),
     ):
         raise AssertionError("must not start")
+
+
+def test_the_peak_memory_of_a_process_is_not_that_of_its_parent() -> None:
+    large = bytearray(200_000_000)
+    words = [sys.executable, "-c", "from diffprune.records import peak_memory_mb; print(peak_memory_mb())"]
+    child = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    assert 5 < child < 200 <= peak_memory_mb()
+    assert len(large) == 200_000_000

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -237,6 +238,10 @@ def environment() -> dict[str, Any]:
 
 def peak_memory_mb() -> int:
     """Peak resident memory of this process so far, in MB."""
+    status = Path("/proc/self/status")
+    own = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    if own is not None:  # on Linux ru_maxrss counts what a parent held when it started this process
+        return int(int(own[1]) * 1024 / 1e6)
     unit = 1 if sys.platform == "darwin" else 1024
     return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
 
