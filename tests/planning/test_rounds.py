@@ -9,6 +9,7 @@ from diffusers import UNet2DModel
 import diffprune
 from diffprune.cli import main
 from diffprune.planning import rounds
+from diffprune.planning.fitting import Fitted
 
 
 def test_rounds_end_at_the_sizes_of_one_step(unet: UNet2DModel) -> None:
@@ -52,9 +53,10 @@ def test_what_a_round_removed_stays_gone_under_a_budget(unet: UNet2DModel, monke
     seen: list[dict[str, tuple[int, ...]]] = []
     original = rounds.fit
 
-    def watching(*args: object, **kwargs: object) -> dict[str, tuple[int, ...]]:
-        seen.append(original(*args, **kwargs))
-        return seen[-1]
+    def watching(*args: object, **kwargs: object) -> Fitted:
+        fitted = original(*args, **kwargs)
+        seen.append(fitted.kept)
+        return fitted
 
     monkeypatch.setattr(rounds, "fit", watching)
     diffprune.plan(unet, criterion="magnitude", params=0.5, rounds=6)

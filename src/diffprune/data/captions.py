@@ -6,7 +6,7 @@ from typing import Any
 
 from diffprune.data.images import image_files, is_plain_folder, open_rows, open_table
 from diffprune.errors import DataError
-from diffprune.models.prompts import COLUMNS, Prompt, argument_of, prompt_of, row_of
+from diffprune.models.prompts import COLUMNS, Prompt, argument_of, prompt_of, rows_of_lines
 
 METADATA = "metadata.jsonl"
 """File in a folder of images: one JSON object a line, with `file_name`, a text, and images to draw from."""
@@ -36,15 +36,13 @@ def _by_metadata(folder: Path, arguments: Collection[str]) -> tuple[list[Path], 
     if not (folder / METADATA).is_file():
         raise DataError(f"{folder} has no {METADATA} with captions; {_NEEDED}")
     told: dict[Path, Prompt] = {}
-    for number, line in enumerate((folder / METADATA).read_text(encoding="utf-8").splitlines(), 1):
-        if line.strip():
-            where = f"line {number} of {folder / METADATA}"
-            row = row_of(line, where)
-            name = row.pop("file_name", None)
-            if not isinstance(name, str):
-                raise DataError(f"{where} holds no `file_name`; expected one and a text ({', '.join(COLUMNS)})")
-            known = {name: value for name, value in row.items() if name in COLUMNS or argument_of(name) in arguments}
-            told[folder / name] = _captioned(known, folder, where)
+    lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
+    for row, where in rows_of_lines(lines, folder / METADATA):
+        name = row.pop("file_name", None)
+        if not isinstance(name, str):
+            raise DataError(f"{where} holds no `file_name`; expected one and a text ({', '.join(COLUMNS)})")
+        known = {key: value for key, value in row.items() if key in COLUMNS or argument_of(key) in arguments}
+        told[folder / name] = _captioned(known, folder, where)
     sources = {file for prompt in told.values() for file in prompt.images.values()}
     files = [path for path in image_files(folder) if path in told or path not in sources]
     missing = next((path for path in files if path not in told), None)

@@ -20,7 +20,7 @@ from diffprune.data.texts import Options, Texts, open_texts
 from diffprune.errors import ModelError
 from diffprune.models.conditions import are_alike, on_device, rows_of, select_rows
 from diffprune.models.latent_layout import find_layout
-from diffprune.models.pipeline_calls import UNGUIDED, is_told_guidance, together
+from diffprune.models.pipeline_calls import together, unguided
 from diffprune.models.process import DiffusionProcess
 from diffprune.models.prompts import Prompt, by_images
 from diffprune.models.recording import find_interface, generate_latents, record_told
@@ -92,7 +92,7 @@ def _made(
     pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, device: torch.device
 ) -> Iterator[Told]:
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
-    more = {**({} if is_told_guidance(pipeline) else UNGUIDED), **options.call(), **guided}
+    more = {**unguided(pipeline, {}), **options.call(), **guided}
     beside = _extremes(pipeline, texts, more)
     first = texts.prompts[0]
     interface = find_interface(pipeline, _also([first], beside)[1:] or [first], more)

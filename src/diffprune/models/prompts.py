@@ -1,7 +1,7 @@
 """Prompts: what a pipeline is asked for, a text and any images beside it, read from a file. Imports no torch."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -36,19 +36,22 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise OptionError(f"{path} holds no prompts; expected one a line")
     if path.suffix != ".jsonl":
         return [Prompt(line) for line in lines]
-    places = [(line, f"line {number} of {path}") for number, line in enumerate(lines, 1) if line.strip()]
-    return [prompt_of(row_of(line, where), path.parent, where) for line, where in places]
+    return [prompt_of(row, path.parent, where) for row, where in rows_of_lines(lines, path)]
 
 
-def row_of(line: str, where: str) -> dict[str, Any]:
-    """A line of a .jsonl file; raises DataError that says where it stands when it is not an object."""
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is a {type(row).__name__}, expected an object")
-    return row
+def rows_of_lines(lines: Sequence[str], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield the rows of a .jsonl file, and where each stands; raises DataError for one that is not an object."""
+    for number, line in enumerate(lines, 1):
+        where = f"line {number} of {path}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{where} is not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is a {type(row).__name__}, expected an object")
+        yield row, where
 
 
 def prompt_of(row: Mapping[str, Any], folder: Path, where: str) -> Prompt:

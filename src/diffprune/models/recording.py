@@ -69,10 +69,10 @@ def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[Prompt], more:
     told, afterwards, many = (found.told(call.whole, call.told) for call in (first, last, again[0]))
     if not are_same(told, afterwards):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser other things from step to step; not served")
-    pairs = list(zip(leaves_of(told), leaves_of(many), strict=False))
-    if len(pairs) != len(leaves_of(many)):
+    few, more_of_them = leaves_of(told), leaves_of(many)
+    if len(few) != len(more_of_them):
         raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists of tensors, one per prompt; not served")
-    return replace(found, is_rows=tuple(have_rows(a, b, num) for a, b in pairs))
+    return replace(found, is_rows=tuple(have_rows(a, b, num) for a, b in zip(few, more_of_them, strict=True)))
 
 
 def record_told(

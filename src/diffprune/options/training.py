@@ -39,10 +39,7 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         default=False,
         description="keep no activations inside blocks, compute them again in the backward pass: less memory, slower",
     )
-    optimizer: Optimizer = Field(
-        default="adamw",
-        description=OF_OPTIMIZER,
-    )
+    optimizer: Optimizer = Field(default="adamw", description=OF_OPTIMIZER)
     learning_rate: float = Field(
         default=None, validate_default=True, gt=0, description="peak learning rate (default: 1e-3 of soap, else 2e-4)"
     )

@@ -1,7 +1,8 @@
 """Fitting a budget: the largest model within a share of the parameters, of the MACs, or of the time it takes."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from diffusers.models.modeling_utils import ModelMixin
@@ -13,7 +14,7 @@ from diffprune.models.cost import cost_of
 from diffprune.models.resize import without_weights
 from diffprune.options import PlanOptions
 from diffprune.planning.allocation import allocate
-from diffprune.planning.latency import ROUNDS, Clock, clock_for
+from diffprune.planning.latency import ROUNDS, Clock, Latency, clock_for
 
 Kept = dict[str, tuple[int, ...]]
 """Group name -> units that stay."""
@@ -27,17 +28,24 @@ NUM_TIMED_HALVINGS = 7
 NUM_TRIES = 3
 """Times that a choice within a latency budget is looked for."""
 
+TOLERANCE = 0.05
+"""Share by which the chosen model, timed once more, may be off a latency budget without another try."""
+
 ALL_BUT = 0.999
 """Largest ratio that is tried."""
 
 
-TOLERANCE = 0.05
-"""Share by which the chosen model, timed once more, may be off a latency budget without another try."""
+@dataclass(frozen=True)
+class Fitted:
+    """The units that stay, and with a latency budget what they take on the clock."""
+
+    kept: Kept
+    latency: Latency | None = None
 
 
 def fit(
     denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, *, progress: float = 1.0
-) -> Kept:
+) -> Fitted:
     """Choose the units that stay: at the ratios asked for, or as many as a budget allows.
 
     With a budget the ratios only say how groups compare; all are scaled by one number, found by bisection, so that the
@@ -47,46 +55,51 @@ def fit(
     Raises OptionError for a budget that cannot be met.
     """
     wanted = {name: share for name in ("params", "macs") if (share := getattr(options, name)) is not None}
-    clock = clock_for(denoiser, options)
-    if not wanted and clock is None:
-        return allocate(groups, scores, options, progress=progress)
     limits = {name: 1 - (1 - share) * progress for name, share in wanted.items()}
+    clock = clock_for(denoiser, options)
     if clock is None:
-        return _largest(denoiser, groups, scores, options, limits, None, 1.0)
+        chosen = _largest(denoiser, groups, scores, options, limits) if limits else None
+        return Fitted(chosen or allocate(groups, scores, options, progress=progress))
     asked = limit = 1 - (1 - clock.limit()) * progress
-    found: dict[float, Kept] = {}
+    found: list[tuple[Latency, Kept]] = []
     for _ in range(NUM_TRIES):
-        kept = _largest(denoiser, groups, scores, options, limits, clock, limit)
-        measured = clock.time(smaller(denoiser, groups, kept), ROUNDS).share
-        found[measured] = kept
+        kept = _largest(denoiser, groups, scores, options, {**limits, "time": limit}, clock)
+        found.append((clock.time(smaller(denoiser, groups, kept), ROUNDS), kept))
+        measured = found[-1][0].share
         if abs(measured / asked - 1) <= TOLERANCE:
             break
         limit *= asked / measured
-    met = [measured for measured in found if measured <= asked * (1 + TOLERANCE)]
+    met = [each for each in found if each[0].share <= asked * (1 + TOLERANCE)]
     if met:
-        return found[max(met)]
+        latency, kept = max(met, key=lambda each: each[0].share)
+        return Fitted(kept, latency)
     raise OptionError(
         f"the latency budget cannot be met: {asked:.2f} of the original's time was asked for, and what fitted it takes "
-        f"{min(found):.2f} when it is timed again; other work on the machine, or passes too short to time, do that"
+        f"{min(latency.share for latency, _ in found):.2f} when it is timed again; other work on the machine, or "
+        "passes too short to time, do that"
     )
 
 
 def _largest(
     denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, limits: Mapping[str, float],
-    clock: Clock | None, time_limit: float,
+    clock: Clock | None = None,
 ) -> Kept:  # fmt: skip
-    """The largest choice of units within shares of the sizes and, with a clock, of the time."""
+    """The largest choice of units within limits: shares of the params, the macs and, with a clock, the time."""
     shadow = without_weights(denoiser)
-    before = _sizes(shadow, limits)
+    names = [name for name in limits if name != "time"]
+    before = _sizes(shadow, names)
     known: dict[tuple[tuple[int, ...], ...], bool] = {}
+
+    def shares(kept: Kept) -> Iterator[tuple[str, float]]:
+        after = _sizes(smaller(shadow, groups, kept), names)
+        yield from ((name, after[name] / before[name]) for name in names)
+        if clock is not None:  # last, for it takes longest
+            yield "time", clock.time(smaller(denoiser, groups, kept)).share
 
     def fits(kept: Kept) -> bool:
         choice = tuple(kept.values())
         if choice not in known:  # few units make few choices
-            after = _sizes(smaller(shadow, groups, kept), limits) if limits else {}
-            known[choice] = all(after[name] <= limit * before[name] for name, limit in limits.items()) and (
-                clock is None or clock.time(smaller(denoiser, groups, kept)).share <= time_limit
-            )
+            known[choice] = all(share <= limits[name] for name, share in shares(kept))
         return known[choice]
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
@@ -95,12 +108,9 @@ def _largest(
     low, high = 0.0, ALL_BUT / largest
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
-        after = _sizes(smaller(shadow, groups, below), limits) if limits else {}
-        stays = [f"{after[name] / before[name]:.2f} of the {name}" for name in limits]
-        if clock is not None:
-            stays.append(f"{clock.time(smaller(denoiser, groups, below)).share:.2f} of the time")
+        smallest = ", ".join(f"{share:.2f} of the {name}" for name, share in shares(below))
         raise OptionError(
-            f"the budget cannot be met: with these kinds, ignored layers and bounds at least {', '.join(stays)} stay"
+            f"the budget cannot be met: with these kinds, ignored layers and bounds at least {smallest} stay"
         )
     for _ in range(NUM_HALVINGS if clock is None else NUM_TIMED_HALVINGS):
         middle = (low + high) / 2
@@ -137,9 +147,9 @@ def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bo
     return mixed(low)
 
 
-def _sizes(denoiser: ModelMixin, wanted: Mapping[str, float]) -> dict[str, int]:
-    """Parameters, and MACs where they are asked for (they take a traced pass)."""
-    if "macs" in wanted:
+def _sizes(denoiser: ModelMixin, names: Sequence[str]) -> dict[str, int]:
+    """Those of the parameters and MACs that are asked for (MACs take a traced pass)."""
+    if "macs" in names:
         cost = cost_of(denoiser)
         return {"params": cost.params, "macs": cost.macs}
-    return {"params": sum(parameter.numel() for parameter in denoiser.parameters())}
+    return {"params": sum(parameter.numel() for parameter in denoiser.parameters())} if names else {}

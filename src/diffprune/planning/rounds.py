@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, cast
 
@@ -20,7 +20,7 @@ from diffprune.models.depth import moves, path_after
 from diffprune.models.families import predict
 from diffprune.models.state import borrowed, checkpointed
 from diffprune.options import PlanOptions
-from diffprune.planning.fitting import Kept, fit
+from diffprune.planning.fitting import Fitted, Kept, fit
 from diffprune.running_sums import RunningSums
 
 GONE = float("-inf")
@@ -46,16 +46,17 @@ def choose_units(
     left; a unit that is gone stays gone. sums: where the scores are kept meanwhile, so that the same call resumes. Of
     several processes all call this, share the work, and return the same.
     """
-    kept: Kept = {g.name: tuple(range(g.num_units)) for g in groups}
-    scores = Scores("", {})
+    scores, fitted = Scores("", {}), Fitted({g.name: tuple(range(g.num_units)) for g in groups})
     for number in range(1, options.rounds + 1):
         left, there = denoiser, groups
         if number > 1:
-            left = smaller(denoiser, groups, kept)
+            left = smaller(denoiser, groups, fitted.kept)
             there = find_groups(left, kinds={g.kind for g in groups})
         scores = score(left, there, calibration, options, sums, name=f"round-{number}")
-        kept = fit(denoiser, groups, _of_all(denoiser, groups, kept, scores), options, progress=number / options.rounds)
-    return Choice(kept, scores.criterion, dict(scores.details))
+        of_all = _of_all(denoiser, groups, fitted.kept, scores)
+        fitted = fit(denoiser, groups, of_all, options, progress=number / options.rounds)
+    timed = {} if fitted.latency is None else {"latency": asdict(fitted.latency)}
+    return Choice(fitted.kept, scores.criterion, {**scores.details, **timed})
 
 
 def score(

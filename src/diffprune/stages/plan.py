@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,6 @@ from diffprune.models.resize import without_weights
 from diffprune.models.soundness import check_sound
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
-from diffprune.planning.latency import ROUNDS, clock_for
 from diffprune.planning.plan import KeptUnits
 from diffprune.processes import by_main, process_state, shared_run
 from diffprune.records import Existing, check_replaceable, identity, remove_parts_of
@@ -93,14 +91,12 @@ def plan_and_calibration(
     chosen = choose_units(denoiser, groups, calibration, options, sums)
     kept = chosen.kept
     small = smaller(without_weights(denoiser), groups, kept)
-    clock = clock_for(denoiser, options)
-    timed = {} if clock is None else {"latency": asdict(clock.time(smaller(denoiser, groups, kept), ROUNDS))}
     made = Plan(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
         criterion=chosen.criterion,
         options=options.resolved(),
-        details={**chosen.details, **timed},
+        details=chosen.details,
         before=cost_of(denoiser),
         after=cost_of(small),
         layers=_layer_sizes(denoiser, small, moves(denoiser, kept_blocks(groups, kept))),
