@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,17 @@ OF_TWO = (
     "--steps", 10, "--dropout", 0, "--num-validation-images", 5, "--validate-every", 4, "--optimizer", "adamw",
 )  # fmt: skip
 """By AdamW: SOAP's eigenbasis turns with the rounding of a sum, and so do its steps."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As in `forks`, here and in the processes that are started: another number sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as there:
+        there.setenv("OMP_NUM_THREADS", "1")
+        yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
