@@ -16,6 +16,7 @@ from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import load_classifier
 from diffprune.evaluation.paired import ssim
 from diffprune.models.families import predict
+from diffprune.models.loading import denoiser_of
 from diffprune.models.process import Condition, process_of
 from diffprune.options import SampleOptions
 from diffprune.progress import progress
@@ -79,7 +80,7 @@ class Judge:
     """Measures a denoiser against the original, on fixed images, noises, timesteps and samples."""
 
     def __init__(self, pipeline: Any, images: ImageSet, embed: Callable[[Tensor], Tensor], num_drawn: int) -> None:
-        self.process, self.original, self.embed = process_of(pipeline), pipeline.unet.eval(), embed
+        self.process, self.original, self.embed = process_of(pipeline), denoiser_of(pipeline).eval(), embed
         generator = torch.Generator().manual_seed(1234)
         chosen = [i % len(images) for i in range(NUM_JUDGED)]
         clean = torch.stack([images[i] for i in chosen])

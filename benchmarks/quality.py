@@ -31,7 +31,7 @@ from torch import nn
 
 from diffprune.data.calibration import images_for
 from diffprune.data.images import ImageSet
-from diffprune.models.loading import load_pipeline
+from diffprune.models.loading import denoiser_of, load_pipeline
 from diffprune.models.process import process_of
 from diffprune.options import FinetuneOptions, PlanOptions, PruneOptions
 from diffprune.recovery.trainer import train_denoiser
@@ -72,7 +72,7 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     options = PruneOptions(data=a.data, seed=seed, **chosen)
     small, _ = carry_out(pipeline, plan, options)
     pruned = time.perf_counter()
-    at_start = {**judge.errors(small.unet), **judge.samples(small.unet), "seconds": 0.0}
+    at_start = {**judge.errors(denoiser_of(small)), **judge.samples(denoiser_of(small)), "seconds": 0.0}
     figures: dict[int, dict[str, float]] = {0: at_start}
     judging = 0.0
     rate = {} if "optimizer" in how else {"optimizer": "adamw", "learning_rate": a.learning_rate}
@@ -93,10 +93,10 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
         figures[step] = found
         judging += time.perf_counter() - since
 
-    teacher = pipeline.unet if how.get("teacher") else None
+    teacher = denoiser_of(pipeline) if how.get("teacher") else None
     with TemporaryDirectory() as work:
         train_denoiser(
-            small.unet, process_of(pipeline), images, training, folder=Path(work), teacher=teacher, preview=look
+            denoiser_of(small), process_of(pipeline), images, training, folder=Path(work), teacher=teacher, preview=look
         )
     return {
         "arm": arm, "seed": seed, "params": plan.after.params / plan.before.params,
