@@ -245,7 +245,7 @@ def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
     assert 1 < crossing < 199, "the case must have a crossing inside"
     g_a, g_b = summed(batch, range(crossing))
     expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
-    settings = PlanOptions(criterion="diff-pruning", threshold=threshold)
+    settings = PlanOptions(criterion="diff-pruning", threshold=threshold, timestep_stride=1)
     result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings, RunningSums())
     assert torch.allclose(result.values["first"], expected, rtol=1e-4)
     assert result.details["stopped_at"] == result.details["timesteps_used"] == crossing

@@ -55,6 +55,7 @@ def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words_for(folder: Path, out: Path, *more: object) -> list[str]:
     words = ["finetune", folder, "--teacher", folder, "--data", "digits", "--out", out, "--device", "cpu", *more]
+    words += ["--mixed-precision", "no"]
     return [*map(str, words), "--batch-size", "8", "--checkpoint-every", "3", "--log-every", "2"]
 
 

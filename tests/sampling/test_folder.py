@@ -67,7 +67,8 @@ def test_missing_images_are_drawn_again_and_nothing_else(tmp_path: Path) -> None
 
 
 def test_two_processes_draw_the_images_of_one(pipeline_folder: Path, tmp_path: Path) -> None:
-    words = ["sample", str(pipeline_folder), "--num", "5", "--steps", "3", "--batch-size", "2", "--device", "cpu"]
+    words = ["sample", str(pipeline_folder), "--num", "5", "--steps", "3", "--batch-size", "2"]
+    words += ["--device", "cpu", "--mixed-precision", "no"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     two = subprocess.run(
         [*launch, "-m", "--", "diffprune.cli", *words, "--out", str(tmp_path / "two")],

@@ -27,6 +27,10 @@ Fold = Callable[[str, Tensor], None]
 """Takes the path of a layer and an fp32 gradient of its weight, of which nothing else is kept."""
 
 
+NUM_SCORED = 100
+"""Timesteps that are scored unless told otherwise: leaving out the others changes scores less than other images do."""
+
+
 @dataclass(frozen=True)
 class GradientSums:
     """Weights, in their own dtype, and their gradients summed over timesteps, fp32; details as in `loss_details`."""
@@ -56,17 +60,17 @@ def _layers(denoiser: nn.Module, groups: Sequence[Group]) -> list[tuple[str, Any
 
 
 def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
-    """The timesteps of a score pass: every n-th from the first to the last one asked for.
+    """The timesteps of a score pass: every n-th from the first to the last one asked for; `auto` makes it a hundred.
 
     num_timesteps: T of the model's schedule. Raises ModelError when it has none of them.
     """
     end = num_timesteps if options.last_timestep is None else options.last_timestep + 1
-    found = range(options.first_timestep, min(end, num_timesteps), options.timestep_stride)
+    found = range(options.first_timestep, min(end, num_timesteps))
     if not found:
         raise ModelError(
             f"no timesteps to score from {options.first_timestep} to {end - 1}: the model has 0 to {num_timesteps - 1}"
         )
-    return found
+    return found[:: max(1, len(found) // NUM_SCORED) if options.timestep_stride == "auto" else options.timestep_stride]
 
 
 def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -37,13 +37,28 @@ class Options(BaseModel):
         return {name: value for name, value in self.resolved().items() if name not in self.neutral}
 
 
-class ComputeOptions(Options):
-    """Options of every stage that computes."""
+class DeviceOptions(Options):
+    """Where a stage computes."""
 
     neutral = frozenset({"device"})
 
-    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage")
     device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")
+
+
+class ComputeOptions(DeviceOptions):
+    """Options of every stage that computes."""
+
+    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage")
+
+
+class PrecisionOptions(DeviceOptions):
+    """What stages that pass much through a denoiser compute in."""
+
+    mixed_precision: Literal["auto", "no", "bf16"] = Field(
+        default="auto",
+        description="what the denoiser multiplies in: auto is bf16 where the device has units for it (GPUs since "
+        "Ampere, CPUs with AVX512-BF16 or AMX), else no, which is fp32 and alone gives the same result everywhere",
+    )
 
 
 Set = TypeVar("Set", bound=Options)

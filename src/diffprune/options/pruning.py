@@ -1,10 +1,10 @@
 """Options of `plan`, `prune` and `inspect`."""
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from diffprune.options.base import ComputeOptions, Options
+from diffprune.options.base import ComputeOptions, Options, PrecisionOptions
 from diffprune.options.budget import BudgetOptions
 from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
@@ -37,7 +37,7 @@ OF_CALIBRATION = frozenset(
 T = TypeVar("T")
 
 
-class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions):
+class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, PrecisionOptions, ComputeOptions):
     """Which units to keep: scores of a criterion, turned into a plan by a budget."""
 
     neutral = ComputeOptions.neutral | {"gradient_checkpointing", "offload"}
@@ -57,8 +57,9 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, ComputeOptions
         lt=1,
         description="diff-pruning: stop at the first timestep with loss / largest loss below this",
     )
-    timestep_stride: int = Field(
-        default=1, ge=1, description="score every n-th timestep only (1 is the published pass)"
+    timestep_stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="score every n-th timestep only; auto: a hundred of them, evenly spaced (1 is the published pass)",
     )
     first_timestep: int = Field(default=0, ge=0, description="first timestep to score, 0 being the least noisy")
     last_timestep: int | None = Field(default=None, ge=0, description="last timestep to score (default: the noisiest)")
@@ -140,8 +141,7 @@ class PruneOptions(Options):
         return value
 
 
-class InspectOptions(Options):
+class InspectOptions(PrecisionOptions):
     """Looking at a model."""
 
     latency: bool = Field(default=True, description="time a forward pass (models with weights only)")
-    device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")

@@ -4,7 +4,7 @@ from typing import Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from diffprune.options.base import ComputeOptions
+from diffprune.options.base import ComputeOptions, PrecisionOptions
 from diffprune.options.prompting import PromptOptions
 
 Sampler = Literal["ddim", "ddpm"]
@@ -13,7 +13,7 @@ Grid = Literal["uniform", "quad"]
 T = TypeVar("T")
 
 
-class SampleOptions(PromptOptions, ComputeOptions):
+class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
     """Drawing images."""
 
     neutral = frozenset({"device", "batch_size"})

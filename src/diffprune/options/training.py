@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from diffprune.options.base import ComputeOptions
+from diffprune.options.base import ComputeOptions, PrecisionOptions
 from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
 
@@ -16,7 +16,7 @@ OF_OPTIMIZER = (
 )
 
 
-class TrainingOptions(ImageOptions, ComputeOptions):
+class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
     """The training loop, shared by training from scratch and finetuning."""
 
     neutral = ComputeOptions.neutral | {
@@ -75,8 +75,10 @@ class TrainingOptions(ImageOptions, ComputeOptions):
         description="how training draws timesteps: uniform, or logit-normal, where those in the middle come more often "
         "(auto: logit-normal for flow matching, uniform for others)",
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="precision of forward and backward"
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(  # type: ignore[assignment]  # one more
+        default="auto",
+        description="precision of forward and backward: auto is bf16 where the device has units for it (GPUs since "
+        "Ampere, CPUs with AVX512-BF16 or AMX), else no, which is fp32",
     )
     num_workers: int = Field(default=0, ge=0, description="processes that decode images")
     num_validation_images: int = Field(

@@ -6,6 +6,7 @@ from functools import partial
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.errors import OptionError
+from diffprune.models.autocast import computing_in
 from diffprune.models.cost import latency_ms
 from diffprune.models.loading import has_weights, pick_device
 from diffprune.models.state import borrowed
@@ -61,7 +62,7 @@ class Clock:
         for _ in range(rounds):
             pair = []
             for model in (self.original, candidate):
-                with borrowed(model, self.device):
+                with borrowed(model, self.device), computing_in(self.options, model, self.device):
                     pair.append(latency_ms(model, batch_size=self.options.latency_batch_size))
             times.append(pair)
         before, after = (min(pair[i] for pair in times) for i in range(2))

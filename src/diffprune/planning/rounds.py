@@ -16,6 +16,7 @@ from diffprune.criteria.blocks import with_fixed
 from diffprune.data.calibration import Calibration
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.kept import Found
+from diffprune.models.autocast import computing_in
 from diffprune.models.depth import moves, path_after
 from diffprune.models.families import predict
 from diffprune.models.state import borrowed, checkpointed
@@ -80,7 +81,8 @@ def score(
         whole = denoiser if serves else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
         with borrowed(whole, device, offloaded=offloaded):
             if units:
-                with checkpointed(whole) if options.gradient_checkpointing else nullcontext():
+                checkpoints = checkpointed(whole) if options.gradient_checkpointing else nullcontext()
+                with checkpoints, computing_in(options, whole, device):
                     criterion = partial(CRITERIA[options.criterion], whole, units, calibration, options)
                     parts.append(_once(sums, f"{name}-units", criterion))
             if blocks:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from diffprune.data.calibration import Calibration
 from diffprune.data.images import ImageSet
 from diffprune.errors import Interrupted
+from diffprune.models.autocast import on_its_device
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
 from diffprune.models.process import DiffusionProcess, num_timesteps_of
@@ -56,7 +57,7 @@ def train_denoiser(
     With a folder, SIGTERM or SIGINT ends it after the current step by raising Interrupted.
     Raises OptionError when the batch does not divide over processes, DivergenceError when training diverges.
     """
-    state = process_state(options.device)
+    state, options = process_state(options.device), on_its_device(options)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
     shards = shards_of(options, state.num_processes, state.process_index)
     accelerator = Accelerator(

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from diffprune.models.autocast import computing_in
 from diffprune.models.loading import pick_device
 from diffprune.models.process import DiffusionProcess, is_flow
 from diffprune.models.state import borrowed
@@ -58,6 +59,7 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
     num_mine, num_left = sum(map(len, mine)), sum(map(len, left))
     with (
         borrowed(denoiser, device),
+        computing_in(options, denoiser, device),
         progress("images", num_mine, "images", done=num_mine - num_left) as advance,
         ThreadPoolExecutor(max_workers=1) as writer,
     ):

@@ -4,6 +4,7 @@ from collections import Counter
 from typing import Any
 
 from diffprune.groups import find_blocks, find_groups
+from diffprune.models.autocast import computing_in
 from diffprune.models.cost import cost_of, latency_ms
 from diffprune.models.loading import load_model, pick_device
 from diffprune.models.pruned import PrunedMixin, stock_model
@@ -35,6 +36,7 @@ def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
             for step in denoiser.pruning_provenance
         ]
     if options.latency and model.has_weights:
-        with borrowed(denoiser, pick_device(options.device)):
+        device = pick_device(options.device)
+        with borrowed(denoiser, device), computing_in(options, denoiser, device):
             facts["latency_ms"] = round(latency_ms(denoiser), 3)
     return {**facts, "blocks": outline(denoiser, groups)}

@@ -23,6 +23,7 @@ from diffprune.data.stored import LATENTS, Store
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, smaller
 from diffprune.kept import kept_beside
+from diffprune.models.autocast import on_its_device
 from diffprune.models.cost import cost_of
 from diffprune.models.depth import Moves, moves, path_after
 from diffprune.models.loading import denoiser_of, has_weights, pick_device
@@ -84,7 +85,7 @@ def plan_and_calibration(
             "needs calibration images: give data (a folder, a parquet file, a dataset id "
             "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
-    options = options.model_copy(update={"criterion": criterion})
+    options = on_its_device(options).model_copy(update={"criterion": criterion})
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
     calibration = calibration_of(model, denoiser, options, store) if calibrated else None
@@ -107,6 +108,7 @@ def plan_and_calibration(
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
+    options = on_its_device(options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     if out is None:
         return make_plan(_loaded(source), options).summary()

@@ -15,6 +15,7 @@ from diffprune.compensation import Compensation, compensate
 from diffprune.data.calibration import Calibration
 from diffprune.data.stored import Store
 from diffprune.errors import OptionError
+from diffprune.models.autocast import on_its_device
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
 from diffprune.models.precision import in_stored_dtype, load_as_stored
@@ -131,6 +132,7 @@ def prune_stage(
     if plan_file is not None and plan_options.model_fields_set - shared:
         given = ", ".join(sorted(plan_options.model_fields_set - shared))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
+    plan_options = on_its_device(plan_options)
     by = {} if plan_file is not None else plan_options.resolved()
     calibrating = plan_options if plan_file is None else _calibrating(read_plan(plan_file), options) or plan_options
     inputs = {

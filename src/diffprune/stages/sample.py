@@ -6,6 +6,7 @@ from typing import Any
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.errors import ModelError
+from diffprune.models.autocast import computing_in, on_its_device
 from diffprune.models.cost import cost_of, latency_ms
 from diffprune.models.loading import denoiser_of, load_model, pick_device
 from diffprune.models.process import process_of
@@ -40,6 +41,7 @@ def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Ex
 
 def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existing: Existing) -> dict[str, Any]:
     denoiser, process = denoiser_of(pipeline), process_of(pipeline)
+    options = on_its_device(options)
     with shared_run(
         out,
         "sample",
@@ -58,7 +60,8 @@ def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existin
 
 
 def _result(denoiser: ModelMixin, sampled: Sampled, options: SampleOptions) -> dict[str, Any]:
-    with borrowed(denoiser, pick_device(options.device)):
+    device = pick_device(options.device)
+    with borrowed(denoiser, device), computing_in(options, denoiser, device):
         latency = latency_ms(denoiser)
     rate = sampled.images_per_s
     return {

@@ -19,6 +19,7 @@ from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.data.stored import LATENTS, Store
 from diffprune.data.texts import Texts, open_texts
 from diffprune.errors import ModelError, OptionError
+from diffprune.models.autocast import on_its_device
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import architecture, denoiser_of, load_model, pick_device
 from diffprune.models.precision import in_stored_dtype
@@ -79,6 +80,7 @@ def train(data: str | Path, options: TrainOptions) -> Any:
 
 def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Train from scratch into a pipeline folder, resumable."""
+    options = on_its_device(options)
     run_of_it = shared_run(
         out,
         "train",
@@ -99,6 +101,7 @@ def finetune_stage(
     source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
     """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
+    options = on_its_device(options)
     of_teacher = sorted({"teacher_weight", "feature_weight", "teacher_dtype"} & options.model_fields_set)
     if teacher is None and of_teacher:
         raise OptionError(f"{', '.join(of_teacher)}: needs a teacher")

@@ -1,0 +1,64 @@
+"""The precision that denoisers compute in, chosen by device: bf16 by autocast where the device has units for it."""
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from accelerate.utils import convert_to_fp32
+from torch import nn
+
+from diffprune.models.loading import pick_device
+from diffprune.options.base import PrecisionOptions
+
+Set = TypeVar("Set", bound=PrecisionOptions)
+
+BF16_UNITS = ("avx512_bf16", "amx_bf16")
+"""Names, among the capabilities that torch tells of a CPU, of instructions that multiply in bf16."""
+
+
+def on_its_device(options: Set) -> Set:
+    """The options as they are recorded, with `auto` settled: bf16 where the device is fast in it."""
+    if options.mixed_precision != "auto":
+        return options
+    fast = is_fast_in_bf16(pick_device(options.device))
+    return options.model_copy(update={"mixed_precision": "bf16" if fast else "no"})
+
+
+def is_fast_in_bf16(device: torch.device) -> bool:
+    """Whether a device has units for bf16: GPUs of compute capability 8.0 and above, CPUs with AVX512-BF16 or AMX."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    told: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(bool(told.get(name)) for name in BF16_UNITS)
+
+
+@contextmanager
+def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.device) -> Iterator[None]:
+    """Forward passes of a denoiser compute in the precision asked for while it lasts, whoever calls them.
+
+    device: where they compute, wherever the weights wait. With `bf16` products are computed in it by autocast; weights,
+    their gradients and the output are fp32.
+    """
+    if options.mixed_precision == "no" or (options.mixed_precision == "auto" and not is_fast_in_bf16(device)):
+        yield
+        return
+    model: Any = denoiser
+    before = vars(model).get("forward")
+    forward = model.forward
+
+    @functools.wraps(forward)
+    def cast(*args: Any, **kwargs: Any) -> Any:
+        with torch.autocast(device.type, torch.bfloat16):
+            output = forward(*args, **kwargs)
+        return convert_to_fp32(output)
+
+    model.forward = cast
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.forward
+        else:
+            model.forward = before
