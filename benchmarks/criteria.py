@@ -29,7 +29,7 @@ from judge import Judge, split
 def measure(
     pipeline: Any, judge: Judge, criterion: str, ratio: float, seed: int, a: argparse.Namespace
 ) -> dict[str, Any]:
-    scoring = {"timestep_stride": a.stride, "num_calibration_images": a.num_images}
+    scoring = {"mixed_precision": "no", "timestep_stride": a.stride, "num_calibration_images": a.num_images}
     by = {} if criterion in ("random", "magnitude") else {**scoring, "data": a.data}
     started = time.perf_counter()
     plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **by))

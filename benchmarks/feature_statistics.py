@@ -26,7 +26,7 @@ from diffprune.evaluation.statistics import ARRAYS
 from diffprune.options import StatsOptions
 from diffprune.stages.stats import stats_stage
 
-from rounds import Row, alternate, arguments, faster, medians, record, seconds
+from rounds import Row, add_device, alternate, arguments, faster, medians, record, seconds
 
 ASKED, CLOSE = 1.5, 1e-3
 """Times the images per second, and the largest relative difference of means and of covariances."""
@@ -71,15 +71,15 @@ def weights_for_pytorch_fid(path: Path) -> Iterator[None]:
         inception.load_state_dict_from_url, fid_score.tqdm = fetch, bar
 
 
-def plain(images: Path, out: Path) -> None:
+def plain(images: Path, out: Path, device: str) -> None:
     """As `pytorch-fid --save-stats`."""
     num_workers = min(8, len(os.sched_getaffinity(0)))
-    fid_score.save_fid_stats([str(images), str(out)], 50, torch.device("cpu"), 2048, num_workers)
+    fid_score.save_fid_stats([str(images), str(out)], 50, torch.device(device), 2048, num_workers)
 
 
-def ours(images: Path, out: Path, weights: Path) -> None:
+def ours(images: Path, out: Path, weights: Path, device: str) -> None:
     """As `diffprune stats`."""
-    stats_stage(str(images), StatsOptions(inception_weights=weights, device="cpu"), out)
+    stats_stage(str(images), StatsOptions(inception_weights=weights, device=device), out)
 
 
 def difference(first: Path, second: Path) -> float:
@@ -94,6 +94,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--num", type=int, default=256, help="images")
     parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
+    add_device(parser)
     a = arguments(parser, {"num": 16})
     with TemporaryDirectory() as place:
         folder = Path(place)
@@ -107,8 +108,10 @@ def main() -> None:
         with weights_for_pytorch_fid(weights):
             found = alternate(
                 {
-                    "pytorch-fid": lambda: measure("pytorch-fid", lambda: plain(images, files["pytorch-fid"])),
-                    "ours": lambda: measure("ours", lambda: ours(images, files["ours"], weights)),
+                    "pytorch-fid": lambda: measure(
+                        "pytorch-fid", lambda: plain(images, files["pytorch-fid"], a.device)
+                    ),
+                    "ours": lambda: measure("ours", lambda: ours(images, files["ours"], weights, a.device)),
                 },
                 a.rounds,
             )

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffprune.data.calibration import noisy_batch
+from diffprune.data.calibration import NoisyBatch, noisy_batch
 from diffprune.data.images import ImageSet, rows_at
 from diffprune.data.labels import labels_of
 from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import load_classifier
 from diffprune.evaluation.paired import ssim
 from diffprune.models.families import predict
-from diffprune.models.loading import denoiser_of
+from diffprune.models.loading import denoiser_of, pick_device
 from diffprune.models.process import Condition, process_of
+from diffprune.models.state import borrowed
 from diffprune.options import SampleOptions
 from diffprune.progress import progress
 from diffprune.sampling.sampler import draw_images
@@ -79,7 +80,10 @@ def classifier_for(data: str, images: ImageSet, steps: int = 800) -> Any:
 class Judge:
     """Measures a denoiser against the original, on fixed images, noises, timesteps and samples."""
 
-    def __init__(self, pipeline: Any, images: ImageSet, embed: Callable[[Tensor], Tensor], num_drawn: int) -> None:
+    def __init__(self, pipeline: Any, images: ImageSet, embed: Callable[[Tensor], Tensor], num_drawn: int,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        self.device = pick_device(device)
         self.process, self.original, self.embed = process_of(pipeline), denoiser_of(pipeline).eval(), embed
         generator = torch.Generator().manual_seed(1234)
         chosen = [i % len(images) for i in range(NUM_JUDGED)]
@@ -117,7 +121,13 @@ class Judge:
 
     @torch.no_grad()
     def _answers(self, denoiser: nn.Module) -> list[Tensor]:
-        return [predict(denoiser, b.noisy, b.timesteps, b.condition) for b in self.batches]
+        with borrowed(denoiser, self.device):
+            return [self._answer(denoiser, batch) for batch in self.batches]
+
+    def _answer(self, denoiser: nn.Module, batch: NoisyBatch) -> Tensor:
+        noisy, timesteps = batch.noisy.to(self.device), batch.timesteps.to(self.device)
+        told = {name: value.to(self.device) for name, value in batch.condition.items()}
+        return predict(denoiser, noisy, timesteps, told).cpu()
 
     def _noise_error(self, answers: list[Tensor]) -> float:
         return float(mean(float((a - b.target).square().mean()) for a, b in zip(answers, self.batches, strict=True)))
@@ -125,7 +135,8 @@ class Judge:
     def _drawn(self, denoiser: nn.Module) -> Tensor:
         options = SampleOptions(num=self.num_drawn, steps=DRAWING_STEPS, seed=99)
         parts = [range(i, min(i + 64, self.num_drawn)) for i in range(0, self.num_drawn, 64)]
-        return torch.cat([draw_images(denoiser, self.process, part, options, torch.device("cpu")) for part in parts])
+        with borrowed(denoiser, self.device):
+            return torch.cat([draw_images(denoiser, self.process, part, options, self.device) for part in parts])
 
     @torch.no_grad()
     def _embedded(self, images: Tensor) -> Tensor:

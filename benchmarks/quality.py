@@ -16,17 +16,13 @@ Writes DIR/quality.json after every run and goes on from there; DIR/quality.png 
 
 import argparse
 import json
-import platform
 import time
-from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import diffusers
 import matplotlib
-import torch
 from torch import nn
 
 from diffprune.data.calibration import images_for
@@ -39,6 +35,7 @@ from diffprune.stages.plan import make_plan
 from diffprune.stages.prune import carry_out
 
 from judge import Judge, classifier_for, split
+from rounds import add_device, facts
 
 ARMS: dict[str, dict[str, Any]] = {
     "published": {},
@@ -64,7 +61,13 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     how = ARMS[arm]
     started = time.perf_counter()
     criterion = how.get("criterion", "diff-pruning")
-    scoring = {"data": a.data, "timestep_stride": a.stride, "num_calibration_images": 64}
+    scoring = {
+        "data": a.data,
+        "device": a.device,
+        "mixed_precision": a.mixed_precision,
+        "timestep_stride": a.stride,
+        "num_calibration_images": 64,
+    }
     by = {} if criterion == "random" else scoring
     plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **by))
     scored = time.perf_counter()
@@ -78,8 +81,9 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     rate = {} if "optimizer" in how else {"optimizer": "adamw", "learning_rate": a.learning_rate}
     chosen = {name: how[name] for name in ("optimizer", "feature_weight") if name in how}
     training = FinetuneOptions(
-        data=a.data, steps=a.steps, batch_size=a.batch_size, ema_decay=0.98, flip=not a.no_flip, seed=seed,
-        preview_every=a.every, checkpoint_every=10**9, tracker="none", teacher_weight=0.7, **rate, **chosen,
+        data=a.data, steps=a.steps, batch_size=a.batch_size, device=a.device, ema_decay=0.98,
+        flip=not a.no_flip, seed=seed, preview_every=a.every, checkpoint_every=10**9, tracker="none",
+        teacher_weight=0.7, mixed_precision=a.mixed_precision, **rate, **chosen,
     )  # fmt: skip
     begun = time.perf_counter()
 
@@ -182,6 +186,8 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=5e-4, help="of AdamW; SOAP has its default")
     parser.add_argument("--stride", type=int, default=10, help="timesteps of the scores")
+    parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"], help="of scores and training")
+    add_device(parser)
     parser.add_argument("--num-drawn", type=int, default=256)
     parser.add_argument("--no-flip", action="store_true")
     a = parser.parse_args()
@@ -189,14 +195,13 @@ def main() -> None:
     pipeline: Any = load_pipeline(a.model)
     everything = images_for(process_of(pipeline), a.data)
     held_out, images = split(everything)
-    judge = Judge(pipeline, held_out, classifier_for(a.data, everything).embed, a.num_drawn)
+    judge = Judge(pipeline, held_out, classifier_for(a.data, everything).embed, a.num_drawn, a.device)
     place = a.out / "quality.json"
     a.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"runs": []}
     found |= {
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "out"},
-        "original": judge.of_original, "date": str(date.today()), "machine": f"{platform.machine()}, CPU",
-        "torch": torch.__version__, "diffusers": diffusers.__version__, "threads": torch.get_num_threads(),
+        "original": judge.of_original, **facts(),
     }  # fmt: skip
     for seed in range(a.seeds):
         for arm in a.arms:

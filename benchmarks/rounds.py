@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
+from diffprune.models.autocast import is_fast_in_bf16
 from diffprune.models.builtin import ARCHITECTURES
-from diffprune.models.loading import load_pipeline
+from diffprune.models.loading import load_pipeline, pick_device
 
 MODELS = ("digits", "ddpm-cifar10")
 PACKAGES = ("diffprune", "torch", "diffusers", "accelerate", "numpy", "scipy")
@@ -65,9 +66,11 @@ HEAD = "| row | ours | baseline | ratio | in CPU time | asked for | reached |\n|
 
 
 def seconds(work: Callable[[], Any]) -> Seconds:
-    """What a piece of work takes."""
+    """What a piece of work takes, on a GPU until it has ended there."""
     wall, cpu = time.perf_counter(), _cpu()
     work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return Seconds(time.perf_counter() - wall, _cpu() - cpu)
 
 
@@ -123,6 +126,11 @@ def arguments(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argp
     return parser.parse_args()
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add --device, on which both ways compute."""
+    parser.add_argument("--device", default="cpu", help="torch device of both ways")
+
+
 def record(
     name: str, a: argparse.Namespace, found: Mapping[str, Sequence[Seconds]], rows: Sequence[Row], **more: Any
 ) -> None:
@@ -145,6 +153,8 @@ def facts() -> dict[str, Any]:
     """When and on what something was measured."""
     return {
         "date": str(date.today()), "machine": _machine(), "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "mixed_precision_auto": "bf16" if is_fast_in_bf16(pick_device("auto")) else "no",
         "python": platform.python_version(), **{name: version(name) for name in PACKAGES},
     }  # fmt: skip
 

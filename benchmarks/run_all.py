@@ -11,6 +11,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,27 @@ SCRIPTS = {
 """Name of the record that a script leaves -> the script."""
 
 
-def run(name: str, a: argparse.Namespace) -> list[dict[str, Any]]:
+def run(name: str, out: Path, options: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of a script; none where it fails."""
-    words = [sys.executable, str(Path(__file__).parent / SCRIPTS[name]), "--out", str(a.out)]
     print(f"== {name}", flush=True)
-    ended = subprocess.run([*words, *(["--quick"] if a.quick else [])], check=False)
-    if ended.returncode:
+    script = Path(__file__).parent / SCRIPTS[name]
+    if subprocess.run([sys.executable, script, "--out", out, *options], check=False).returncode:
         return []
-    rows: list[dict[str, Any]] = json.loads((a.out / f"{name}.json").read_text())["rows"]
+    rows: list[dict[str, Any]] = json.loads((out / f"{name}.json").read_text())["rows"]
     return rows
+
+
+def run_table(out: Path, scripts: Mapping[str, Sequence[str]]) -> bool:
+    """Run scripts by name, each with its options, and write their table; whether all of them ended well."""
+    found = {name: run(name, out, options) for name, options in scripts.items()}
+    rows = [row for own in found.values() for row in own]
+    failed = [name for name, own in found.items() if not own]
+    told = table(rows) + "".join(f"| {name} | failed | | | | | |\n" for name in failed)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "table.md").write_text(told)
+    (out / "table.json").write_text(json.dumps({"rows": rows, "failed": failed, **facts()}, indent=1) + "\n")
+    print(told)
+    return not failed
 
 
 def main() -> None:
@@ -41,15 +54,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", default=list(SCRIPTS), choices=SCRIPTS, help="scripts to run")
     parser.add_argument("--quick", action="store_true", help="so small that it only shows that the scripts run")
     a = parser.parse_args()
-    found = {name: run(name, a) for name in a.rows}
-    rows = [row for own in found.values() for row in own]
-    failed = [name for name, own in found.items() if not own]
-    told = table(rows) + "".join(f"| {name} | failed | | | | | |\n" for name in failed)
-    a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / "table.md").write_text(told)
-    (a.out / "table.json").write_text(json.dumps({"rows": rows, "failed": failed, **facts()}, indent=1) + "\n")
-    print(told)
-    sys.exit(bool(failed))
+    sys.exit(not run_table(a.out, dict.fromkeys(a.rows, ["--quick"] if a.quick else [])))
 
 
 if __name__ == "__main__":

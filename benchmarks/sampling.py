@@ -19,7 +19,19 @@ from diffusers import DDIMPipeline
 
 import diffprune
 
-from rounds import MODELS, Row, Seconds, alternate, arguments, faster, medians, pipeline_named, record, seconds
+from rounds import (
+    MODELS,
+    Row,
+    Seconds,
+    add_device,
+    alternate,
+    arguments,
+    faster,
+    medians,
+    pipeline_named,
+    record,
+    seconds,
+)
 
 DENSE, PRUNED = 1.8, 3.2
 """What is asked for, as times the images per second of the baseline."""
@@ -27,7 +39,7 @@ DENSE, PRUNED = 1.8, 3.2
 
 def plain(pipeline: Any, folder: Path, a: argparse.Namespace, num: int) -> None:
     """What people write."""
-    drawing = DDIMPipeline(pipeline.unet, pipeline.scheduler)
+    drawing = DDIMPipeline(pipeline.unet, pipeline.scheduler).to(a.device)
     drawing.set_progress_bar_config(disable=True)
     folder.mkdir()
     for start in range(0, num, a.batch_size):
@@ -37,7 +49,7 @@ def plain(pipeline: Any, folder: Path, a: argparse.Namespace, num: int) -> None:
 
 
 def ours(pipeline: Any, folder: Path, a: argparse.Namespace, num: int) -> None:
-    diffprune.sample(pipeline, folder, num=num, steps=a.steps, batch_size=a.batch_size, device="cpu")
+    diffprune.sample(pipeline, folder, num=num, steps=a.steps, batch_size=a.batch_size, device=a.device)
 
 
 def measure(draw: Callable[[Path, argparse.Namespace, int], None], a: argparse.Namespace, num: int) -> Seconds:
@@ -52,6 +64,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--ratio", type=float, default=0.3)
+    add_device(parser)
     a = arguments(parser, {"num": [16, 2], "steps": 4, "batch_size": 8})
     rows: list[Row] = []
     found: dict[str, list[Seconds]] = {}

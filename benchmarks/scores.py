@@ -5,7 +5,7 @@
 A round has calibration images and noises of its own. The plain loop is what people write: one batch, every timestep,
 gradients summed by autograd. It chooses units the published way, by its gradients before the first timestep whose loss
 is below a share of the largest, and goes on to the last; the record tells how many passes came before. Ours is the
-criterion as it is by default, and with every n-th timestep, on the same images. Of the units that stay at RATIO:
+criterion as it is by default, with all timesteps, and both in fp32, on the same images. Of the units that stay:
 
 - agreement: the share that the full pass keeps too; the bar is a second full pass, which is that of the next round
 - output error right after pruning, not compensated, on held-out images; the bar is the worst of the full passes
@@ -34,7 +34,7 @@ from diffprune.planning.rounds import choose_units
 from diffprune.stages.plan import calibration_of
 
 from judge import Judge, split
-from rounds import Row, Seconds, alternate, arguments, faster, medians, pipeline_named, record, seconds
+from rounds import Row, Seconds, add_device, alternate, arguments, faster, medians, pipeline_named, record, seconds
 
 ASKED = 8.0
 
@@ -42,10 +42,10 @@ ASKED = 8.0
 def plain(denoiser: Any, calibration: Calibration, threshold: float, num_passes: int) -> tuple[dict[str, Tensor], int]:
     """What people write: summed gradients by parameter before the threshold, and how many passes that were."""
     clean, noise = calibration.clean, calibration.noise
-    denoiser.requires_grad_(True).zero_grad()
+    denoiser.to(clean.device).requires_grad_(True).zero_grad()
     largest, found, used = 0.0, None, num_passes
     for t in range(num_passes):
-        timesteps = torch.full((len(clean),), t)
+        timesteps = torch.full((len(clean),), t, device=clean.device)
         noisy = calibration.scheduler.add_noise(clean, noise, timesteps)
         loss = mse_loss(denoiser(noisy, timesteps).sample, noise)
         largest = max(largest, loss.item())
@@ -54,11 +54,20 @@ def plain(denoiser: Any, calibration: Calibration, threshold: float, num_passes:
         loss.backward()
     found = _gradients(denoiser) if found is None else found
     denoiser.zero_grad()
+    denoiser.to("cpu")
     return found, used
 
 
 def _gradients(denoiser: Any) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in denoiser.named_parameters() if p.grad is not None}
+    return {name: p.grad.to("cpu", copy=True) for name, p in denoiser.named_parameters() if p.grad is not None}
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default in fp32": {"mixed_precision": "no"},
+    "all timesteps": {"timestep_stride": 1},
+    "all timesteps in fp32": {"timestep_stride": 1, "mixed_precision": "no"},
+}
 
 
 class Scoring:
@@ -67,22 +76,21 @@ class Scoring:
     def __init__(self, pipeline: Any, a: argparse.Namespace) -> None:
         self.pipeline, self.denoiser, self.a = pipeline, pipeline.unet.eval(), a
         self.groups: list[Group] = list(find_groups(self.denoiser))
-        self.ways = {"default": 1, **{f"every {n}th timestep": n for n in a.strides}}
-        self.chosen: dict[str, list[Kept]] = {name: [] for name in ("plain loop", *self.ways)}
+        self.chosen: dict[str, list[Kept]] = {name: [] for name in ("plain loop", *WAYS)}
         self.passes_used: list[int] = []
 
     def measure(self, way: str) -> Seconds:
         """Choose units in one way, on the images of its next round."""
         options = PlanOptions(
-            criterion="diff-pruning", ratio=self.a.ratio, data=self.a.data, seed=len(self.chosen[way]), device="cpu",
-            num_calibration_images=self.a.num_images, batch_size=self.a.num_images,
-            timestep_stride=self.ways.get(way, 1), last_timestep=self.a.num_passes - 1,
+            criterion="diff-pruning", ratio=self.a.ratio, data=self.a.data, seed=len(self.chosen[way]),
+            device=self.a.device, num_calibration_images=self.a.num_images, batch_size=self.a.num_images,
+            last_timestep=self.a.num_passes - 1, **WAYS.get(way, {}),
         )  # fmt: skip
         calibration = calibration_of(self.pipeline, self.denoiser, options)
         return seconds(lambda: self.chosen[way].append(self._choose(way, calibration, options)))
 
     def _choose(self, way: str, calibration: Calibration, options: PlanOptions) -> Kept:
-        if way in self.ways:
+        if way in WAYS:
             return choose_units(self.denoiser, self.groups, calibration, options).kept
         gradients, used = plain(self.denoiser, calibration, options.threshold, self.a.num_passes)
         self.passes_used.append(used)
@@ -95,7 +103,7 @@ class Scoring:
     def agreements(self) -> dict[str, list[float]]:
         """With the full pass of the same round; of the plain loop, of each pair of its passes."""
         full = self.chosen["plain loop"]
-        found = {way: [agreement(*pair) for pair in zip(self.chosen[way], full, strict=True)] for way in self.ways}
+        found = {way: [agreement(*pair) for pair in zip(self.chosen[way], full, strict=True)] for way in WAYS}
         return found | {"plain loop": [agreement(*pair) for pair in itertools.combinations(full, 2)]}
 
     def errors(self) -> dict[str, list[float]]:
@@ -120,8 +128,8 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--num-images", type=int, default=64)
     parser.add_argument("--num-passes", type=int, default=1000, help="timesteps of the full pass, from 0 on")
-    parser.add_argument("--strides", type=int, nargs="+", default=[5, 10])
-    a = arguments(parser, {"rounds": 2, "num_images": 8, "num_passes": 20, "strides": [5]})
+    add_device(parser)
+    a = arguments(parser, {"rounds": 2, "num_images": 8, "num_passes": 20})
     if a.rounds < 2:
         parser.error("--rounds: a second full pass is needed; give at least 2")
     found: dict[str, list[Seconds]] = {}
@@ -132,7 +140,7 @@ def main() -> None:
         found |= {f"{model}, {way}": each for way, each in times.items()}
         agreements, errors, middle = scoring.agreements(), scoring.errors(), medians(times)
         bar, worst = mean(agreements["plain loop"]), max(errors["plain loop"])
-        for way in scoring.ways:
+        for way in WAYS:
             name = f"scores, {model}, {way}"
             rows += [
                 faster(name, middle[way], middle["plain loop"], ASKED),

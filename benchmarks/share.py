@@ -2,7 +2,8 @@
 
     python benchmarks/share.py --out benchmarks/results/share
 
-Dense model and pruned one (by magnitude) in turn, in eval mode without gradients; MACs are those of layers and of the
+Dense model and pruned one (by magnitude) in turn, in eval mode without gradients, in the precision that `sample` takes
+by default; MACs are those of layers and of the
 products inside attention.
 """
 
@@ -13,24 +14,27 @@ from typing import Any
 import torch
 
 import diffprune
+from diffprune.models.autocast import computing_in
 from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
+from diffprune.options import InspectOptions
 
-from rounds import MODELS, Row, Seconds, alternate, arguments, medians, pipeline_named, record, seconds
+from rounds import MODELS, Row, Seconds, add_device, alternate, arguments, medians, pipeline_named, record, seconds
 
 ASKED = 0.9
 
 
 @torch.no_grad()
 def passes(denoiser: Any, batch_size: int, num: int) -> None:
-    told = family_of(denoiser).example_inputs(denoiser, batch_size, torch.device("cpu"))
+    told = family_of(denoiser).example_inputs(denoiser, batch_size, denoiser.device)
     for _ in range(num):
         denoiser(**told)
 
 
 def seconds_of_pass(denoiser: Any, batch_size: int, num: int) -> Seconds:
-    passes(denoiser, batch_size, 2)  # uncounted
-    return seconds(lambda: passes(denoiser, batch_size, num)) / num
+    with computing_in(InspectOptions(), denoiser, denoiser.device):
+        passes(denoiser, batch_size, 2)  # uncounted
+        return seconds(lambda: passes(denoiser, batch_size, num)) / num
 
 
 def macs(denoiser: Any) -> int:
@@ -44,12 +48,15 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--images", type=int, nargs="+", default=[960, 64], help="of each model, passed in a round")
+    add_device(parser)
     a = arguments(parser, {"images": [64, 16]})
     found, rows = {}, []
     for name, num_images in zip(a.models, a.images, strict=True):
         dense = pipeline_named(name)
         plan = diffprune.plan(dense, criterion="magnitude", ratio=a.ratio)
-        pair = {"dense": dense.unet.eval(), "pruned": diffprune.prune(dense, plan).unet.eval()}
+        pair = {"dense": dense.unet, "pruned": diffprune.prune(dense, plan).unet}
+        for denoiser in pair.values():
+            denoiser.eval().to(a.device)
         fewer = macs(pair["dense"]) / macs(pair["pruned"])
         for size in a.batch_sizes:
             ways = {f"{name}, {kind}, batch size {size}": denoiser for kind, denoiser in pair.items()}

@@ -24,7 +24,19 @@ from diffprune.options import FinetuneOptions
 from diffprune.planning import Plan
 from diffprune.recovery.trainer import train_denoiser
 
-from rounds import MODELS, Row, Seconds, alternate, arguments, faster, medians, pipeline_named, record, seconds
+from rounds import (
+    MODELS,
+    Row,
+    Seconds,
+    add_device,
+    alternate,
+    arguments,
+    faster,
+    medians,
+    pipeline_named,
+    record,
+    seconds,
+)
 
 PLAIN = "plain loop"
 WAYS: dict[str, dict[str, Any]] = {
@@ -37,9 +49,9 @@ ASKED = 1.7
 UNCOUNTED = 10
 
 
-def plain(pipeline: Any, small: Any, images: ImageSet, batch_size: int, steps: int) -> None:
+def plain(pipeline: Any, small: Any, images: ImageSet, device: str, batch_size: int, steps: int) -> None:
     """The loop that people write."""
-    model = small.unet.train()
+    model = small.unet.train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     average = EMAModel(model.parameters(), decay=0.9999)
     loader = torch.utils.data.DataLoader(images, batch_size=batch_size, shuffle=True, drop_last=True)
@@ -49,8 +61,9 @@ def plain(pipeline: Any, small: Any, images: ImageSet, batch_size: int, steps: i
         if clean is None:
             batches = iter(loader)
             clean = next(batches)
+        clean = clean.to(device)
         noise = torch.randn_like(clean)
-        timesteps = torch.randint(pipeline.scheduler.config.num_train_timesteps, (len(clean),))
+        timesteps = torch.randint(pipeline.scheduler.config.num_train_timesteps, (len(clean),), device=device)
         noisy = pipeline.scheduler.add_noise(clean, noise, timesteps)
         loss = mse_loss(model(noisy, timesteps).sample, noise)
         loss.backward()
@@ -64,13 +77,14 @@ def ours(
     pipeline: Any,
     small: Any,
     images: ImageSet,
+    device: str,
     batch_size: int,
     steps: int,
     optimizer: str,
     teacher: bool = False,
 ) -> None:
     options = FinetuneOptions(
-        data=images.source, steps=steps, batch_size=batch_size, optimizer=optimizer, tracker="none",
+        data=images.source, steps=steps, batch_size=batch_size, optimizer=optimizer, device=device, tracker="none",
         checkpoint_every=10**9,
     )  # fmt: skip
     train_denoiser(small.unet, process_of(pipeline), images, options, teacher=pipeline.unet if teacher else None)
@@ -83,10 +97,10 @@ def seconds_per_step(train: Callable[[int], None], steps: int) -> Seconds:
 
 
 def measure(
-    train: Callable[..., None], pipeline: Any, plan: Plan, images: ImageSet, batch_size: int, steps: int
+    train: Callable[..., None], pipeline: Any, plan: Plan, images: ImageSet, device: str, batch_size: int, steps: int
 ) -> Seconds:
     small = diffprune.prune(pipeline, plan)
-    return seconds_per_step(functools.partial(train, pipeline, small, images, batch_size), steps)
+    return seconds_per_step(functools.partial(train, pipeline, small, images, device, batch_size), steps)
 
 
 def main() -> None:
@@ -96,6 +110,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--steps", type=int, nargs="+", default=[40, 8], help="of each model, counted in a round")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[64, 16], help="of each model")
+    add_device(parser)
     a = arguments(parser, {"steps": [10], "batch_sizes": [8], "models": MODELS[:1]})
     found: dict[str, list[Seconds]] = {}
     rows: list[Row] = []
@@ -106,7 +121,7 @@ def main() -> None:
         ways = {PLAIN: plain, **{way: functools.partial(ours, **options) for way, options in WAYS.items()}}
         times = alternate(
             {
-                way: functools.partial(measure, train, pipeline, plan, images, batch_size, steps)
+                way: functools.partial(measure, train, pipeline, plan, images, a.device, batch_size, steps)
                 for way, train in ways.items()
             },
             a.rounds,
