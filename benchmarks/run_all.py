@@ -20,7 +20,7 @@ from rounds import facts, table
 SCRIPTS = {
     "sampling": "sampling.py", "training": "training.py", "scores": "scores.py",
     "feature-statistics": "feature_statistics.py", "distance": "distance.py", "planning": "planning.py",
-    "share": "share.py", "processes": "processes.py",
+    "share": "share.py", "rounding": "rounding.py", "processes": "processes.py",
 }  # fmt: skip
 """Name of the record that a script leaves -> the script."""
 

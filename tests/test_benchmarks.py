@@ -12,7 +12,7 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ROWS = {
     "sampling": 4, "training": 1, "scores": 12, "feature-statistics": 2, "distance": 2, "planning": 2, "share": 4,
-    "processes": 3,
+    "rounding": 4, "processes": 3,
 }  # fmt: skip
 """Rows that each script leaves in its quick variant."""
 

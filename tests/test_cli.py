@@ -39,6 +39,15 @@ def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]
             assert " ".join(info.description.split())[:20] in text
 
 
+def test_help_shows_numbers_beside_words(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    text = capsys.readouterr().out
+    assert "--round-to {N,auto}" in text
+    assert "--power {1,2}" in text
+    assert "--ranking {local,global,isomorphic}" in text
+
+
 def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:
     """The one JSON object a command prints."""
     capsys.readouterr()

@@ -134,7 +134,8 @@ def _nargs(annotation: Any) -> str | int | None:
 def _metavar(name: str, annotation: Any) -> str:
     for part in (annotation, *get_args(annotation)):
         if get_origin(part) is Literal:
-            return "{" + ",".join(map(str, get_args(part))) + "}"
+            numbers = ["N"] if any(int in (other, *get_args(other)) for other in get_args(annotation)) else []
+            return "{" + ",".join([*numbers, *map(str, get_args(part))]) + "}"
     return name.rpartition("_")[2].upper()
 
 

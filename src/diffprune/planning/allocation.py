@@ -10,6 +10,7 @@ from diffprune.errors import OptionError
 from diffprune.groups import Group
 from diffprune.options import BudgetOptions
 from diffprune.options.budget import matches
+from diffprune.planning.rounding import has_multiples, rounded
 
 _ROUNDING = 1e-9
 """Absorbs the binary rounding of 1 - ratio, so that 0.9 of 100 units removes 90 and not 91."""
@@ -30,6 +31,9 @@ def allocate(
 
     Of blocks that may all go, the local ranking takes C * ratio rounded to the nearest: a single one goes at 0.5.
 
+    With `options.round_to` each group of channels or neurons then keeps the nearest number that is allowed (`rounded`),
+    so that all together may lose more or less than their ratio.
+
     progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
     ratios = {g.name: options.ratio_of(producers(g)) * progress for g in groups}
@@ -38,16 +42,20 @@ def allocate(
     if options.ranking != "local":
         for pool in _pools([g for g in groups if ratios[g.name] > 0], options):
             removed |= _compete(pool, ratios, values, options)
+    for group in groups if options.round_to is not None else ():
+        removed[group.name] = _rounded(group, removed[group.name], values[group.name], options)
     return {g.name: _highest(values[g.name], removed[g.name]) for g in groups}
 
 
 def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
-    """Raise OptionError for patterns that match no layer and kinds that the model does not have."""
+    """Raise OptionError for patterns that match no layer, kinds that the model lacks, and widths beyond its own."""
     layers = {layer for g in groups for layer in producers(g)}
     idle = [p for p in options.patterns() if not matches(p, sorted(layers))]
     lacking = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
     lines = [f"  kinds: the model has no {kind} that can go" for kind in lacking]
     lines += [f"  {p!r} matches no prunable layer; they are named such as {min(layers, default='none')}" for p in idle]
+    if isinstance(width := options.round_to, int) and not any(has_multiples(g, width) for g in groups):
+        lines.append(f"  round_to: no group of channels or neurons has a multiple of {width} below its width")
     if lines:
         raise OptionError("the plan cannot be made:\n" + "\n".join(lines))
 
@@ -71,6 +79,15 @@ def _limit(group: Group, options: BudgetOptions) -> int:
     by_number = group.num_units // group.balance - least
     by_share = int(group.num_units * (options.max_ratio or 1.0) + _ROUNDING) // group.balance
     return max(0, min(by_number, by_share))
+
+
+def _rounded(group: Group, removed: int, values: Tensor, options: BudgetOptions) -> int:
+    """Units that go from each part, when what stays is brought to an allowed number."""
+    assert isinstance(options.round_to, int)
+    gone = int(values.isneginf().sum(dim=1).min())  # an earlier round has removed them
+    at_most, least = (group.num_units - num * group.balance for num in (gone, max(gone, _limit(group, options))))
+    kept = group.num_units - removed * group.balance
+    return (group.num_units - rounded(kept, group, options.round_to, least, at_most)) // group.balance
 
 
 def _pools(groups: Iterable[Group], options: BudgetOptions) -> Iterable[list[Group]]:

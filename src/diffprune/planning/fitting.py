@@ -109,8 +109,9 @@ def _largest(
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
         smallest = ", ".join(f"{share:.2f} of the {name}" for name, share in shares(below))
+        multiples = "" if options.round_to is None else f", multiples of {options.round_to}"
         raise OptionError(
-            f"the budget cannot be met: with these kinds, ignored layers and bounds at least {smallest} stay"
+            f"the budget cannot be met: with these kinds, ignored layers{multiples} and bounds at least {smallest} stay"
         )
     for _ in range(NUM_HALVINGS if clock is None else NUM_TIMED_HALVINGS):
         middle = (low + high) / 2

@@ -15,7 +15,7 @@ from diffprune.records import Existing, run_record, write_whole
 from diffprune.reporting.figures import quality_by_stage
 from diffprune.sampling.folder import sample_to_folder
 from diffprune.stages.evaluate import measure
-from diffprune.stages.plan import make_plan
+from diffprune.stages.plan import make_plan, settled
 from diffprune.surgery import prune_denoiser
 
 
@@ -28,6 +28,7 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Ex
     """
     if options.criterion in UNCALIBRATED_CRITERIA:
         raise OptionError(f"criterion: {options.criterion} looks at no timesteps; choose another one")
+    options = settled(options)
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")

@@ -164,7 +164,7 @@ def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptio
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
-    budget = options.model_dump(include=set(BudgetOptions.model_fields))
+    budget = options.model_dump(include={*BudgetOptions.model_fields, "device"})
     plan = make_plan(denoiser, PlanOptions(**{**budget, "criterion": "random", "rounds": 1}))
     return prune_denoiser(denoiser, plan, reinit=True, seed=0)
 

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
@@ -35,12 +35,14 @@ from diffprune.models.soundness import check_sound
 from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan
 from diffprune.planning.plan import KeptUnits
+from diffprune.planning.rounding import with_width
 from diffprune.processes import by_main, process_state, shared_run
 from diffprune.records import Existing, check_replaceable, identity, remove_parts_of
 from diffprune.running_sums import RunningSums
 from diffprune.stages.calls import with_options
 
 Model = DiffusionPipeline | ModelMixin
+Set = TypeVar("Set", bound=PlanOptions)
 
 SUMS = "sums"
 """Folder of the sums of scores below the stage's own; it goes when the stage has finished."""
@@ -72,6 +74,7 @@ def plan_and_calibration(
     process_state(options.device)  # joins the others, so that each has a device of its own
     denoiser = denoiser_of(model)
     check_sound(denoiser)
+    options = settled(options)
     criterion = options.criterion or ("diff-pruning" if has_weights(denoiser) else "random")
     if not has_weights(denoiser) and criterion != "random":
         raise ModelError(
@@ -85,7 +88,7 @@ def plan_and_calibration(
             "needs calibration images: give data (a folder, a parquet file, a dataset id "
             "`digits`, or `generated` by the model itself), or choose criterion magnitude or random"
         )
-    options = on_its_device(options).model_copy(update={"criterion": criterion})
+    options = options.model_copy(update={"criterion": criterion})
     groups = find_groups(denoiser, kinds=options.kinds)
     check_patterns(groups, options)
     calibration = calibration_of(model, denoiser, options, store) if calibrated else None
@@ -108,7 +111,7 @@ def plan_and_calibration(
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
     """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
-    options = on_its_device(options)
+    options = settled(options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     if out is None:
         return make_plan(_loaded(source), options).summary()
@@ -125,6 +128,11 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
             by_main(partial(forget_kept, run.folder), device)
             run.result = made.summary()
         return run.result
+
+
+def settled(options: Set) -> Set:
+    """The options as they are recorded: what `auto` leaves to the device is told."""
+    return with_width(on_its_device(options))
 
 
 def kept_in(folder: Path, inputs: Mapping[str, str | None], options: PlanOptions) -> tuple[Store, RunningSums]:

@@ -15,7 +15,6 @@ from diffprune.compensation import Compensation, compensate
 from diffprune.data.calibration import Calibration
 from diffprune.data.stored import Store
 from diffprune.errors import OptionError
-from diffprune.models.autocast import on_its_device
 from diffprune.models.cards import carry_card
 from diffprune.models.loading import denoiser_component, denoiser_of
 from diffprune.models.precision import in_stored_dtype, load_as_stored
@@ -26,7 +25,7 @@ from diffprune.planning import Plan, read_plan
 from diffprune.processes import by_main, shared_run
 from diffprune.records import Existing, whole_folder, write_json
 from diffprune.stages.calls import with_input_and_options
-from diffprune.stages.plan import calibration_of, forget_kept, kept_in, plan_and_calibration
+from diffprune.stages.plan import calibration_of, forget_kept, kept_in, plan_and_calibration, settled
 from diffprune.stages.stored import prune_folder, stored_model
 from diffprune.surgery import check_weights, prune_denoiser
 
@@ -132,7 +131,7 @@ def prune_stage(
     if plan_file is not None and plan_options.model_fields_set - shared:
         given = ", ".join(sorted(plan_options.model_fields_set - shared))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
-    plan_options = on_its_device(plan_options)
+    plan_options = settled(plan_options)
     by = {} if plan_file is not None else plan_options.resolved()
     calibrating = plan_options if plan_file is None else _calibrating(read_plan(plan_file), options) or plan_options
     inputs = {

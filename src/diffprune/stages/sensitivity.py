@@ -25,7 +25,7 @@ from diffprune.records import Existing, read_json, run_record, write_whole
 from diffprune.reporting.figures import error_by_ratio
 from diffprune.reporting.formats import block_of
 from diffprune.running_sums import RunningSums
-from diffprune.stages.plan import calibration_of, forget_kept, kept_in
+from diffprune.stages.plan import calibration_of, forget_kept, kept_in, settled
 
 ROWS_NAME = "rows.json"
 
@@ -38,6 +38,7 @@ def sensitivity_stage(
     Leaves `sensitivity.png`, and in run.json per part and ratio: the mean squared change of the prediction over the
     calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
     """
+    options = settled(options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     with run_record(
         out, "analyze-sensitivity", options.resolved(), inputs, existing=existing, neutral=options.neutral,

@@ -1,0 +1,64 @@
+"""Widths that the device runs well: kept channels and neurons in multiples of a number."""
+
+import math
+from typing import TypeVar
+
+import torch
+
+from diffprune.groups import Group
+from diffprune.models.loading import pick_device
+from diffprune.options import PlanOptions
+
+Set = TypeVar("Set", bound=PlanOptions)
+
+ROUNDED_KINDS = ("channels", "neurons")
+"""Kinds of units that are rows of a layer each; a head is a block of rows, whose width stays."""
+
+WIDTH = 8
+"""GPUs: tensor cores take 16 bytes at a time, 8 values in fp16 and bf16, 4 in tf32 (NVIDIA, Matrix Multiplication
+Background User's Guide). CPUs without AVX-512: AVX2 holds 8 values in fp32."""
+
+WIDTH_OF_AVX512 = 16
+"""oneDNN lays channels out in blocks of 16 there (Understanding Memory Formats: nChw16c) and pads what is left over."""
+
+
+def with_width(options: Set) -> Set:
+    """The options as they are recorded, with `round_to` as a number where it is `auto`.
+
+    It depends on the device alone: what serves a GPU in 16 bits does so in tf32 too, and oneDNN's blocks are those of
+    fp32 in bf16 too.
+    """
+    if options.round_to != "auto":
+        return options
+    return options.model_copy(update={"round_to": width_of(pick_device(options.device))})
+
+
+def width_of(device: torch.device) -> int:
+    """The number of values of which a device works on multiples without waste."""
+    is_wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return WIDTH_OF_AVX512 if is_wide else WIDTH
+
+
+def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> int:
+    """The number of units that is nearest to `kept`, of two as near the larger, among those that are allowed.
+
+    Allowed are, from `least` units on, those whose every slice has a multiple of `width` rows and whose parts keep
+    equally many, and `at_most`, the group's present size: where it has no such multiple, as in groups narrower than
+    `width`, all of it stays. Heads and blocks stay at `kept`.
+    """
+    if group.kind not in ROUNDED_KINDS:
+        return kept
+    step = _step(group, width)
+    allowed: list[int] = [*range(-(-least // step) * step, at_most, step), at_most]
+    return min(allowed, key=lambda number: (abs(number - kept), -number))
+
+
+def has_multiples(group: Group, width: int) -> bool:
+    """Whether a group can be made narrower and end at a multiple of `width`."""
+    return group.kind in ROUNDED_KINDS and _step(group, width) < group.num_units
+
+
+def _step(group: Group, width: int) -> int:
+    """The smallest number of units that is a multiple of `width` rows in every slice, and of the balanced parts."""
+    rows = {part.width for part in group.slices} or {1}
+    return math.lcm(group.balance, *(width // math.gcd(width, num) for num in rows))
