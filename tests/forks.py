@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,15 +41,18 @@ class Forks:
 
     def run(
         self, words: Sequence[object], *, num_processes: int = 1, die_at: tuple[str, int] | None = None,
-        die_after_s: float | None = None,
+        die_after_s: float | None = None, environment: Mapping[str, str] | None = None,
     ) -> Ended:  # fmt: skip
-        """Run a command. die_at: SIGKILL just before the n-th file whose path holds this text takes its place."""
+        """Run a command. die_at: SIGKILL just before the n-th file whose path holds this text takes its place.
+
+        environment: variables that a launcher sets beside those that say which process is which.
+        """
         log, output = self._folder / "written", self._folder / "output"
         for path in (log, output):
             path.write_text("")
         request = {
             "words": [str(word) for word in words], "num_processes": num_processes, "die_at": die_at,
-            "die_after_s": die_after_s, "log": str(log), "output": str(output),
+            "die_after_s": die_after_s, "environment": dict(environment or {}), "log": str(log), "output": str(output),
         }  # fmt: skip
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -117,6 +120,7 @@ def _be(rank: int, port: int, request: dict[str, Any]) -> None:
     status = 1
     try:
         num = request["num_processes"]
+        os.environ |= request["environment"]
         if num > 1:
             os.environ |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num),

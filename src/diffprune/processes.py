@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list, disable_fsdp_ram_efficient_loading, gather_object
 from torch import Tensor
 
 from diffprune.errors import DiffpruneError
@@ -28,6 +28,8 @@ T = TypeVar("T")
 
 def process_state(device: str) -> PartialState:
     """The state of this process; joins the others when started by a launcher, on CPUs where there is nothing else."""
+    if "FSDP_CPU_RAM_EFFICIENT_LOADING" in os.environ:
+        disable_fsdp_ram_efficient_loading()  # transformers would load text encoders in the first process alone
     return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
 
 

@@ -14,12 +14,14 @@ from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.recovery.adapters import check_peft
 from diffprune.recovery.batches import Draws, held_out, image_indices
+from diffprune.recovery.sharding import check_sharding
 
 
 def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, options: TrainingOptions) -> None:
     """Raise ModelError, DataError or OptionError where a model cannot be trained so, before any work."""
     if isinstance(images, ImageSet) and process.classes is not None and images.labels is None:
         raise DataError(f"the model is class-conditional and the images of {images.source} bear no classes")
+    check_sharding(options)
     if isinstance(options, FinetuneOptions) and options.lora_rank is not None:
         check_peft()
     if options.class_dropout and (process.classes is None or process.classes.null_class is None):

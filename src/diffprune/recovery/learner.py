@@ -3,7 +3,8 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,26 +15,31 @@ from torch import Tensor, nn
 
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.recovery.adapters import add_adapters, merge_adapters
-from diffprune.recovery.checkpoints import keep_unwrapped
 from diffprune.recovery.journal import DivergenceError
+from diffprune.recovery.sharding import exchanged, name_blocks, shard_frozen, whole
 
 
 class Learner:
-    """A copy of a denoiser in fp32, prepared for training on this process's device."""
+    """A copy of a denoiser in fp32, prepared for training on this process's device, or sharded over those of all.
+
+    Raises OptionError where the launcher names layers to shard by that the denoiser does not have.
+    """
 
     def __init__(
         self, denoiser: nn.Module, options: TrainingOptions, accelerator: Accelerator, device: torch.device
     ) -> None:
         self.options, self.accelerator, self.device = options, accelerator, device
         self.dtype = next(denoiser.parameters()).dtype
-        self.bare = _cast(copy.deepcopy(denoiser).to(device), torch.float32).train().requires_grad_(True)
-        rank = options.lora_rank if isinstance(options, FinetuneOptions) else None
-        if rank is not None:
-            add_adapters(self.bare, rank, options.seed)
+        self.original, self.sharded = denoiser, bool(accelerator.is_fsdp2)
+        start = torch.device("cpu") if self.sharded else device  # shards then go each to its own
+        self.bare = _cast(copy.deepcopy(denoiser).to(start), torch.float32).train().requires_grad_(True)
+        self._adapt(self.bare)
         self.dropouts: dict[nn.Module, float] = {m: m.p for m in self.bare.modules() if isinstance(m, nn.Dropout)}
         for module in self.bare.modules():
             if isinstance(module, nn.Dropout) and options.dropout is not None:
                 module.p = options.dropout
+        if self.sharded:
+            name_blocks(accelerator, self.bare)
         optimizer = optimizer_of(options)(self.learning(self.bare))
         self.model, self.optimizer = accelerator.prepare(self.bare, optimizer, device_placement=[False, False])
         name = "constant_with_warmup" if options.schedule == "constant" else options.schedule
@@ -41,13 +47,21 @@ class Learner:
             name, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
         )
         self.ema = EMAModel(self.learning(self.bare), decay=options.ema_decay)
-        accelerator.register_for_checkpointing(self.ema, self.rates)
-        keep_unwrapped(accelerator, self.bare)
+
+    def _adapt(self, model: nn.Module) -> None:
+        """Give a model the adapters that are asked for, if any."""
+        rank = self.options.lora_rank if isinstance(self.options, FinetuneOptions) else None
+        if rank is not None:
+            add_adapters(model, rank, self.options.seed)
 
     @staticmethod
     def learning(model: nn.Module) -> list[nn.Parameter]:
         """The parameters that train: all, or those of the adapters."""
         return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def place(self, model: nn.Module) -> nn.Module:
+        """Bring a model that only answers to where this one computes."""
+        return shard_frozen(self.accelerator, model) if self.sharded else model.to(self.device)
 
     def update(self, step: int) -> None:
         """After a backward pass: where it completes the step, move the weights, learning rate and moving average.
@@ -58,6 +72,7 @@ class Learner:
         if self.accelerator.sync_gradients:
             clip = math.inf if self.options.grad_clip is None else self.options.grad_clip
             norm: Any = self.accelerator.clip_grad_norm_(self.bare.parameters(), clip)
+            norm = whole(norm, self.device)
             if self.accelerator.scaler is None and not math.isfinite(norm):
                 raise DivergenceError(f"the norm of the gradient is {float(norm)} at step {step + 1}", step)
         self.optimizer.step()
@@ -66,18 +81,36 @@ class Learner:
             self.rates.step()
             self.ema.step(self.learning(self.bare))
 
+    @contextmanager
+    def evaluated(self) -> Iterator[nn.Module]:
+        """The model in eval mode with its EMA weights: a copy, or, sharded, itself, which then trains on as it was."""
+        if not self.sharded:
+            yield self.averaged()
+            return
+        with exchanged(self.bare, self.learning(self.bare), self.ema.shadow_params):
+            self.bare.eval()
+            try:
+                yield self.bare
+            finally:
+                self.bare.train()
+
     def averaged(self, weights: Sequence[Tensor] | None = None) -> Any:
         """A copy of the model in fp32, in eval mode, with its own dropout and without adapters, which are merged.
 
-        weights: of what trains; None for the EMA weights.
+        weights: of what trains; None for the EMA weights. Of a sharded model the copy lies in main memory, and all
+        processes have to ask for it.
         """
-        trained = copy.deepcopy(self.bare)
+        if self.sharded:
+            trained = _cast(copy.deepcopy(self.original), torch.float32).requires_grad_(True)
+            self._adapt(trained)
+        else:
+            trained = copy.deepcopy(self.bare)
+            for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
+                if isinstance(ours, nn.Dropout):
+                    ours.p = self.dropouts[own]
         with torch.no_grad():
             for parameter, value in zip(self.learning(trained), weights or self.ema.shadow_params, strict=True):
-                parameter.copy_(value)
-        for ours, own in zip(trained.modules(), self.bare.modules(), strict=True):
-            if isinstance(ours, nn.Dropout):
-                ours.p = self.dropouts[own]
+                parameter.copy_(whole(value, self.device))
         merge_adapters(trained)
         return trained.requires_grad_(True).eval()
 

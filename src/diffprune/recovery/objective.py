@@ -1,6 +1,7 @@
 """What a student is trained for: the noise, its teacher's output, its teacher's features."""
 
 import copy
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -18,7 +19,8 @@ from diffprune.recovery.losses import denoising_loss, distillation_loss, feature
 class Objective:
     """The loss of a forward pass. The teacher, if any, is copied; it only answers, in the dtype asked for.
 
-    denoiser: the student before it was made ready. student: as it trains, perhaps with adapters.
+    denoiser: the student before it was made ready. student: as it trains, perhaps with adapters. place: brings the
+    copy to where the student computes, on a device of this type.
     """
 
     def __init__(
@@ -28,14 +30,15 @@ class Objective:
         teacher: nn.Module | None,
         options: TrainingOptions,
         scheduler: Any,
+        device: torch.device,
+        place: Callable[[nn.Module], nn.Module],
     ) -> None:
         self.student, self.scheduler = student, scheduler
         self.options = options if isinstance(options, FinetuneOptions) else None
         self.teacher: nn.Module | None = None
         self.matched = Matched({})
         if teacher is not None and self.options is not None:
-            device = next(student.parameters()).device
-            self.teacher = _answering(copy.deepcopy(teacher), device, self.options.teacher_dtype)
+            self.teacher = place(_answering(copy.deepcopy(teacher), device, self.options.teacher_dtype))
             if self.options.feature_weight:
                 self.matched = matched_blocks(denoiser, teacher)
 
@@ -59,8 +62,8 @@ class Objective:
 
 
 def _answering(teacher: nn.Module, device: torch.device, dtype: str) -> nn.Module:
-    """A teacher in eval mode without gradients; `auto` is bf16 on a GPU, and as it is elsewhere."""
-    teacher.to(device).eval().requires_grad_(False)
+    """A teacher in eval mode without gradients; `auto` is bf16 for a GPU, and as it is elsewhere."""
+    teacher.eval().requires_grad_(False)
     if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
         return nn.Module.to(teacher, torch.bfloat16)
     return nn.Module.float(teacher) if dtype == "fp32" else teacher

@@ -9,8 +9,6 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from diffprune.data.calibration import Calibration
@@ -25,12 +23,13 @@ from diffprune.options import TrainingOptions
 from diffprune.processes import noted_signals, process_state, summed
 from diffprune.progress import progress
 from diffprune.recovery.batches import draw, shards_of
-from diffprune.recovery.checkpoints import CHECKPOINTS, load_newest, newest_whole, save_checkpoint
+from diffprune.recovery.checkpoints import CHECKPOINTS, keep, load_newest, newest_whole, save_checkpoint
 from diffprune.recovery.feeding import Feed
 from diffprune.recovery.journal import VALIDATION, DivergenceError, History, Journal, step_facts
 from diffprune.recovery.learner import Learner
 from diffprune.recovery.losses import noise_errors
 from diffprune.recovery.objective import Objective
+from diffprune.recovery.sharding import accelerated
 from diffprune.recovery.validation import Best, Validation
 
 Preview = Callable[[nn.Module, Path], None]
@@ -55,34 +54,26 @@ def train_denoiser(
     teacher: original model whose output is distilled. preview: draws a model into a PNG file.
     Everything random is a function of the seed and the step, so an interruption changes nothing.
     With a folder, SIGTERM or SIGINT ends it after the current step by raising Interrupted.
-    Raises OptionError when the batch does not divide over processes, DivergenceError when training diverges.
+    Launched by accelerate with FSDP2, weights, gradients, averages and the teacher are sharded over the processes.
+    Raises OptionError when the batch does not divide over processes or sharding cannot serve the options,
+    DivergenceError when training diverges.
     """
     state, options = process_state(options.device), on_its_device(options)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
     shards = shards_of(options, state.num_processes, state.process_index)
-    accelerator = Accelerator(
-        mixed_precision=options.mixed_precision,
-        gradient_accumulation_steps=options.accumulation_steps,
-        step_scheduler_with_optimizer=False,
-        cpu=options.device == "cpu",
-        log_with=None if options.tracker == "none" or folder is None else options.tracker,
-        project_dir=str(folder) if folder is not None else None,
-    )
-    try:
-        with torch.random.fork_rng():
-            feed = Feed(process, images, options, device)
-            learner = Learner(denoiser, options, accelerator, device)
-            run = _Run(learner, feed, shards, Objective(denoiser, learner.bare, teacher, options, process.scheduler))
-            try:
-                run.to_the_end(folder, preview)
-            except DivergenceError as error:
-                error.checkpoint = None if folder is None else newest_whole(folder / CHECKPOINTS, error.sound_step)
-                raise
-            return run.learner.result(torch.device("cpu"), run.best.weights), run.journal.history
-    finally:
-        for tracker in accelerator.trackers:
-            tracker.finish()
-        AcceleratorState._reset_state()
+    with accelerated(options, folder) as accelerator, torch.random.fork_rng():
+        feed = Feed(process, images, options, device)
+        learner = Learner(denoiser, options, accelerator, device)
+        objective = Objective(
+            denoiser, learner.bare, teacher, options, process.scheduler, device=device, place=learner.place
+        )
+        run = _Run(learner, feed, shards, objective)
+        try:
+            run.to_the_end(folder, preview)
+        except DivergenceError as error:
+            error.checkpoint = None if folder is None else newest_whole(folder / CHECKPOINTS, error.sound_step)
+            raise
+        return run.learner.result(torch.device("cpu"), run.best.weights), run.journal.history
 
 
 def result_step(history: History) -> int:
@@ -100,14 +91,15 @@ class _Run:
         self.num_timesteps = num_timesteps_of(feed.process.scheduler)
         self.validation = Validation(feed, shards[0].stop - shards[0].start) if feed.held_out else None
         self.journal, self.best = Journal(), Best()
-        self.accelerator.register_for_checkpointing(self.journal, self.best)
+        keep(self.accelerator, learner.bare, learner.ema, self.best, [learner.rates, self.journal])
 
     def to_the_end(self, folder: Path | None, preview: Preview | None) -> None:
         """Resume from the newest checkpoint, if any, and train until `options.steps` or the early stop."""
         options, journal = self.options, self.journal
         if folder is not None:
             load_newest(self.accelerator, folder / CHECKPOINTS)
-            self.learner.ema.to(self.learner.device)
+            if not self.learner.sharded:
+                self.learner.ema.to(self.learner.device)
             self.accelerator.init_trackers("logs")
         if journal.step == 0 and self.validation is not None:
             journal.history.append({"step": 0.0, VALIDATION: self._validate(self.validation)})
@@ -190,8 +182,8 @@ class _Run:
 
     def _validate(self, validation: Validation) -> float:
         """Error of the EMA weights on the held-out images; the best weights are kept."""
-        with self.accelerator.autocast():
-            error = validation.error(self.learner.averaged())
+        with self.accelerator.autocast(), self.learner.evaluated() as model:
+            error = validation.error(model)
         if not math.isfinite(error):
             raise DivergenceError(f"the validation error is {error} at step {self.journal.step}", self.journal.step)
         self.best.offer(self.learner.ema.shadow_params, self.journal.step, error)

@@ -7,20 +7,26 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.models.families import predict
-from diffprune.processes import my_share, summed
+from diffprune.processes import my_share, process_state, summed
 from diffprune.recovery.batches import validation_draws
 from diffprune.recovery.feeding import Feed
 from diffprune.recovery.losses import noise_errors
 
 
 class Validation:
-    """The held-out images, each with one noise and one timestep for the whole run; each process holds its share."""
+    """The held-out images, each with one noise and one timestep for the whole run; each process holds its share.
+
+    All have as many batches, since a sharded model only answers to all processes at once: where a share is shorter, the
+    first batch comes again and is not counted.
+    """
 
     def __init__(self, feed: Feed, batch_size: int) -> None:
         indices, options = list(feed.held_out), feed.options
         draws = validation_draws(len(indices), feed.shape, feed.process.scheduler, options)
         parts = [slice(start, start + batch_size) for start in range(0, len(indices), batch_size)]
-        mine = my_share(parts, options.device)
+        mine = list(my_share(parts, options.device))
+        self.num_counted = len(mine)
+        mine += parts[: -(-len(parts) // process_state(options.device).num_processes) - len(mine)]
         loaded = feed.loaded(indices[part] for part in mine)
         self.num, self.device = len(indices), options.device
         self.batches = [
@@ -31,9 +37,10 @@ class Validation:
     def error(self, model: nn.Module) -> float:
         """Mean squared error of what a model predicts, over all images, in float64."""
         total = torch.zeros((), dtype=torch.float64)
-        for batch in self.batches:
+        for number, batch in enumerate(self.batches):
             output = predict(model, batch.noisy, batch.timesteps, batch.condition)
-            total += noise_errors(output, batch.target).double().sum().cpu()
+            if number < self.num_counted:
+                total += noise_errors(output, batch.target).double().sum().cpu()
         return float(summed(total, self.device)) / self.num
 
 

@@ -32,6 +32,7 @@ from diffprune.options import (
 from diffprune.recipes import Recipe
 from diffprune.recovery.batches import shards_of
 from diffprune.recovery.feeding import check_conditions
+from diffprune.recovery.sharding import check_sharding
 from diffprune.sampling.folder import num_evaluations
 from diffprune.stages.compare import OF_INCEPTION, check_network, check_reference
 from diffprune.stages.plan import make_plan
@@ -75,6 +76,7 @@ def check_recipe(recipe: Recipe, *, fetch: bool) -> Checked:
         if (section := getattr(recipe, name)) is not None:
             num_processes = int(os.environ.get("WORLD_SIZE", "1"))
             attempt(name, functools.partial(shards_of, section, num_processes, 0))
+            attempt(name, functools.partial(check_sharding, section))
     small = None
     if denoiser is not None and recipe.plan is not None:
         small = attempt("plan", lambda: _pruned(denoiser, recipe.section("plan")))

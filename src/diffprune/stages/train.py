@@ -34,6 +34,7 @@ from diffprune.recovery.batches import sampling_of
 from diffprune.recovery.checkpoints import CHECKPOINTS
 from diffprune.recovery.feeding import check_conditions
 from diffprune.recovery.journal import DivergenceError
+from diffprune.recovery.sharding import check_sharding
 from diffprune.recovery.trainer import Preview, result_step, train_denoiser
 from diffprune.sampling.by_scheduler import OWN
 from diffprune.sampling.sampler import draw_images
@@ -134,7 +135,9 @@ def _naming_what_is_left() -> Iterator[None]:
     except DivergenceError as error:
         if error.checkpoint is None or not error.checkpoint.exists():
             raise
-        text = f"{error}; the last good state is {error.checkpoint}, with the weights in model.safetensors"
+        text = f"{error}; the last good state is {error.checkpoint}"
+        if (error.checkpoint / "model.safetensors").exists():
+            text += ", with the weights in model.safetensors"
         raise ModelError(text) from error
 
 
@@ -199,6 +202,7 @@ def untrained(options: TrainOptions) -> Any:
 
 def opened(process: DiffusionProcess, options: FinetuneOptions) -> ImageSet | Texts:
     """What a model is finetuned on, as far as it can be looked at without work."""
+    check_sharding(options)
     if options.data is None:
         raise OptionError(
             "data: missing; give a folder, a parquet file, a dataset id or `digits`; for text-conditioned models with "
