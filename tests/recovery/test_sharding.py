@@ -31,7 +31,7 @@ LAUNCHED = {
 
 WORDS = [
     "--data", "digits", "--device", "cpu", "--batch-size", "8", "--steps", "8", "--checkpoint-every", "3",
-    "--log-every", "1", "--num-validation-images", "9", "--validate-every", "4",
+    "--log-every", "1", "--num-validation-images", "9", "--validate-every", "4", "--mixed-precision", "no",
 ]  # fmt: skip
 """Nine images are three batches, which two processes share unequally."""
 
