@@ -98,7 +98,7 @@ class Scoring:
         values = sums_by_unit(
             self.groups, self.denoiser, weights, lambda path: (weights[path] * gradients[f"{path}.weight"]).abs()
         )
-        return fit(self.denoiser, self.groups, Scores("diff-pruning", values), options)
+        return fit(self.denoiser, self.groups, Scores("diff-pruning", values), options).kept
 
     def agreements(self) -> dict[str, list[float]]:
         """With the full pass of the same round; of the plain loop, of each pair of its passes."""
