@@ -10,6 +10,8 @@ import pytest
 import diffprune
 from diffprune.cli import main
 from diffprune.commands import COMMANDS
+from diffprune.errors import OptionError
+from diffprune.options import PlanOptions, parse_options
 
 
 def test_no_command_loads_torch_to_explain_itself() -> None:
@@ -113,3 +115,15 @@ def test_an_interruption_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys
 def test_no_result_is_held_to_the_device_or_the_number_of_workers_that_made_it() -> None:
     for kind in (kind for command in COMMANDS.values() if command.out for kind in command.options):
         assert kind.neutral >= {"device", "num_workers"} & kind.model_fields.keys(), kind
+
+
+def test_a_number_or_a_word_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "digits", "--criterion", "magnitude", "--timestep-stride", "0"]) == 2
+    told = capsys.readouterr().err
+    assert told.count("timestep_stride") == 1
+    assert "expected a whole number from 1 on, such as 16, or auto" in told
+
+
+def test_no_stride_at_all_is_refused() -> None:
+    with pytest.raises(OptionError, match="timestep_stride"):
+        parse_options(PlanOptions, {"timestep_stride": None}, what="options")

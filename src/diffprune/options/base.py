@@ -61,6 +61,19 @@ class PrecisionOptions(DeviceOptions):
     )
 
 
+def number_or_auto(value: Any) -> Any:
+    """A whole number from 1 on, or `auto`; raises ValueError for anything else."""
+    if value == "auto":
+        return value
+    try:
+        number = int(str(value))
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise ValueError(f"got {value!r}, expected a whole number from 1 on, such as 16, or auto")
+    return number
+
+
 Set = TypeVar("Set", bound=Options)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from diffprune.options.base import Options
+from diffprune.options.base import Options, number_or_auto
 
 Kind = Literal["channels", "heads", "neurons", "blocks"]
 Ranking = Literal["local", "global", "isomorphic"]
@@ -27,17 +27,8 @@ def parse_ratio(value: Any) -> float | dict[str, float]:
     return given if EVERYWHERE in given else {EVERYWHERE: DEFAULT_RATIO, **given}
 
 
-def parse_width(value: Any) -> Any:
-    """A whole number of units, `auto` or None."""
-    if value is None or value == "auto":
-        return value
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise ValueError(f"got {value!r}, expected a whole number from 1 on, such as 16, or auto")
-    return number
+def _width(value: Any) -> Any:
+    return None if value is None else number_or_auto(value)
 
 
 class BudgetOptions(Options):
@@ -65,7 +56,7 @@ class BudgetOptions(Options):
     )
     latency_ms: float | None = Field(default=None, gt=0, description="the same in milliseconds")
     latency_batch_size: int = Field(default=1, ge=1, description="batch size of the passes that are timed")
-    round_to: Annotated[int | Literal["auto"] | None, PlainValidator(parse_width)] = Field(
+    round_to: Annotated[int | Literal["auto"] | None, PlainValidator(_width)] = Field(
         default=None,
         description="keep channels and neurons in multiples of this number, the nearest; auto: what suits `device` "
         "(default: as many as the ratio or budget says)",

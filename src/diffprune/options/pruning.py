@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from diffprune.options.base import ComputeOptions, Options, PrecisionOptions
+from diffprune.options.base import ComputeOptions, Options, PrecisionOptions, number_or_auto
 from diffprune.options.budget import BudgetOptions
 from diffprune.options.images import ImageOptions
 from diffprune.options.prompting import GenerationOptions
@@ -57,7 +57,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, PrecisionOptio
         lt=1,
         description="diff-pruning: stop at the first timestep with loss / largest loss below this",
     )
-    timestep_stride: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+    timestep_stride: Annotated[int | Literal["auto"], PlainValidator(number_or_auto)] = Field(
         default="auto",
         description="score every n-th timestep only; auto: a hundred of them, evenly spaced (1 is the published pass)",
     )
