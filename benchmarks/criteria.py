@@ -9,12 +9,9 @@ calibration images, their noises, and what is drawn at random.
 import argparse
 import json
 import time
-from datetime import date
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
-
-import torch
 
 from diffprune.data.calibration import images_for
 from diffprune.models.loading import load_pipeline
@@ -24,6 +21,7 @@ from diffprune.stages.plan import make_plan
 from diffprune.stages.prune import carry_out
 
 from judge import Judge, split
+from rounds import facts
 
 
 def measure(
@@ -75,7 +73,7 @@ def main() -> None:
     a.out.mkdir(parents=True, exist_ok=True)
     place = a.out / "criteria.json"
     found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"rows": []}
-    found |= {"date": str(date.today()), "torch": torch.__version__, "threads": torch.get_num_threads()}
+    found |= facts()
     done = {(row["criterion"], row["ratio"], row["seed"]) for row in found["rows"]}
     for seed in range(a.seeds):
         for criterion in a.criteria:

@@ -15,6 +15,7 @@ from diffprune.data.labels import labels_of
 from diffprune.evaluation.distances import frechet_distance
 from diffprune.evaluation.features import load_classifier
 from diffprune.evaluation.paired import ssim
+from diffprune.models.conditions import on_device
 from diffprune.models.families import predict
 from diffprune.models.loading import denoiser_of, pick_device
 from diffprune.models.process import Condition, process_of
@@ -80,9 +81,14 @@ def classifier_for(data: str, images: ImageSet, steps: int = 800) -> Any:
 class Judge:
     """Measures a denoiser against the original, on fixed images, noises, timesteps and samples."""
 
-    def __init__(self, pipeline: Any, images: ImageSet, embed: Callable[[Tensor], Tensor], num_drawn: int,
+    def __init__(
+        self,
+        pipeline: Any,
+        images: ImageSet,
+        embed: Callable[[Tensor], Tensor],
+        num_drawn: int,
         device: str = "cpu",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.device = pick_device(device)
         self.process, self.original, self.embed = process_of(pipeline), denoiser_of(pipeline).eval(), embed
         generator = torch.Generator().manual_seed(1234)
@@ -126,8 +132,7 @@ class Judge:
 
     def _answer(self, denoiser: nn.Module, batch: NoisyBatch) -> Tensor:
         noisy, timesteps = batch.noisy.to(self.device), batch.timesteps.to(self.device)
-        told = {name: value.to(self.device) for name, value in batch.condition.items()}
-        return predict(denoiser, noisy, timesteps, told).cpu()
+        return predict(denoiser, noisy, timesteps, on_device(batch.condition, self.device)).cpu()
 
     def _noise_error(self, answers: list[Tensor]) -> float:
         return float(mean(float((a - b.target).square().mean()) for a, b in zip(answers, self.batches, strict=True)))

@@ -3,8 +3,7 @@
     python benchmarks/share.py --out benchmarks/results/share
 
 Dense model and pruned one (by magnitude) in turn, in eval mode without gradients, in the precision that `sample` takes
-by default; MACs are those of layers and of the
-products inside attention.
+by default; MACs are those of layers and of the products inside attention.
 """
 
 import argparse

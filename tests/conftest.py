@@ -7,6 +7,7 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from torchvision.models import inception_v3
 
 from diffprune.evaluation.inception import LAYERS, Inception
 from diffprune.models import autocast, cost
+from diffprune.planning import fitting, rounds
 
 from forks import Forks, forking
 
@@ -58,6 +60,21 @@ def text_unet(**changes: object) -> UNet2DConditionModel:
 def tiny_pipeline(**changes: object) -> DDPMPipeline:
     """The tiny UNet with a noise schedule of 20 timesteps."""
     return DDPMPipeline(tiny_unet(**changes), DDPMScheduler(num_train_timesteps=20))
+
+
+@pytest.fixture
+def kept_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[int, ...]]]:
+    """The units that stay after each round of the plans that are made meanwhile."""
+    seen: list[dict[str, tuple[int, ...]]] = []
+    original = rounds.fit
+
+    def watching(*args: Any, **kwargs: Any) -> fitting.Fitted:
+        fitted = original(*args, **kwargs)
+        seen.append(fitted.kept)
+        return fitted
+
+    monkeypatch.setattr(rounds, "fit", watching)
+    return seen
 
 
 @pytest.fixture

@@ -70,7 +70,8 @@ def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
         raise ModelError(
             f"no timesteps to score from {options.first_timestep} to {end - 1}: the model has 0 to {num_timesteps - 1}"
         )
-    return found[:: max(1, len(found) // NUM_SCORED) if options.timestep_stride == "auto" else options.timestep_stride]
+    stride = options.timestep_stride
+    return found[:: max(1, len(found) // NUM_SCORED) if stride == "auto" else stride]
 
 
 def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -> list[int]:

@@ -20,10 +20,14 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16")
 
 def on_its_device(options: Set) -> Set:
     """The options as they are recorded, with `auto` settled: bf16 where the device is fast in it."""
+    return options.model_copy(update={"mixed_precision": _precision_on(pick_device(options.device), options)})
+
+
+def _precision_on(device: torch.device, options: PrecisionOptions) -> str:
+    """What is computed in on a device, where `auto` leaves it to that."""
     if options.mixed_precision != "auto":
-        return options
-    fast = is_fast_in_bf16(pick_device(options.device))
-    return options.model_copy(update={"mixed_precision": "bf16" if fast else "no"})
+        return options.mixed_precision
+    return "bf16" if is_fast_in_bf16(device) else "no"
 
 
 def is_fast_in_bf16(device: torch.device) -> bool:
@@ -41,7 +45,7 @@ def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.d
     device: where they compute, wherever the weights wait. With `bf16` products are computed in it by autocast; weights,
     their gradients and the output are fp32.
     """
-    if options.mixed_precision == "no" or (options.mixed_precision == "auto" and not is_fast_in_bf16(device)):
+    if _precision_on(device, options) == "no":
         yield
         return
     model: Any = denoiser

@@ -59,7 +59,8 @@ def _stages(num_timesteps: int, options: StagesOptions) -> list[tuple[int, int]]
 def _measure(
     pipeline: DiffusionPipeline, stages: list[tuple[int, int]], options: StagesOptions, folder: Path
 ) -> list[dict[str, Any]]:
-    drawing = SampleOptions(num=options.num, steps=options.steps, seed=options.seed, device=options.device)
+    shared = options.model_dump(include={"num", "steps", "seed", "device", "mixed_precision"})
+    drawing = SampleOptions(**shared)
     comparing = EvaluateOptions(metrics=("ssim", "mse"), device=options.device)
     denoiser, process = denoiser_of(pipeline), process_of(pipeline)
     sample_to_folder(denoiser, process, folder / "original", drawing)

@@ -3,6 +3,7 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.criteria.gradients import scored_timesteps
+from diffprune.models.autocast import computing_in
 from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
 from diffprune.models.loading import pick_device
@@ -132,7 +134,7 @@ def _passes(options: SampleOptions, found: Checked) -> int:
 
 
 def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
-    """Time passes of a few images on the recipe's device."""
+    """Time passes of a few images on the recipe's device, in the precision of its first section."""
     sections = [s for s in (recipe.train, recipe.finetune, recipe.plan, recipe.sample) if s is not None]
     device = pick_device(sections[0].device if sections else "auto")
     model = cast(nn.Module, copy.deepcopy(denoiser)).to(device).train()
@@ -147,9 +149,10 @@ def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
         forward().float().square().mean().backward()
         model.zero_grad()
 
-    with torch.no_grad():
-        forward_s = _seconds(forward, device)
-    training_s = _seconds(both, device)
+    with computing_in(sections[0], model, device) if sections else nullcontext():
+        with torch.no_grad():
+            forward_s = _seconds(forward, device)
+        training_s = _seconds(both, device)
     return Timing(forward_s / num, training_s / num)
 
 
