@@ -60,9 +60,9 @@ def measure(draw: Callable[[Path, argparse.Namespace, int], None], a: argparse.N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--num", type=int, nargs="+", default=[512, 32], help="images of each model")
+    parser.add_argument("--num", type=int, nargs="+", default=[512, 64], help="images of each model")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=64, help="as by default in `sample`")
     parser.add_argument("--ratio", type=float, default=0.3)
     add_device(parser)
     a = arguments(parser, {"num": [16, 2], "steps": 4, "batch_size": 8})

@@ -1,14 +1,19 @@
 """The precision that denoisers compute in: settled by device, recorded, and gone when it is over."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDPMPipeline, UNet2DModel
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from diffprune.models import autocast
-from diffprune.models.autocast import computing_in, on_its_device
+from diffprune.models.autocast import computing_in, on_its_device, short_attention_in_fp32
+from diffprune.models.state import checkpointed
 from diffprune.options import FinetuneOptions, PlanOptions, SampleOptions
 from diffprune.stages.plan import make_plan, plan_stage
 from diffprune.stages.sample import sample_stage
@@ -89,3 +94,40 @@ def test_what_auto_became_is_recorded(pipeline_folder: Path, tmp_path: Path, fas
                ("plan", "images", "recovered")]  # fmt: skip
     assert [each["mixed_precision"] for each in options] == ["bf16"] * 3
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["options"]["mixed_precision"] == "bf16"
+
+
+def gradients_and_attention(
+    unet: UNet2DModel, *, keeps_activations: bool
+) -> tuple[list[torch.Tensor], set[torch.dtype]]:
+    """Gradients in bf16, and the dtypes that attention was computed in."""
+    seen = set()
+
+    class Watching(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is scaled_dot_product_attention:
+                seen.add(func(*args, **kwargs or {}).dtype)
+            return func(*args, **kwargs or {})
+
+    with Watching(), computing_in(BF16, unet, CPU), nullcontext() if keeps_activations else checkpointed(unet):
+        unet(*told()).sample.square().mean().backward()
+    found = [p.grad.clone() for p in unet.parameters() if p.grad is not None]
+    unet.zero_grad()
+    return found, seen
+
+
+def test_attention_over_few_tokens_is_trained_in_fp32_and_gradient_checkpointing_computes_the_same() -> None:
+    unet = tiny_unet()
+    kept, dtypes = gradients_and_attention(unet, keeps_activations=True)
+    anew, dtypes_anew = gradients_and_attention(unet, keeps_activations=False)
+    assert dtypes == dtypes_anew == {torch.float32}
+    assert all(torch.equal(a, b) for a, b in zip(kept, anew, strict=True))
+
+
+def test_attention_that_is_not_trained_or_is_over_many_tokens_is_computed_in_bf16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unet = tiny_unet()
+    with torch.no_grad(), computing_in(BF16, unet, CPU), torch.autocast("cpu", torch.bfloat16):
+        assert not isinstance(short_attention_in_fp32(), TorchFunctionMode)
+    monkeypatch.setattr(autocast, "FEW_TOKENS", 8 * 8 - 1)
+    assert gradients_and_attention(unet, keeps_activations=True)[1] == {torch.bfloat16}

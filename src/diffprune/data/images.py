@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_dtype
 
 from diffprune.data.decoding import decode
 from diffprune.data.digits import digits
@@ -53,7 +53,6 @@ class ImageSet(Dataset[Tensor]):
         self.channels = channels
         self.num_corrupt = num_corrupt
         self.labels = labels
-        self._transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5], [0.5])])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -74,7 +73,8 @@ class ImageSet(Dataset[Tensor]):
 
     def prepare(self, image: Image.Image, name: str) -> Tensor:
         """The pixels of an image that was read; raises DataError that bears its name when it does not suit."""
-        prepared: Tensor = self._transform(self.preprocessing(image, name))
+        pixels = to_dtype(pil_to_tensor(self.preprocessing(image, name)), torch.float32, scale=True)
+        prepared: Tensor = normalize(pixels, [0.5], [0.5], inplace=True)
         return prepared
 
 

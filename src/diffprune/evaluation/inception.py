@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
 from diffprune.evaluation.protocol import Protocol
 from diffprune.evaluation.weights import fetch_weights, hash_of, must_fit, read_weights
@@ -52,7 +53,8 @@ def load_inception(path: Path | None, device: torch.device) -> Inception:
     """
     path = path or fetch_weights(URL, SHA256, remedy=REMEDY)
     network = _network(read_weights(path), str(path))
-    return Inception(network.to(device), hash_of(network.state_dict()))
+    weights = hash_of(network.state_dict())
+    return Inception(_made_fast(network.to(device)), weights)
 
 
 @torch.no_grad()
@@ -74,6 +76,15 @@ def embed(inception: Inception, inputs: Tensor) -> dict[str, Tensor]:
         features["pool"] = x.flatten(1)
         features["logits"] = features["pool"] @ network.get_parameter("fc.weight").T
     return features
+
+
+def _made_fast(network: nn.Module) -> nn.Module:
+    """The same function, to rounding: batch norms folded into their convolutions, on CPUs in channels-last order."""
+    for block in network.modules():
+        if isinstance(block, BasicConv2d):
+            block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    return network.to(memory_format=torch.channels_last) if on_cpu else network
 
 
 @contextmanager

@@ -2,12 +2,14 @@
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils import convert_to_fp32
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 
 from diffprune.models.loading import pick_device
 from diffprune.options.base import PrecisionOptions
@@ -16,6 +18,9 @@ Set = TypeVar("Set", bound=PrecisionOptions)
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
 """Names, among the capabilities that torch tells of a CPU, of instructions that multiply in bf16."""
+
+FEW_TOKENS = 128
+"""Queries and keys up to which attention is trained in fp32 on CPUs."""
 
 
 def on_its_device(options: Set) -> Set:
@@ -38,6 +43,35 @@ def is_fast_in_bf16(device: torch.device) -> bool:
     return device.type == "cpu" and any(bool(told.get(name)) for name in BF16_UNITS)
 
 
+def short_attention_in_fp32() -> AbstractContextManager[Any]:
+    """To be entered inside of autocast: what is trained on a CPU computes attention over few tokens in fp32.
+
+    torch's backward pass of it in bf16 takes up to nine times as long; beyond `FEW_TOKENS` bf16 is no slower.
+    """
+    return _ShortAttentionInFp32() if _trains_in_bf16() else nullcontext()
+
+
+def _trains_in_bf16() -> bool:
+    return torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
+
+
+class _ShortAttentionInFp32(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention or not _is_short(*args, **kwargs) or not _trains_in_bf16():
+            return func(*args, **kwargs)
+        with torch.autocast("cpu", enabled=False):
+            return func(*map(_in_fp32, args), **{name: _in_fp32(value) for name, value in kwargs.items()})
+
+
+def _is_short(query: Tensor, key: Tensor, *rest: Any, **more: Any) -> bool:
+    return max(query.shape[-2], key.shape[-2]) <= FEW_TOKENS
+
+
+def _in_fp32(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+
 @contextmanager
 def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.device) -> Iterator[None]:
     """Forward passes of a denoiser compute in the precision asked for while it lasts, whoever calls them.
@@ -54,7 +88,7 @@ def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.d
 
     @functools.wraps(forward)
     def cast(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16), short_attention_in_fp32():
             output = forward(*args, **kwargs)
         return convert_to_fp32(output)
 

@@ -1,14 +1,17 @@
 """The state of a model: borrowed for a while and given back as it was, and told apart by its weights."""
 
+import functools
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from diffprune.errors import ModelError
+from diffprune.models.autocast import short_attention_in_fp32
 from diffprune.models.offload import brought
 
 
@@ -46,7 +49,7 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
     before = [
         (module, {name: vars(module)[name] for name in names if name in vars(module)}) for module in model.modules()
     ]
-    there.enable_gradient_checkpointing()
+    there.enable_gradient_checkpointing(functools.partial(checkpoint, use_reentrant=False, context_fn=_as_before))
     try:
         yield
     finally:
@@ -54,6 +57,11 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
             for name in names:
                 vars(module).pop(name, None)
             vars(module).update(values)
+
+
+def _as_before() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """What a block's first forward pass and the one anew are to be entered with."""
+    return nullcontext(), short_attention_in_fp32()
 
 
 @contextmanager

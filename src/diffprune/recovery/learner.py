@@ -46,7 +46,7 @@ class Learner:
         self.rates = get_scheduler(
             name, optimizer, num_warmup_steps=options.warmup_steps, num_training_steps=options.steps
         )
-        self.ema = EMAModel(self.learning(self.bare), decay=options.ema_decay)
+        self.ema = EMAModel(self.learning(self.bare), decay=options.ema_decay, foreach=True)
 
     def _adapt(self, model: nn.Module) -> None:
         """Give a model the adapters that are asked for, if any."""
@@ -122,6 +122,9 @@ class Learner:
 PRECONDITIONED = 512
 """Largest width of which SOAP keeps second moments between channels; beyond it, it is Adam along that dimension."""
 
+FUSED = ("adam", "adamw", "sgd")
+"""Optimizers of which torch has a step in one pass over the weights, on CPUs as on GPUs."""
+
 
 def optimizer_of(options: TrainingOptions) -> Callable[..., torch.optim.Optimizer]:
     """The optimizer with its options, as a function of the parameters: of torch, or SOAP (Vyas et al., ICLR 2025)."""
@@ -132,7 +135,8 @@ def optimizer_of(options: TrainingOptions) -> Callable[..., torch.optim.Optimize
         return functools.partial(SOAP, max_precondition_dim=PRECONDITIONED, **common)
     names = {name.lower(): name for name in vars(torch.optim)}
     momentum = {"momentum": 0.9} if options.optimizer in ("sgd", "rmsprop") else {}
-    return functools.partial(getattr(torch.optim, names[options.optimizer]), **common, **momentum)
+    fused = {"fused": True} if options.optimizer in FUSED else {}
+    return functools.partial(getattr(torch.optim, names[options.optimizer]), **common, **momentum, **fused)
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:

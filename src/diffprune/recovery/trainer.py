@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from diffprune.data.calibration import Calibration
 from diffprune.data.images import ImageSet
 from diffprune.errors import Interrupted
-from diffprune.models.autocast import on_its_device
+from diffprune.models.autocast import on_its_device, short_attention_in_fp32
 from diffprune.models.families import predict
 from diffprune.models.loading import pick_device
 from diffprune.models.process import DiffusionProcess, num_timesteps_of
@@ -152,7 +152,7 @@ class _Run:
             (seed,) = np.random.SeedSequence([options.seed, 2, step, shard.start]).generate_state(1)
             torch.manual_seed(int(seed))
             with accelerator.accumulate(self.learner.model):
-                with accelerator.autocast():
+                with accelerator.autocast(), short_attention_in_fp32():
                     with self.objective.watching() as features:
                         output = predict(self.learner.model, batch.noisy, batch.timesteps, batch.condition)
                     loss = self.objective.loss(output, features, batch, draws.timesteps[shard])

@@ -14,7 +14,8 @@ from diffprune.reporting.formats import change_of, protocol_of, text_of, title_o
 
 STATED = (
     "data", "num_calibration_images", "timestep_stride", "criterion", "ratio", "threshold", "steps", "batch_size",
-    "optimizer", "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "seed",
+    "optimizer", "learning_rate", "teacher_weight", "num", "sampler", "grid", "eta", "metrics", "mixed_precision",
+    "seed",
 )  # fmt: skip
 """Options that the page states per stage; run.json holds all."""
 
