@@ -10,19 +10,29 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
 from diffprune.models.autocast import is_fast_in_bf16
 from diffprune.models.builtin import ARCHITECTURES
 from diffprune.models.loading import load_pipeline, pick_device
 
 MODELS = ("digits", "ddpm-cifar10")
+SIZES = {
+    "dit-s-2": partial(
+        DiTTransformer2DModel,
+        num_attention_heads=6, attention_head_dim=64, num_layers=12, sample_size=32, in_channels=4, out_channels=8,
+    ),
+    "sd-1.5": partial(UNet2DConditionModel, sample_size=64, cross_attention_dim=768),
+}  # fmt: skip
+"""DiT-S/2 (Peebles and Xie 2023, table 1), and the UNet of Stable Diffusion 1 (Rombach et al. 2022)."""
+
 PACKAGES = ("diffprune", "torch", "diffusers", "accelerate", "numpy", "scipy")
 
 
@@ -171,3 +181,9 @@ def pipeline_named(name: str) -> Any:
         return load_pipeline(name)
     torch.manual_seed(0)
     return DDPMPipeline(UNet2DModel.from_config(ARCHITECTURES[name]).eval(), DDPMScheduler())
+
+
+def denoiser_named(name: str) -> Any:
+    """A denoiser in eval mode: of the sizes below with random weights, or that of `pipeline_named`."""
+    torch.manual_seed(0)
+    return SIZES[name]().eval() if name in SIZES else pipeline_named(name).unet.eval()

@@ -18,7 +18,7 @@ from diffprune.models.cost import cost_of
 from diffprune.models.families import family_of
 from diffprune.options import InspectOptions
 
-from rounds import MODELS, Row, Seconds, add_device, alternate, arguments, medians, pipeline_named, record, seconds
+from rounds import MODELS, Row, Seconds, add_device, alternate, arguments, denoiser_named, medians, record, seconds
 
 ASKED = 0.9
 
@@ -51,9 +51,9 @@ def main() -> None:
     a = arguments(parser, {"images": [64, 16]})
     found, rows = {}, []
     for name, num_images in zip(a.models, a.images, strict=True):
-        dense = pipeline_named(name)
+        dense = denoiser_named(name)
         plan = diffprune.plan(dense, criterion="magnitude", ratio=a.ratio)
-        pair = {"dense": dense.unet, "pruned": diffprune.prune(dense, plan).unet}
+        pair = {"dense": dense, "pruned": diffprune.prune(dense, plan)}
         for denoiser in pair.values():
             denoiser.eval().to(a.device)
         fewer = macs(pair["dense"]) / macs(pair["pruned"])

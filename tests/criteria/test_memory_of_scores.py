@@ -1,7 +1,11 @@
 """What scoring holds in memory: one gradient at a time, no fp32 copy of bf16 weights, no activations inside blocks."""
 
 import copy
+import json
+import subprocess
+import sys
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -189,3 +193,16 @@ def test_weights_at_home_meet_inputs_on_another_device(pipeline: object) -> None
     assert {parameter.device.type for parameter in pipeline.unet.parameters()} == {"cpu"}
     with pytest.raises(RuntimeError, match="device"), torch.no_grad():
         pipeline.unet(torch.empty(1, 1, 16, 16, device="meta"), torch.zeros(1, device="meta"))
+
+
+@pytest.mark.slow
+def test_memory_does_not_depend_on_the_number_of_calibration_images(tmp_path: Path) -> None:
+    def peak(num: int) -> float:
+        """Of a process that scores so many images, in MB."""
+        told = ["plan", "digits", "--data", "digits", "--num-calibration-images", str(num), "--threshold", "0"]
+        more = ["--timestep-stride", "250", "--device", "cpu", "--out", tmp_path / str(num)]
+        subprocess.run([sys.executable, "-m", "diffprune.cli", *told, *more], check=True)
+        record = json.loads((tmp_path / str(num) / "run.json").read_text())
+        return float(record["peak_memory_mb"])
+
+    assert peak(512) < 1.1 * peak(32)

@@ -74,7 +74,7 @@ class PlanOptions(BudgetOptions, GenerationOptions, ImageOptions, PrecisionOptio
         default=10, ge=1, description="kinds with blocks: evenly spaced timesteps that blocks are scored at"
     )
     batch_size: int = Field(
-        default=128, ge=1, description="images per backward pass (memory only; the scores stay the same)"
+        default=32, ge=1, description="images per backward pass (memory only; the scores stay the same)"
     )
     gradient_checkpointing: bool = Field(
         default=False,
