@@ -15,10 +15,12 @@ from diffprune.cli import main
 from diffprune.criteria import Scores
 from diffprune.errors import OptionError
 from diffprune.groups import Group, Slice
-from diffprune.options import BudgetOptions
+from diffprune.models import autocast
+from diffprune.options import BudgetOptions, PlanOptions
 from diffprune.planning import allocate, check_patterns, rounding
 from diffprune.planning.rounds import GONE
 from diffprune.records import read_json
+from diffprune.stages.plan import settled
 
 from conftest import tiny_pipeline, tiny_unet
 
@@ -167,17 +169,31 @@ def test_without_it_a_plan_is_as_it_was() -> None:
     assert any(left % 8 for left, _ in widths(plain).values())
 
 
-@pytest.mark.parametrize(("capability", "expected"), [("AVX512", 16), ("AVX2", 8), ("DEFAULT", 8)])
-def test_auto_is_what_suits_the_processor(capability: str, expected: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("capability", "precision", "expected"),
+    [("AVX512", "no", 16), ("AVX512", "bf16", 32), ("AVX2", "no", 8), ("AVX2", "bf16", 8), ("DEFAULT", "no", 8)],
+)
+def test_auto_is_what_suits_the_processor(
+    capability: str, precision: str, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert rounding.width_of(torch.device("cpu")) == expected
-    assert rounding.width_of(torch.device("cuda")) == 8
+    assert rounding.width_of(torch.device("cpu"), precision) == expected
+    assert rounding.width_of(torch.device("cuda"), precision) == 8
+
+
+def test_auto_follows_the_precision_that_auto_becomes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    found = []
+    for fast in (True, False):
+        monkeypatch.setattr(autocast, "is_fast_in_bf16", lambda device, fast=fast: fast)
+        found.append(settled(PlanOptions(round_to="auto", device="cpu")).round_to)
+    assert found == [32, 16]
 
 
 def test_auto_is_recorded_as_a_number_that_a_plan_keeps_on_other_machines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rounding, "width_of", lambda device: 12)
+    monkeypatch.setattr(rounding, "width_of", lambda *told: 12)
     tiny_pipeline(block_out_channels=(32, 64), norm_num_groups=4).save_pretrained(tmp_path / "model")
     words = [str(tmp_path / "model"), "--criterion", "magnitude", "--round-to", "auto", "--device", "cpu", "--out"]
     for command, out in (("plan", "plan.json"), ("plan", "plan"), ("prune", "pruned")):
@@ -187,7 +203,7 @@ def test_auto_is_recorded_as_a_number_that_a_plan_keeps_on_other_machines(
     assert plan.options["round_to"] == 12
     assert plan.groups == diffprune.read_plan(tmp_path / "plan" / "plan.json").groups
     assert [read_json(tmp_path / f / "run.json")["options"]["round_to"] for f in ("plan", "pruned")] == [12, 12]
-    monkeypatch.setattr(rounding, "width_of", lambda device: 20)
+    monkeypatch.setattr(rounding, "width_of", lambda *told: 20)
     small = diffprune.prune(diffprune.load_pipeline(tmp_path / "model"), plan).unet
     again = diffprune.load_pipeline(tmp_path / "pruned").unet
     assert {n: p.shape for n, p in small.named_parameters()} == {n: p.shape for n, p in again.named_parameters()}

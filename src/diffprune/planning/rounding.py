@@ -19,24 +19,26 @@ WIDTH = 8
 Background User's Guide). CPUs without AVX-512: AVX2 holds 8 values in fp32."""
 
 WIDTH_OF_AVX512 = 16
-"""oneDNN lays channels out in blocks of 16 there (Understanding Memory Formats: nChw16c) and pads what is left over."""
+"""oneDNN lays channels out in blocks of 16 there (Understanding Memory Formats: nChw16c) and pads what is left over. In
+bf16 a register holds two such blocks, and multiples of 16 alone gained nothing (docs/speed.md)."""
 
 
 def with_width(options: Set) -> Set:
-    """The options as they are recorded, with `round_to` as a number where it is `auto`.
-
-    It depends on the device alone: what serves a GPU in 16 bits does so in tf32 too, and oneDNN's blocks are those of
-    fp32 in bf16 too.
-    """
+    """The options as they are recorded, with `round_to` as a number where it is `auto`; their precision is settled."""
     if options.round_to != "auto":
         return options
-    return options.model_copy(update={"round_to": width_of(pick_device(options.device))})
+    width = width_of(pick_device(options.device), options.mixed_precision)
+    return options.model_copy(update={"round_to": width})
 
 
-def width_of(device: torch.device) -> int:
-    """The number of values of which a device works on multiples without waste."""
-    is_wide = device.type == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    return WIDTH_OF_AVX512 if is_wide else WIDTH
+def width_of(device: torch.device, mixed_precision: str) -> int:
+    """The number of values of which a device works on multiples without waste.
+
+    It is the same for all precisions of a GPU: what serves it in 16 bits does so in tf32 too.
+    """
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return WIDTH
+    return 2 * WIDTH_OF_AVX512 if mixed_precision == "bf16" else WIDTH_OF_AVX512
 
 
 def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> int:
