@@ -77,11 +77,16 @@ HEAD = "| row | ours | baseline | ratio | in CPU time | asked for | reached |\n|
 
 def seconds(work: Callable[[], Any]) -> Seconds:
     """What a piece of work takes, on a GPU until it has ended there."""
+    _wait_for_gpu()
     wall, cpu = time.perf_counter(), _cpu()
     work()
+    _wait_for_gpu()
+    return Seconds(time.perf_counter() - wall, _cpu() - cpu)
+
+
+def _wait_for_gpu() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return Seconds(time.perf_counter() - wall, _cpu() - cpu)
 
 
 def _cpu() -> float:
@@ -126,14 +131,23 @@ def _line(row: Mapping[str, Any]) -> str:
     return f"| {row['row']} | " + " | ".join(cells) + f" | {'yes' if row['reached'] else 'no'} |"
 
 
-def arguments(parser: argparse.ArgumentParser, quick: Mapping[str, Any]) -> argparse.Namespace:
-    """Parsed arguments, with --out, --rounds and --quick added, with which `quick` holds the defaults."""
+def arguments(
+    parser: argparse.ArgumentParser, quick: Mapping[str, Any], *, of_each_model: Sequence[str] = ()
+) -> argparse.Namespace:
+    """Parsed arguments, with --out, --rounds and --quick added, with which `quick` holds the defaults.
+
+    of_each_model: options that take as many values as --models.
+    """
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--rounds", type=int, default=3, help="times that every way is measured")
     parser.add_argument("--quick", action="store_true", help="so small that it only shows that the script runs")
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**{"rounds": 1, **quick})
-    return parser.parse_args()
+    a = parser.parse_args()
+    for name in of_each_model:
+        if len(getattr(a, name)) != len(a.models):
+            parser.error(f"--{name.replace('_', '-')}: one for each of --models {' '.join(a.models)}")
+    return a
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

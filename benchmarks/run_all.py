@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from rounds import facts, table
 
@@ -25,21 +24,21 @@ SCRIPTS = {
 """Name of the record that a script leaves -> the script."""
 
 
-def run(name: str, out: Path, options: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of a script; none where it fails."""
+def run(name: str, out: Path, options: Sequence[str]) -> bool:
+    """Run a script; whether it ended well."""
     print(f"== {name}", flush=True)
     script = Path(__file__).parent / SCRIPTS[name]
-    if subprocess.run([sys.executable, script, "--out", out, *options], check=False).returncode:
-        return []
-    rows: list[dict[str, Any]] = json.loads((out / f"{name}.json").read_text())["rows"]
-    return rows
+    return subprocess.run([sys.executable, script, "--out", out, *options], check=False).returncode == 0
 
 
 def run_table(out: Path, scripts: Mapping[str, Sequence[str]]) -> bool:
-    """Run scripts by name, each with its options, and write their table; whether all of them ended well."""
-    found = {name: run(name, out, options) for name, options in scripts.items()}
-    rows = [row for own in found.values() for row in own]
-    failed = [name for name, own in found.items() if not own]
+    """Run scripts by name, each with its options; whether all of them ended well.
+
+    The table that is written is of all records in the folder, those of earlier calls too.
+    """
+    failed = [name for name, options in scripts.items() if not run(name, out, options)]
+    records = [out / f"{name}.json" for name in SCRIPTS if name not in failed]
+    rows = [row for record in records if record.exists() for row in json.loads(record.read_text())["rows"]]
     told = table(rows) + "".join(f"| {name} | failed | | | | | |\n" for name in failed)
     out.mkdir(parents=True, exist_ok=True)
     (out / "table.md").write_text(told)

@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="as by default in `sample`")
     parser.add_argument("--ratio", type=float, default=0.3)
     add_device(parser)
-    a = arguments(parser, {"num": [16, 2], "steps": 4, "batch_size": 8})
+    a = arguments(parser, {"num": [16, 2], "steps": 4, "batch_size": 8}, of_each_model=["num"])
     rows: list[Row] = []
     found: dict[str, list[Seconds]] = {}
     for name, num in zip(a.models, a.num, strict=True):

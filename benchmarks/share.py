@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--images", type=int, nargs="+", default=[960, 64], help="of each model, passed in a round")
     add_device(parser)
-    a = arguments(parser, {"images": [64, 16]})
+    a = arguments(parser, {"images": [64, 16]}, of_each_model=["images"])
     found, rows = {}, []
     for name, num_images in zip(a.models, a.images, strict=True):
         dense = denoiser_named(name)

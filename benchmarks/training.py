@@ -112,7 +112,9 @@ def main() -> None:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 16], help="of each model")
     parser.add_argument("--ways", nargs="+", default=[AIMED], choices=WAYS, help=f"of ours; {AIMED} among them")
     add_device(parser)
-    a = arguments(parser, {"steps": [10], "batch_sizes": [8], "models": MODELS[:1]})
+    a = arguments(
+        parser, {"steps": [10], "batch_sizes": [8], "models": MODELS[:1]}, of_each_model=["steps", "batch_sizes"]
+    )
     found: dict[str, list[Seconds]] = {}
     rows: list[Row] = []
     for name, batch_size, steps in zip(a.models, a.batch_sizes, a.steps, strict=True):

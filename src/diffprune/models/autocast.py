@@ -19,6 +19,8 @@ Set = TypeVar("Set", bound=PrecisionOptions)
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
 """Names, among the capabilities that torch tells of a CPU, of instructions that multiply in bf16."""
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 FEW_TOKENS = 128
 """Queries and keys up to which attention is trained in fp32 on CPUs."""
 
@@ -46,7 +48,8 @@ def is_fast_in_bf16(device: torch.device) -> bool:
 def short_attention_in_fp32() -> AbstractContextManager[Any]:
     """To be entered inside of autocast: what is trained on a CPU computes attention over few tokens in fp32.
 
-    torch's backward pass of it in bf16 takes up to nine times as long; beyond `FEW_TOKENS` bf16 is no slower.
+    torch's backward pass of it in bf16 takes up to nine times as long; beyond `FEW_TOKENS` the two are near
+    each other, or bf16 ahead.
     """
     return _ShortAttentionInFp32() if _trains_in_bf16() else nullcontext()
 
@@ -77,9 +80,10 @@ def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.d
     """Forward passes of a denoiser compute in the precision asked for while it lasts, whoever calls them.
 
     device: where they compute, wherever the weights wait. With `bf16` products are computed in it by autocast; weights,
-    their gradients and the output are fp32.
+    their gradients and the output are fp32. (`fp16`, of training alone, is timed so; its losses are scaled elsewhere.)
     """
-    if _precision_on(device, options) == "no":
+    precision = _precision_on(device, options)
+    if precision == "no":
         yield
         return
     model: Any = denoiser
@@ -88,7 +92,7 @@ def computing_in(options: PrecisionOptions, denoiser: nn.Module, device: torch.d
 
     @functools.wraps(forward)
     def cast(*args: Any, **kwargs: Any) -> Any:
-        with torch.autocast(device.type, torch.bfloat16), short_attention_in_fp32():
+        with torch.autocast(device.type, DTYPES[precision]), short_attention_in_fp32():
             output = forward(*args, **kwargs)
         return convert_to_fp32(output)
 

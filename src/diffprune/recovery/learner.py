@@ -122,8 +122,8 @@ class Learner:
 PRECONDITIONED = 512
 """Largest width of which SOAP keeps second moments between channels; beyond it, it is Adam along that dimension."""
 
-FUSED = ("adam", "adamw", "sgd")
-"""Optimizers of which torch has a step in one pass over the weights, on CPUs as on GPUs."""
+FUSED = ("adam", "adamw")
+"""Optimizers of which torch has a step in one pass over the weights, on CPUs, on GPUs, and on shards."""
 
 
 def optimizer_of(options: TrainingOptions) -> Callable[..., torch.optim.Optimizer]:
