@@ -198,6 +198,8 @@ def pipeline_named(name: str) -> Any:
 
 
 def denoiser_named(name: str) -> Any:
-    """A denoiser in eval mode: of the sizes below with random weights, or that of `pipeline_named`."""
+    """A denoiser in eval mode: one of `SIZES` with random weights, or that of `pipeline_named`."""
+    if name not in SIZES:
+        return pipeline_named(name).unet.eval()
     torch.manual_seed(0)
-    return SIZES[name]().eval() if name in SIZES else pipeline_named(name).unet.eval()
+    return SIZES[name]().eval()

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--steps", type=int, nargs="+", default=[40, 8], help="of each model, counted in a round")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 16], help="of each model")
-    parser.add_argument("--ways", nargs="+", default=[AIMED], choices=WAYS, help=f"of ours; {AIMED} among them")
+    parser.add_argument("--ways", nargs="+", default=[], choices=WAYS, help=f"of ours, beside {AIMED}")
     add_device(parser)
     a = arguments(
         parser, {"steps": [10], "batch_sizes": [8], "models": MODELS[:1]}, of_each_model=["steps", "batch_sizes"]
@@ -121,7 +121,7 @@ def main() -> None:
         pipeline = pipeline_named(name)
         images = images_for(process_of(pipeline), a.data)
         plan = diffprune.plan(pipeline, criterion="magnitude", ratio=a.ratio)
-        ways = {PLAIN: plain, **{way: functools.partial(ours, **WAYS[way]) for way in a.ways}}
+        ways = {PLAIN: plain, **{way: functools.partial(ours, **WAYS[way]) for way in (AIMED, *a.ways)}}
         times = alternate(
             {
                 way: functools.partial(measure, train, pipeline, plan, images, a.device, batch_size, steps)

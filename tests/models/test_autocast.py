@@ -104,9 +104,10 @@ def gradients_and_attention(
 
     class Watching(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **kwargs or {})
             if func is scaled_dot_product_attention:
-                seen.add(func(*args, **kwargs or {}).dtype)
-            return func(*args, **kwargs or {})
+                seen.add(result.dtype)
+            return result
 
     with Watching(), computing_in(BF16, unet, CPU), nullcontext() if keeps_activations else checkpointed(unet):
         unet(*told()).sample.square().mean().backward()

@@ -20,6 +20,7 @@ BF16_UNITS = ("avx512_bf16", "amx_bf16")
 """Names, among the capabilities that torch tells of a CPU, of instructions that multiply in bf16."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Precisions that autocast multiplies in."""
 
 FEW_TOKENS = 128
 """Queries and keys up to which attention is trained in fp32 on CPUs."""
@@ -51,17 +52,17 @@ def short_attention_in_fp32() -> AbstractContextManager[Any]:
     torch's backward pass of it in bf16 takes up to nine times as long; beyond `FEW_TOKENS` the two are near
     each other, or bf16 ahead.
     """
-    return _ShortAttentionInFp32() if _trains_in_bf16() else nullcontext()
+    return _ShortAttentionInFp32() if _trains_under_autocast() else nullcontext()
 
 
-def _trains_in_bf16() -> bool:
+def _trains_under_autocast() -> bool:
     return torch.is_autocast_enabled("cpu") and torch.is_grad_enabled()
 
 
 class _ShortAttentionInFp32(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention or not _is_short(*args, **kwargs) or not _trains_in_bf16():
+        if func is not scaled_dot_product_attention or not _is_short(*args, **kwargs) or not _trains_under_autocast():
             return func(*args, **kwargs)
         with torch.autocast("cpu", enabled=False):
             return func(*map(_in_fp32, args), **{name: _in_fp32(value) for name, value in kwargs.items()})

@@ -60,7 +60,7 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
 
 
 def _as_before() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What a block's first forward pass and the one anew are to be entered with."""
+    """Contexts of a block's first forward pass, which needs none, and of the one anew, which is outside the first's."""
     return nullcontext(), short_attention_in_fp32()
 
 

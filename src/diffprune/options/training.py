@@ -75,7 +75,8 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
         description="how training draws timesteps: uniform, or logit-normal, where those in the middle come more often "
         "(auto: logit-normal for flow matching, uniform for others)",
     )
-    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(  # type: ignore[assignment]  # fp16 too: losses are scaled
+    # More than other stages take, which the type checker minds: training scales its losses, as fp16 needs.
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(  # type: ignore[assignment]
         default="auto",
         description="precision of forward and backward: auto is bf16 where the device has units for it (GPUs since "
         "Ampere, CPUs with AVX512-BF16 or AMX), else no, which is fp32",
