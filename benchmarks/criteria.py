@@ -13,13 +13,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, get_args
 
-from diffprune.data.calibration import images_for
-from diffprune.models.loading import load_pipeline
-from diffprune.models.process import process_of
+from diffprune.calibration.calibration_set import images_for
 from diffprune.options import Criterion, PlanOptions, PruneOptions
-from diffprune.stages.plan import make_plan
-from diffprune.stages.prune import carry_out
-
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import load_pipeline
+from diffprune.stages.plan_stage import make_plan
+from diffprune.stages.prune_stage import apply_plan
 from judge import Judge, split
 from rounds import facts
 
@@ -34,7 +33,7 @@ def measure(
     seconds = time.perf_counter() - started
     errors = {}
     for compensate in (False, True):
-        small, _ = carry_out(pipeline, plan, PruneOptions(data=a.data, seed=seed, compensate=compensate))
+        small, _ = apply_plan(pipeline, plan, PruneOptions(data=a.data, seed=seed, compensate=compensate))
         errors["compensated" if compensate else "sliced"] = judge.errors(small.unet)["output_error"]
     return {"criterion": criterion, "ratio": ratio, "seed": seed, "seconds": seconds, **errors}
 

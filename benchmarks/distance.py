@@ -13,9 +13,8 @@ import numpy as np
 import torch
 from scipy.linalg import sqrtm
 
-from diffprune.evaluation.distances import gaussian_distance
-from diffprune.evaluation.statistics import Statistics
-
+from diffprune.evaluation.feature_statistics import Statistics
+from diffprune.evaluation.frechet import gaussian_distance
 from rounds import Row, alternate, arguments, faster, medians, record, seconds
 
 ASKED, CLOSE = 5.0, 1e-6

@@ -22,10 +22,9 @@ from PIL import Image
 from pytorch_fid import fid_score, inception
 from torchvision.models import inception_v3
 
-from diffprune.evaluation.statistics import ARRAYS
+from diffprune.evaluation.feature_statistics import ARRAYS
 from diffprune.options import StatsOptions
-from diffprune.stages.stats import stats_stage
-
+from diffprune.stages.stats_stage import stats_stage
 from rounds import Row, add_device, alternate, arguments, faster, medians, record, seconds
 
 ASKED, CLOSE = 1.5, 1e-3

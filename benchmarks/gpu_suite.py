@@ -47,7 +47,7 @@ def rows(a: argparse.Namespace) -> bool:
 def original(a: argparse.Namespace) -> bool:
     """Train a DDPM."""
     return _ends_well(
-        "-m", "diffprune.cli", "train", "--architecture", a.architecture, "--data", a.data, "--device", a.device,
+        "-m", "diffprune", "train", "--architecture", a.architecture, "--data", a.data, "--device", a.device,
         "--steps", str(a.steps), "--batch-size", "128", "--learning-rate", "4e-4", "--schedule", "cosine",
         "--warmup-steps", str(a.steps // 20), "--ema-decay", "0.999", "--out", str(a.out / "original"),
     )  # fmt: skip

@@ -9,19 +9,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffprune.data.calibration import NoisyBatch, noisy_batch
+from diffprune.calibration.calibration_set import NoisyBatch, noisy_batch
+from diffprune.compute.device import pick_device
+from diffprune.compute.placement import placed
 from diffprune.data.images import ImageSet, rows_at
 from diffprune.data.labels import labels_of
-from diffprune.evaluation.distances import frechet_distance
-from diffprune.evaluation.features import load_classifier
-from diffprune.evaluation.paired import ssim
-from diffprune.models.conditions import on_device
-from diffprune.models.families import predict
-from diffprune.models.loading import denoiser_of, pick_device
-from diffprune.models.process import Condition, process_of
-from diffprune.models.state import borrowed
+from diffprune.evaluation.digit_classifier import load_classifier
+from diffprune.evaluation.frechet import frechet_distance
+from diffprune.evaluation.paired_metrics import ssim
 from diffprune.options import SampleOptions
-from diffprune.progress import progress
+from diffprune.pipelines.conditioning import on_device
+from diffprune.pipelines.diffusion import Conditioning, process_of
+from diffprune.pipelines.loading import denoiser_of
+from diffprune.pipelines.predict import predict
+from diffprune.runs.progress import progress
 from diffprune.sampling.sampler import draw_images
 
 HELD_OUT, NUM_JUDGED, DRAWING_STEPS, NUM_PAIRED = 0.1, 640, 20, 64
@@ -96,7 +97,7 @@ class Judge:
         clean = torch.stack([images[i] for i in chosen])
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.arange(NUM_JUDGED) * self.process.num_timesteps // NUM_JUDGED
-        told: Condition = {}
+        told: Conditioning = {}
         if self.process.classes is not None and images.labels is not None:
             told = self.process.classes.embed(torch.tensor([images.labels[i] for i in chosen]))
         parts = [slice(i, i + 64) for i in range(0, NUM_JUDGED, 64)]
@@ -127,7 +128,7 @@ class Judge:
 
     @torch.no_grad()
     def _answers(self, denoiser: nn.Module) -> list[Tensor]:
-        with borrowed(denoiser, self.device):
+        with placed(denoiser, self.device):
             return [self._answer(denoiser, batch) for batch in self.batches]
 
     def _answer(self, denoiser: nn.Module, batch: NoisyBatch) -> Tensor:
@@ -140,7 +141,7 @@ class Judge:
     def _drawn(self, denoiser: nn.Module) -> Tensor:
         options = SampleOptions(num=self.num_drawn, steps=DRAWING_STEPS, seed=99)
         parts = [range(i, min(i + 64, self.num_drawn)) for i in range(0, self.num_drawn, 64)]
-        with borrowed(denoiser, self.device):
+        with placed(denoiser, self.device):
             return torch.cat([draw_images(denoiser, self.process, part, options, self.device) for part in parts])
 
     @torch.no_grad()

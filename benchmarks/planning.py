@@ -22,7 +22,7 @@ CONFIGS = Path(__file__).parent
 COMMAND = """
 import sys
 from pathlib import Path
-from diffprune.cli import main
+from diffprune.cli.main import main
 status = main(sys.argv[2:])
 Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
 sys.exit(status)

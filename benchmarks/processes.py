@@ -20,8 +20,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 import diffprune
-from diffprune.processes import process_state, summed, take_leave
-
+from diffprune.runs.distributed import all_reduce_sum, leave_process_group, process_state
 from feature_statistics import random_images, random_weights
 from rounds import Seconds, alternate, arguments, faster, medians, pipeline_named, record, seconds
 
@@ -62,10 +61,10 @@ def take_part(a: argparse.Namespace) -> None:
 
     state.wait_for_everyone()
     took = seconds(work)
-    cpu = float(summed(torch.tensor(took.cpu, dtype=torch.float64), "cpu"))
+    cpu = float(all_reduce_sum(torch.tensor(took.cpu, dtype=torch.float64), "cpu"))
     if state.is_main_process:
         (a.folder / TOLD).write_text(json.dumps([took.wall, cpu]))
-    take_leave()
+    leave_process_group()
 
 
 def launched(work: str, num_processes: int, folder: Path) -> Seconds:

@@ -25,15 +25,14 @@ from typing import Any
 import matplotlib
 from torch import nn
 
-from diffprune.data.calibration import images_for
+from diffprune.calibration.calibration_set import images_for
 from diffprune.data.images import ImageSet
-from diffprune.models.loading import denoiser_of, load_pipeline
-from diffprune.models.process import process_of
 from diffprune.options import FinetuneOptions, PlanOptions, PruneOptions
-from diffprune.recovery.trainer import train_denoiser
-from diffprune.stages.plan import make_plan
-from diffprune.stages.prune import carry_out
-
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import denoiser_of, load_pipeline
+from diffprune.stages.plan_stage import make_plan
+from diffprune.stages.prune_stage import apply_plan
+from diffprune.training.trainer import train_denoiser
 from judge import Judge, classifier_for, split
 from rounds import add_device, facts
 
@@ -73,7 +72,7 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     scored = time.perf_counter()
     chosen = {name: how.get(name, False) for name in ("compensate", "reinit")}
     options = PruneOptions(data=a.data, seed=seed, **chosen)
-    small, _ = carry_out(pipeline, plan, options)
+    small, _ = apply_plan(pipeline, plan, options)
     pruned = time.perf_counter()
     at_start = {**judge.errors(denoiser_of(small)), **judge.samples(denoiser_of(small)), "seconds": 0.0}
     figures: dict[int, dict[str, float]] = {0: at_start}

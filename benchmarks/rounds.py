@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
-from diffprune.models.autocast import is_fast_in_bf16
-from diffprune.models.builtin import ARCHITECTURES
-from diffprune.models.loading import load_pipeline, pick_device
+from diffprune.compute.autocast import is_fast_in_bf16
+from diffprune.compute.device import pick_device
+from diffprune.pipelines.builtin import ARCHITECTURES
+from diffprune.pipelines.loading import load_pipeline
 
 MODELS = ("digits", "ddpm-cifar10")
 SIZES = {

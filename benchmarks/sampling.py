@@ -18,7 +18,6 @@ from typing import Any
 from diffusers import DDIMPipeline
 
 import diffprune
-
 from rounds import (
     MODELS,
     Row,

@@ -23,16 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from diffprune.criteria.gradients import weights_of
+from diffprune.calibration.calibration_set import Calibration, images_for
+from diffprune.criteria.score_pass import weights_of
 from diffprune.criteria.scores import Scores, sums_by_unit
-from diffprune.data.calibration import Calibration, images_for
-from diffprune.groups import Group, find_groups, smaller
-from diffprune.models.process import process_of
+from diffprune.groups import Group, find_groups, remove_units
 from diffprune.options import PlanOptions
-from diffprune.planning.fitting import Kept, fit
+from diffprune.pipelines.diffusion import process_of
+from diffprune.planning.budget import Kept, fit
 from diffprune.planning.rounds import choose_units
-from diffprune.stages.plan import calibration_of
-
+from diffprune.stages.plan_stage import calibration_of
 from judge import Judge, split
 from rounds import Row, Seconds, add_device, alternate, arguments, faster, medians, pipeline_named, record, seconds
 
@@ -111,7 +110,7 @@ class Scoring:
         judge = Judge(self.pipeline, held_out, lambda images: images.flatten(1)[:, :8], 8)
 
         def error(kept: Kept) -> float:
-            return judge.errors(smaller(self.denoiser, self.groups, kept))["output_error"]
+            return judge.errors(remove_units(self.denoiser, self.groups, kept))["output_error"]
 
         return {way: [error(kept) for kept in chosen] for way, chosen in self.chosen.items()}
 

@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 import diffprune
-from diffprune.models.autocast import computing_in
-from diffprune.models.cost import cost_of
-from diffprune.models.families import family_of
+from diffprune.architectures.families import family_of
+from diffprune.compute.autocast import autocast_forward
+from diffprune.compute.cost import cost_of
 from diffprune.options import InspectOptions
-
 from rounds import MODELS, Row, Seconds, add_device, alternate, arguments, denoiser_named, medians, record, seconds
 
 ASKED = 0.9
@@ -31,7 +30,7 @@ def passes(denoiser: Any, batch_size: int, num: int) -> None:
 
 
 def seconds_of_pass(denoiser: Any, batch_size: int, num: int) -> Seconds:
-    with computing_in(InspectOptions(), denoiser, denoiser.device):
+    with autocast_forward(InspectOptions(), denoiser, denoiser.device):
         passes(denoiser, batch_size, 2)  # uncounted
         return seconds(lambda: passes(denoiser, batch_size, num)) / num
 

@@ -17,13 +17,12 @@ from diffusers.training_utils import EMAModel
 from torch.nn.functional import mse_loss
 
 import diffprune
-from diffprune.data.calibration import images_for
+from diffprune.calibration.calibration_set import images_for
 from diffprune.data.images import ImageSet
-from diffprune.models.process import process_of
 from diffprune.options import FinetuneOptions
+from diffprune.pipelines.diffusion import process_of
 from diffprune.planning import Plan
-from diffprune.recovery.trainer import train_denoiser
-
+from diffprune.training.trainer import train_denoiser
 from rounds import (
     MODELS,
     Row,

@@ -16,11 +16,11 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DConditionModel, UNet2DM
 from PIL import Image
 from torchvision.models import inception_v3
 
+from diffprune.compute import autocast, cost
 from diffprune.evaluation.inception import LAYERS, Inception
-from diffprune.models import autocast, cost
-from diffprune.planning import fitting, rounds
-
-from forks import Forks, forking
+from diffprune.planning import budget as fitting
+from diffprune.planning import rounds
+from tests.helpers.forks import Forks, forking
 
 cost.MIN_RUN_TIME_S = 0.01  # nothing here looks at how long a pass takes
 autocast.is_fast_in_bf16 = lambda device: False  # `auto` is fp32: what is promised to the bit is promised in it
@@ -169,9 +169,9 @@ def quick_embed(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.T
 @pytest.fixture
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """`quick_embed` everywhere."""
-    monkeypatch.setattr("diffprune.stages.stats.load_inception", quick_inception)
-    monkeypatch.setattr("diffprune.stages.compare.load_inception", quick_inception)
-    monkeypatch.setattr("diffprune.evaluation.sets.embed", quick_embed)
+    monkeypatch.setattr("diffprune.stages.stats_stage.load_inception", quick_inception)
+    monkeypatch.setattr("diffprune.evaluation.set_comparison.load_inception", quick_inception)
+    monkeypatch.setattr("diffprune.evaluation.set_features.embed", quick_embed)
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,12 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
-from diffprune.data.conditioned import calibrate_on_texts
-from diffprune.models.process import process_of
+from diffprune.calibration.text_latents import calibrate_on_texts
 from diffprune.options import PlanOptions
-from diffprune.recovery.trainer import train_denoiser
-from diffprune.stages.train import FinetuneOptions, images_for
-
-from pipelines import tiny
+from diffprune.pipelines.diffusion import process_of
+from diffprune.stages.train_stage import FinetuneOptions, images_for
+from diffprune.training.trainer import train_denoiser
+from tests.helpers.tiny_pipelines import tiny
 
 pytestmark = pytest.mark.gpu
 

@@ -7,11 +7,13 @@ diffusers model class is here under its own name (`diffprune.UNet2DModel`): the 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from diffprune.models.registration import register_with_diffusers
+from diffprune.artifact.registration import register_with_diffusers
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin as ModelMixin
 
+    from diffprune.architectures.families import register_family
+    from diffprune.architectures.layouts import AttentionLayout, FeedForwardLayout
     from diffprune.errors import (
         DataError,
         DiffpruneError,
@@ -22,28 +24,26 @@ if TYPE_CHECKING:
         PlanError,
     )
     from diffprune.groups import Group, find_groups
-    from diffprune.models.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
-    from diffprune.models.families import register_family
-    from diffprune.models.layouts import AttentionLayout, FeedForwardLayout
-    from diffprune.models.loading import load_pipeline
+    from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
+    from diffprune.pipelines.loading import load_pipeline
     from diffprune.planning import Plan, read_plan
-    from diffprune.stages.convert import convert
-    from diffprune.stages.evaluate import evaluate
-    from diffprune.stages.plan import plan
-    from diffprune.stages.prune import prune
-    from diffprune.stages.sample import sample
-    from diffprune.stages.stats import stats
-    from diffprune.stages.train import finetune, train
+    from diffprune.stages.convert_stage import convert
+    from diffprune.stages.evaluate_stage import evaluate
+    from diffprune.stages.plan_stage import plan
+    from diffprune.stages.prune_stage import prune
+    from diffprune.stages.sample_stage import sample
+    from diffprune.stages.stats_stage import stats
+    from diffprune.stages.train_stage import finetune, train
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "AttentionLayout": "diffprune.models.layouts",
-    "ClassConditionalLDMPipeline": "diffprune.models.class_conditional",
-    "ClassEmbedding": "diffprune.models.class_conditional",
+    "AttentionLayout": "diffprune.architectures.layouts",
+    "ClassConditionalLDMPipeline": "diffprune.pipelines.class_conditional",
+    "ClassEmbedding": "diffprune.pipelines.class_conditional",
     "DataError": "diffprune.errors",
     "DiffpruneError": "diffprune.errors",
-    "FeedForwardLayout": "diffprune.models.layouts",
+    "FeedForwardLayout": "diffprune.architectures.layouts",
     "FolderError": "diffprune.errors",
     "Group": "diffprune.groups",
     "ManifestError": "diffprune.errors",
@@ -51,18 +51,18 @@ _HOMES = {
     "OptionError": "diffprune.errors",
     "Plan": "diffprune.planning",
     "PlanError": "diffprune.errors",
-    "convert": "diffprune.stages.convert",
-    "evaluate": "diffprune.stages.evaluate",
+    "convert": "diffprune.stages.convert_stage",
+    "evaluate": "diffprune.stages.evaluate_stage",
     "find_groups": "diffprune.groups",
-    "finetune": "diffprune.stages.train",
-    "load_pipeline": "diffprune.models.loading",
-    "plan": "diffprune.stages.plan",
-    "prune": "diffprune.stages.prune",
+    "finetune": "diffprune.stages.train_stage",
+    "load_pipeline": "diffprune.pipelines.loading",
+    "plan": "diffprune.stages.plan_stage",
+    "prune": "diffprune.stages.prune_stage",
     "read_plan": "diffprune.planning",
-    "register_family": "diffprune.models.families",
-    "sample": "diffprune.stages.sample",
-    "stats": "diffprune.stages.stats",
-    "train": "diffprune.stages.train",
+    "register_family": "diffprune.architectures.families",
+    "sample": "diffprune.stages.sample_stage",
+    "stats": "diffprune.stages.stats_stage",
+    "train": "diffprune.stages.train_stage",
 }
 
 __all__ = [
@@ -103,7 +103,7 @@ def __getattr__(name: str) -> Any:
         return import_module("diffusers").ModelMixin
     if name.startswith("_") or not name[0].isupper():
         raise AttributeError(f"module 'diffprune' has no attribute {name!r}")
-    return import_module("diffprune.models.pruned").class_by_name(name)
+    return import_module("diffprune.artifact.pruned_classes").class_by_name(name)
 
 
 def __dir__() -> list[str]:

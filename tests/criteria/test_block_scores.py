@@ -7,13 +7,13 @@ import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel
 from torch import nn
 
+from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.bypass import bypass
 from diffprune.criteria.cosine import cosine
-from diffprune.data.calibration import Calibration
 from diffprune.groups import find_blocks
-from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.runs.accumulator import Accumulator
 
 OPTIONS = PlanOptions(block_timesteps=3, batch_size=2)
 SPARED = 2
@@ -53,7 +53,7 @@ def test_a_block_that_does_nothing_scores_nothing_and_one_that_has_to_stay_most(
     criterion: type[bypass], dit: DiTTransformer2DModel, calibration: Calibration
 ) -> None:
     groups = find_blocks(dit)
-    values = criterion(dit, groups, calibration, OPTIONS, RunningSums()).values["transformer_blocks"]
+    values = criterion(dit, groups, calibration, OPTIONS, Accumulator()).values["transformer_blocks"]
     assert values[SPARED] == pytest.approx(0, abs=1e-6)
     assert values[0] == float("inf")
     assert (values[[1, 3]] > 1e-5).all()
@@ -61,7 +61,7 @@ def test_a_block_that_does_nothing_scores_nothing_and_one_that_has_to_stay_most(
 
 def test_bypass_is_the_squared_change_of_the_output(dit: DiTTransformer2DModel, calibration: Calibration) -> None:
     options = OPTIONS.model_copy(update={"block_timesteps": 1, "batch_size": 3})
-    values = bypass(dit, find_blocks(dit), calibration, options, RunningSums()).values["transformer_blocks"]
+    values = bypass(dit, find_blocks(dit), calibration, options, Accumulator()).values["transformer_blocks"]
     (batch,) = calibration.batches(10, 3)
     with torch.no_grad():
         whole = predict(dit, batch.noisy, batch.timesteps, batch.condition)
@@ -77,7 +77,7 @@ def test_scores_do_not_depend_on_the_batch_size_and_leave_the_model_as_it_was(
     before = [*dit.transformer_blocks]
     first, second = (
         criterion(
-            dit, find_blocks(dit), calibration, OPTIONS.model_copy(update={"batch_size": size}), RunningSums()
+            dit, find_blocks(dit), calibration, OPTIONS.model_copy(update={"batch_size": size}), Accumulator()
         ).values
         for size in (1, 3)
     )

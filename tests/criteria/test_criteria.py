@@ -15,16 +15,16 @@ from diffusers import (
 from torch import Tensor, nn
 
 import diffprune
+from diffprune.calibration.calibration_set import Calibration, LabeledImages, calibrate, noisy_batch
+from diffprune.compute.placement import placed
 from diffprune.criteria import CRITERIA
 from diffprune.criteria.obs import DAMPING
 from diffprune.criteria.unit_gradients import random_directions, unit_gradients
-from diffprune.data.calibration import Calibration, Drawn, calibrate, noisy_batch
 from diffprune.errors import ModelError, OptionError
 from diffprune.groups import Group, Slice, find_groups
-from diffprune.models.process import process_of
-from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions, parse_options
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.diffusion import process_of
+from diffprune.runs.accumulator import Accumulator
 
 GROUP = Group("first", "channels", 2, (Slice("first", "out", 0, 1), Slice("second", "in", 0, 1)))
 A = torch.tensor([[1.0], [3.0]])
@@ -67,14 +67,14 @@ def gradients_by_hand(batch: Calibration, timestep: int) -> tuple[float, Tensor,
     return float((error**2).mean()), slope * B.T, slope * A.T
 
 
-def summed(batch: Calibration, timesteps: range) -> tuple[Tensor, Tensor]:
+def all_reduce_sum(batch: Calibration, timesteps: range) -> tuple[Tensor, Tensor]:
     parts = [gradients_by_hand(batch, t)[1:] for t in timesteps]
     return sum(p[0] for p in parts), sum(p[1] for p in parts)
 
 
 def scored(name: str, batch: Calibration | None, **options: object) -> Tensor:
     settings = PlanOptions(criterion=name, **options)
-    return CRITERIA[name](TwoLayers(), [GROUP], batch, settings, RunningSums()).values["first"]
+    return CRITERIA[name](TwoLayers(), [GROUP], batch, settings, Accumulator()).values["first"]
 
 
 def test_magnitude_is_the_sum_of_squared_weights() -> None:
@@ -89,7 +89,7 @@ def test_random_is_drawn_by_seed() -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_taylor_is_the_absolute_signed_sum(prediction_type: str) -> None:
     batch = calibration(prediction_type=prediction_type)
-    g_a, g_b = summed(batch, range(5))
+    g_a, g_b = all_reduce_sum(batch, range(5))
     expected = ((A * g_a).sum(1) + (B * g_b).sum(0)).abs().double()
     assert torch.allclose(scored("taylor", batch), expected, rtol=1e-4)
 
@@ -97,13 +97,13 @@ def test_taylor_is_the_absolute_signed_sum(prediction_type: str) -> None:
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
 def test_diff_pruning_sums_absolute_terms(prediction_type: str) -> None:
     batch = calibration(prediction_type=prediction_type)
-    g_a, g_b = summed(batch, range(5))
+    g_a, g_b = all_reduce_sum(batch, range(5))
     expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
     assert torch.allclose(scored("diff-pruning", batch, threshold=0.0), expected, rtol=1e-4)
 
 
 def test_diff_pruning_with_power_two_sums_squares() -> None:
-    g_a, g_b = summed(calibration(), range(5))
+    g_a, g_b = all_reduce_sum(calibration(), range(5))
     expected = ((A * g_a).square().sum(1) + (B * g_b).square().sum(0)).double()
     assert torch.allclose(scored("diff-pruning", calibration(), threshold=0.0, power=2), expected, rtol=1e-4)
 
@@ -183,8 +183,8 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
     )
     group = next(g for g in groups if any(part.module.endswith("to_v") for part in g.slices))
     rows = dataclasses.replace(group, slices=tuple(part for part in group.slices if part.dim == "out"))
-    with borrowed(unet, torch.device("cpu")):
-        (told,) = unit_gradients(unet, [rows], batch, settings, RunningSums())
+    with placed(unet, torch.device("cpu")):
+        (told,) = unit_gradients(unet, [rows], batch, settings, Accumulator())
     unit, step = 1, 1e-2
     losses = []
     for factor in (1 + step, 1 - step):
@@ -204,12 +204,12 @@ def test_unit_gradients_are_the_derivative_by_a_factor_before_the_unit(pipeline:
 
 def test_every_criterion_scores_a_real_model(pipeline: object) -> None:
     groups, images = find_groups(pipeline.unet), torch.zeros(2, 1, 16, 16)
-    batch = calibrate(Drawn(images), process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
+    batch = calibrate(LabeledImages(images), process_of(pipeline), PlanOptions(num_noises=2), torch.device("cpu"))
     assert batch.clean.shape == (4, 1, 16, 16)
     for name, criterion in CRITERIA.items():
-        with borrowed(pipeline.unet, torch.device("cpu")):
+        with placed(pipeline.unet, torch.device("cpu")):
             options = PlanOptions(criterion=name, timestep_stride=10)
-            scores = criterion(pipeline.unet, groups, batch, options, RunningSums())
+            scores = criterion(pipeline.unet, groups, batch, options, Accumulator())
         assert scores.criterion == name
         for group in groups:
             values = scores.values[group.name]
@@ -243,10 +243,10 @@ def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
     threshold = 0.5
     crossing = next(t for t in range(1, 200) if losses[t] < threshold * max(losses[:t]))
     assert 1 < crossing < 199, "the case must have a crossing inside"
-    g_a, g_b = summed(batch, range(crossing))
+    g_a, g_b = all_reduce_sum(batch, range(crossing))
     expected = ((A * g_a).abs().sum(1) + (B * g_b).abs().sum(0)).double()
     settings = PlanOptions(criterion="diff-pruning", threshold=threshold, timestep_stride=1)
-    result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings, RunningSums())
+    result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings, Accumulator())
     assert torch.allclose(result.values["first"], expected, rtol=1e-4)
     assert result.details["stopped_at"] == result.details["timesteps_used"] == crossing
 

@@ -15,10 +15,9 @@ import diffprune
 from diffprune.data.decoding import decode
 from diffprune.data.images import image_files, open_images
 from diffprune.errors import DataError
-from diffprune.evaluation.inputs import InceptionInputs
-from diffprune.evaluation.preparation import Preparation
-
-from archives import noise, write_zip
+from diffprune.evaluation.image_preparation import Preparation
+from diffprune.evaluation.inception_inputs import InceptionInputs
+from tests.helpers.archives import noise, write_zip
 
 ORIENTATION = 0x0112
 
@@ -125,7 +124,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path) -> None:
 
 
 def test_hidden_files_of_a_zip_are_left_out(tmp_path: Path) -> None:
-    from diffprune.data.archives import open_archive
+    from diffprune.data.published.archives import open_archive
 
     names = ["faces/a.png", "faces/._a.png", "__MACOSX/faces/b.png", ".hidden/c.png"]
     path = write_zip(tmp_path / "faces.zip", dict.fromkeys(names, b""))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from diffprune.data.presets import PRESETS
-from diffprune.stages.data import _PUBLISHED
+from diffprune.stages.data_stage import _PUBLISHED
 
 PAGE = Path(__file__).parents[2] / "docs" / "data-sets.md"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffprune.data.calibration import draw_images_of
+from diffprune.calibration.calibration_set import draw_calibration_images
 from diffprune.data.digits import digits, split
 from diffprune.data.images import load_batches, open_images, without_corrupt
 from diffprune.errors import DataError
@@ -112,8 +112,8 @@ def test_corrupt_images_are_counted_named_and_left_out(
 def test_calibration_draws_another_image_for_a_corrupt_one(folder: Path) -> None:
     images = open_images(folder, (16, 16), 1)
     damage(folder / "b.png")
-    assert torch.equal(draw_images_of(images, 1, 0, on_corrupt="skip").images, images[1][None])
+    assert torch.equal(draw_calibration_images(images, 1, 0, on_corrupt="skip").images, images[1][None])
     with pytest.raises(DataError, match="only 1 of 2 images can be read"):
-        draw_images_of(images, 2, 0, on_corrupt="skip")
+        draw_calibration_images(images, 2, 0, on_corrupt="skip")
     with pytest.raises(DataError, match=r"b\.png is not a readable image"):
-        draw_images_of(images, 2, 0)
+        draw_calibration_images(images, 2, 0)

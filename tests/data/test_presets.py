@@ -10,9 +10,8 @@ from torchvision.transforms import v2
 from diffprune.data.presets import PRESETS, Box, Preprocessing, preprocessing_of
 from diffprune.errors import DataError, OptionError
 from diffprune.options import ImageOptions
-from diffprune.options.images import Preset, SizedPreset
-
-from archives import noise
+from diffprune.options.image_options import Preset, SizedPreset
+from tests.helpers.archives import noise
 
 
 def picture(height: int, width: int) -> Image.Image:

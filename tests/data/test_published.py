@@ -16,13 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffprune.cli import main
-from diffprune.data.downloads import download
+from diffprune.cli.main import main
 from diffprune.data.images import open_images
 from diffprune.data.presets import PRESETS
 from diffprune.errors import DataError
-
-from archives import (
+from diffprune.runs.download import download
+from tests.helpers.archives import (
     cifar_batch,
     encoded,
     noise,

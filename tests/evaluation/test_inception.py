@@ -14,16 +14,15 @@ import torch_fidelity
 from PIL import Image
 
 import diffprune
+from diffprune.evaluation.feature_statistics import ImageStatistics, Moments
+from diffprune.evaluation.image_preparation import Preparation
 from diffprune.evaluation.inception import Inception, embed, load_inception
-from diffprune.evaluation.inputs import RESIZES
-from diffprune.evaluation.preparation import Preparation
-from diffprune.evaluation.sets import gather, open_set
-from diffprune.evaluation.statistics import ImageStatistics, Moments
-from diffprune.evaluation.verdicts import compare_statistics
+from diffprune.evaluation.inception_inputs import RESIZES
+from diffprune.evaluation.set_features import gather, open_set
+from diffprune.evaluation.set_metrics import compare_statistics
 from diffprune.options import EvaluateOptions
-from diffprune.running_sums import RunningSums
-
-from conftest import photos
+from diffprune.runs.accumulator import Accumulator
+from tests.conftest import photos
 
 CPU = torch.device("cpu")
 Sets = tuple[Path, Path]
@@ -200,7 +199,7 @@ def test_images_of_different_sizes_and_modes_go_together(tmp_path: Path) -> None
 def test_moments_equal_the_whole_but_for_less_than_the_rounding_of_the_features(batch: int, offset: float) -> None:
     exact = torch.randn(100, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + offset
     features = exact.float()
-    moments = Moments("fid", 5, RunningSums("cpu"))
+    moments = Moments("fid", 5, Accumulator("cpu"))
     for start in range(0, 100, batch):
         moments.add(features[start : start + batch])
     found, of_rounded = moments.statistics(100), features.double()

@@ -12,9 +12,9 @@ import diffprune
 from diffprune.data.digits import digits, split
 from diffprune.data.images import open_images
 from diffprune.errors import DataError
-from diffprune.evaluation.distances import frechet_distance
-from diffprune.evaluation.features import load_classifier
-from diffprune.evaluation.paired import mse, pairs, ssim
+from diffprune.evaluation.digit_classifier import load_classifier
+from diffprune.evaluation.frechet import frechet_distance
+from diffprune.evaluation.paired_metrics import mse, pairs, ssim
 
 
 def gaussian(seed: int, num: int = 300, size: int = 6) -> torch.Tensor:

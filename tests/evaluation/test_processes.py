@@ -11,12 +11,11 @@ import pytest
 import torch
 
 import diffprune
-from diffprune.evaluation.preparation import Preparation
-from diffprune.evaluation.sets import gather, open_set
-from diffprune.evaluation.statistics import read_statistics
+from diffprune.evaluation.feature_statistics import read_statistics
+from diffprune.evaluation.image_preparation import Preparation
+from diffprune.evaluation.set_features import gather, open_set
 from diffprune.options import EvaluateOptions
-
-from conftest import photos, quick_inception
+from tests.conftest import photos, quick_inception
 
 METRICS = ("fid", "kid", "ssim", "mse")
 MORE = {
@@ -29,20 +28,21 @@ from pathlib import Path
 
 import torch
 
-import conftest
-import diffprune.evaluation.sets
-import diffprune.stages.compare
-import diffprune.stages.stats
+from tests import conftest
+import diffprune.evaluation.set_features
+import diffprune.evaluation.set_comparison
+import diffprune.stages.stats_stage
 from diffprune.errors import DataError
-from diffprune.evaluation.preparation import Preparation
-from diffprune.evaluation.sets import gather, open_set
+from diffprune.evaluation.image_preparation import Preparation
+from diffprune.evaluation.set_features import gather, open_set
 from diffprune.options import EvaluateOptions, StatsOptions
-from diffprune.processes import process_state, take_leave
-from diffprune.stages.evaluate import evaluate_stage
-from diffprune.stages.stats import stats_stage
+from diffprune.runs.distributed import process_state, take_leave
+from diffprune.stages.evaluate_stage import evaluate_stage
+from diffprune.stages.stats_stage import stats_stage
 
-diffprune.stages.compare.load_inception = diffprune.stages.stats.load_inception = conftest.quick_inception
-diffprune.evaluation.sets.embed = conftest.quick_embed
+diffprune.evaluation.set_comparison.load_inception = conftest.quick_inception
+diffprune.stages.stats_stage.load_inception = conftest.quick_inception
+diffprune.evaluation.set_features.embed = conftest.quick_embed
 
 images, reference, damaged, out = sys.argv[1:]
 rank = process_state("cpu").process_index

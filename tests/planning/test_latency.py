@@ -8,11 +8,10 @@ import pytest
 from torch import nn
 
 import diffprune
-from diffprune.cli import main
+from diffprune.cli.main import main
 from diffprune.planning import latency
-from diffprune.records import read_json
-
-from conftest import tiny_pipeline
+from diffprune.runs.atomic_files import read_json
+from tests.conftest import tiny_pipeline
 
 Clock = Callable[[Callable[[], float]], list[int]]
 
@@ -40,7 +39,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 def test_a_share_of_the_time_stays_at_most(clock: Clock) -> None:
     seen = clock()
-    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.5, latency_batch_size=3)
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", keep_latency=0.5, latency_batch_size=3)
     assert 0.475 <= plan.after.params / plan.before.params <= 0.5
     assert plan.details["latency"] == {"before_ms": plan.before.params, "after_ms": plan.after.params}
     assert plan.summary()["latency_after_ms"] == plan.after.params
@@ -51,15 +50,15 @@ def test_milliseconds_stay_at_most(clock: Clock) -> None:
     clock()
     pipeline = tiny_pipeline()
     asked = 0.4 * num_params(pipeline.unet)
-    plan = diffprune.plan(pipeline, criterion="magnitude", latency_ms=asked)
+    plan = diffprune.plan(pipeline, criterion="magnitude", max_latency_ms=asked)
     assert 0.95 * asked <= plan.after.params <= asked
     with pytest.raises(diffprune.OptionError, match=r"takes .* ms as it is"):
-        diffprune.plan(pipeline, criterion="magnitude", latency_ms=2 * num_params(pipeline.unet))
+        diffprune.plan(pipeline, criterion="magnitude", max_latency_ms=2 * num_params(pipeline.unet))
 
 
 def test_budgets_hold_together(clock: Clock) -> None:
     clock()
-    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.6, macs=0.3)
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", keep_latency=0.6, keep_macs=0.3)
     assert plan.after.macs <= 0.3 * plan.before.macs
     assert plan.after.params <= 0.6 * plan.before.params
 
@@ -73,7 +72,7 @@ def test_a_choice_that_was_timed_wrongly_is_looked_for_again(clock: Clock) -> No
         return 1.6 if number % 2 and number < 40 else 1.0
 
     clock(fault)
-    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.6)
+    plan = diffprune.plan(tiny_pipeline(), criterion="magnitude", keep_latency=0.6)
     assert 0.55 <= plan.after.params / plan.before.params <= 0.63
     assert next(readings) > 100
 
@@ -81,12 +80,12 @@ def test_a_choice_that_was_timed_wrongly_is_looked_for_again(clock: Clock) -> No
 def test_what_cannot_be_is_refused(clock: Clock, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     clock()
     with pytest.raises(diffprune.OptionError, match=r"cannot be met.* of the time stay"):
-        diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.01)
+        diffprune.plan(tiny_pipeline(), criterion="magnitude", keep_latency=0.01)
     with pytest.raises(diffprune.OptionError, match="latency says the same as a share"):
-        diffprune.plan(tiny_pipeline(), criterion="magnitude", latency=0.5, latency_ms=1.0)
-    assert main(["plan", "ddpm-cifar10", "--latency", "0.5"]) == 2
+        diffprune.plan(tiny_pipeline(), criterion="magnitude", keep_latency=0.5, max_latency_ms=1.0)
+    assert main(["plan", "ddpm-cifar10", "--keep-latency", "0.5"]) == 2
     assert "an architecture alone" in capsys.readouterr().err
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    words = ["--criterion", "magnitude", "--latency", "0.5", "--out", str(tmp_path / "plan.json")]
+    words = ["--criterion", "magnitude", "--keep-latency", "0.5", "--out", str(tmp_path / "plan.json")]
     assert main(["plan", str(tmp_path / "model"), *words]) == 0
     assert read_json(tmp_path / "plan.json")["details"]["latency"]["before_ms"] > 0

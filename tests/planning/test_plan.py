@@ -7,11 +7,10 @@ import torch
 from diffusers import DiTTransformer2DModel, UNet2DModel
 
 import diffprune
-from diffprune.cli import main
+from diffprune.cli.main import main
 from diffprune.errors import PlanError
 from diffprune.planning import fingerprint
-
-from conftest import tiny_unet
+from tests.conftest import tiny_unet
 
 
 def test_a_plan_survives_its_file(tmp_path: Path) -> None:

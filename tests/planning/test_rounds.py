@@ -7,7 +7,7 @@ import pytest
 from diffusers import UNet2DModel
 
 import diffprune
-from diffprune.cli import main
+from diffprune.cli.main import main
 
 
 def test_rounds_end_at_the_sizes_of_one_step(unet: UNet2DModel) -> None:
@@ -37,32 +37,32 @@ def test_the_ratio_of_some_layers_is_given_by_pattern(capsys: pytest.CaptureFixt
 @pytest.mark.parametrize("budget", ["params", "macs"])
 @pytest.mark.parametrize("ranking", ["local", "global"])
 def test_a_budget_is_met_from_below(budget: str, ranking: str, unet: UNet2DModel) -> None:
-    plan = diffprune.plan(unet, criterion="magnitude", ranking=ranking, **{budget: 0.6})
+    plan = diffprune.plan(unet, criterion="magnitude", ranking=ranking, **{f"keep_{budget}": 0.6})
     share = getattr(plan.after, budget) / getattr(plan.before, budget)
     assert 0.55 < share <= 0.6
 
 
 def test_rounds_reach_a_budget_too(unet: UNet2DModel) -> None:
-    plan = diffprune.plan(unet, criterion="magnitude", params=0.6, rounds=2, ranking="global")
+    plan = diffprune.plan(unet, criterion="magnitude", keep_params=0.6, rounds=2, ranking="global")
     assert 0.5 < plan.after.params / plan.before.params <= 0.6
 
 
 def test_what_a_round_removed_stays_gone_under_a_budget(
     unet: UNet2DModel, kept_by_round: list[dict[str, tuple[int, ...]]]
 ) -> None:
-    diffprune.plan(unet, criterion="magnitude", params=0.5, rounds=6)
+    diffprune.plan(unet, criterion="magnitude", keep_params=0.5, rounds=6)
     assert len(kept_by_round) == 6
     for before, after in pairwise(kept_by_round):
         assert all({*after[name]} <= {*before[name]} for name in after)
 
 
 def test_a_budget_needs_ratios_to_scale(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "ddpm-digits", "--ratio", "*=0", "--macs", "0.5"]) == 2
+    assert main(["plan", "ddpm-digits", "--ratio", "*=0", "--keep-macs", "0.5"]) == 2
     assert "the ratios are 0 everywhere" in capsys.readouterr().err
 
 
 def test_a_budget_that_cannot_be_met_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "ddpm-digits", "--macs", "0.1", "--ignore", "up_blocks.*"]) == 2
+    assert main(["plan", "ddpm-digits", "--keep-macs", "0.1", "--ignore", "up_blocks.*"]) == 2
     assert "the budget cannot be met" in capsys.readouterr().err
 
 

@@ -10,11 +10,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor, nn
 
 from diffprune.errors import OptionError
-from diffprune.models.process import DiffusionProcess
 from diffprune.options import SampleOptions
-from diffprune.sampling.grids import timestep_grid
+from diffprune.pipelines.diffusion import DiffusionProcess
+from diffprune.sampling.denoising_steps import ddim_step, ddpm_step, split_prediction
 from diffprune.sampling.sampler import draw_images, image_generator
-from diffprune.sampling.steps import ddim_step, ddpm_step, split_prediction
+from diffprune.sampling.timestep_grids import timestep_grid
 
 CPU = torch.device("cpu")
 

@@ -20,18 +20,17 @@ from torchvision.transforms.v2.functional import to_pil_image
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, T5EncoderModel
 
 import diffprune
-from diffprune.cli import main
-from diffprune.data.conditioned import calibrate_on_texts, told_latents
-from diffprune.data.stored import Store
-from diffprune.data.texts import open_texts
-from diffprune.models.loading import denoiser_of
-from diffprune.models.process import process_of
-from diffprune.models.state import given_back
+from diffprune.calibration.latent_cache import LatentCache
+from diffprune.calibration.text_latents import calibrate_on_texts, training_latents
+from diffprune.calibration.texts import open_texts
+from diffprune.cli.main import main
+from diffprune.compute.placement import restored_devices
 from diffprune.options import FinetuneOptions, PlanOptions
-from diffprune.records import read_json
-from diffprune.stages import train
-
-from pipelines import SIZES, tiny
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import denoiser_of
+from diffprune.runs.atomic_files import read_json
+from diffprune.stages import train_stage as train
+from tests.helpers.tiny_pipelines import SIZES, tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
 
@@ -102,7 +101,7 @@ def test_each_latent_is_that_of_its_image_and_told_its_caption(captioned: str) -
 
 def test_no_more_images_are_encoded_than_training_sees(captioned: str) -> None:
     options = FinetuneOptions(data=captioned, steps=1, batch_size=3)
-    opened = train.opened(process_of(tiny("sd")), options)
+    opened = train.open_training_data(process_of(tiny("sd")), options)
     assert len(opened) == 3
     assert len(set(opened.indices)) == 3  # type: ignore[union-attr]
 
@@ -139,7 +138,10 @@ def test_of_two_processes_the_first_makes_the_latents_that_both_train_on(caption
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "--"]
     assert main([*words, "--out", str(tmp_path / "one")]) == 0
     done = subprocess.run(
-        [*launch, "diffprune.cli", *words, "--out", str(tmp_path / "two")], capture_output=True, text=True, check=False
+        [*launch, "diffprune", *words, "--out", str(tmp_path / "two")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("latents of images") == 1
@@ -183,7 +185,7 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
         words[-1] = "generated"
         words += ["--prompts", str(prompts), "--num-generated", "4", "--generation-steps", "2"]
     assert main([*words, "--out", str(tmp_path / "whole")]) == 0
-    original = diffprune.recovery.trainer.save_checkpoint
+    original = diffprune.training.trainer.save_checkpoint
 
     def save_and_die(*given: Any) -> None:
         original(*given)
@@ -191,7 +193,7 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
 
     passes = Passes(monkeypatch)
     with monkeypatch.context() as dying:
-        dying.setattr("diffprune.recovery.trainer.save_checkpoint", save_and_die)
+        dying.setattr("diffprune.training.trainer.save_checkpoint", save_and_die)
         assert main([*words, "--out", str(tmp_path / "killed")]) != 0
     assert read_json(tmp_path / "killed" / "run.json")["status"] == "running"
     assert list((tmp_path / "killed" / "latents").glob("*.safetensors"))
@@ -209,7 +211,7 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
     [
         ("plan", "plan.choose_units"),
         pytest.param("prune", "plan.choose_units", marks=pytest.mark.slow),
-        pytest.param("prune", "prune.carry_card", marks=pytest.mark.slow),
+        pytest.param("prune", "prune.copy_model_card", marks=pytest.mark.slow),
         pytest.param("analyze sensitivity", "sensitivity.score", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
@@ -247,7 +249,7 @@ def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
 ) -> None:
     during: list[int] = []
     passes = Passes(monkeypatch)
-    original = diffprune.stages.plan.choose_units
+    original = diffprune.stages.plan_stage.choose_units
 
     def counted(*given: Any) -> Any:
         before = passes.num
@@ -255,7 +257,7 @@ def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
         during.append(passes.num - before)
         return chosen
 
-    monkeypatch.setattr("diffprune.stages.plan.choose_units", counted)
+    monkeypatch.setattr("diffprune.stages.plan_stage.choose_units", counted)
     diffprune.plan(
         tiny("sd3"), data=captioned, num_calibration_images=2, timestep_stride=10, threshold=0.0, ratio=0.3
     )  # fmt: skip
@@ -265,7 +267,7 @@ def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
 
 def test_components_go_back_to_where_they_were() -> None:
     moved = nn.Linear(2, 2, device="meta")
-    with given_back([moved]):
+    with restored_devices([moved]):
         moved.to_empty(device="cpu")
     assert moved.weight.device.type == "meta"
 
@@ -289,7 +291,7 @@ def test_once_latents_are_there_every_component_is_sent_back(
         return original(module, *where, **more)
 
     monkeypatch.setattr(nn.Module, "to", noted)
-    told_latents(process, open_texts(process, options, 3), options, CPU)
+    training_latents(process, open_texts(process, options, 3), options, CPU)
     at_the_end = [module for module, num in moves if num == passes.num]
     assert passes.num > 0
     assert all(any(module is component for module in at_the_end) for component in components)
@@ -301,8 +303,8 @@ def told(captioned: str, tmp_path: Path) -> Callable[..., Any]:
 
     def make(made_from: dict[str, str] | None = None, **changed: Any) -> Any:
         options = PlanOptions(data=captioned, num_calibration_images=3, batch_size=2).model_copy(update=changed)
-        store = Store(tmp_path / "latents", made_from or {})
-        return told_latents(process, open_texts(process, options, 3), options, CPU, store)
+        store = LatentCache(tmp_path / "latents", made_from or {})
+        return training_latents(process, open_texts(process, options, 3), options, CPU, store)
 
     return make
 

@@ -16,11 +16,10 @@ from diffusers import DDPMPipeline, DiffusionPipeline
 from safetensors.torch import save_file
 
 import diffprune
-from diffprune.cli import main
+from diffprune.cli.main import main
+from diffprune.convert.ddpm import research_names
 from diffprune.errors import ModelError
-from diffprune.models.checkpoints.ddpm import research_names
-
-from conftest import tiny_unet
+from tests.conftest import tiny_unet
 
 RESEARCH = {
     "in_channels": 3,
@@ -114,7 +113,7 @@ def test_pruned_weights_of_a_published_architecture_get_its_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published widths are too many for a test: a narrow config stands under the published name."""
-    from diffprune.models import builtin, loading
+    from diffprune.pipelines import builtin, loading
 
     stock = tiny_unet(**RESEARCH)
     narrow = {**builtin.ARCHITECTURES, "ddpm-cifar10": {**stock.config, "_class_name": "UNet2DModel"}}

@@ -12,11 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 import diffprune
-from diffprune.evaluation.statistics import read_statistics
+from diffprune.evaluation.feature_statistics import read_statistics
 from diffprune.planning import read_plan
-
-from conftest import photos
-from forks import Ended, Forks
+from tests.conftest import photos
+from tests.helpers.forks import Ended, Forks
 
 Commands = dict[str, list[str]]
 

@@ -7,13 +7,12 @@ import torch
 from safetensors.torch import load_file
 
 import diffprune
-from diffprune.cli import main
-from diffprune.models.precision import load_as_stored, stored_dtypes
+from diffprune.cli.main import main
 from diffprune.options import PlanOptions
-from diffprune.stages.plan import make_plan
-
-from conftest import tiny_pipeline
-from pipelines import tiny
+from diffprune.pipelines.stored_dtype import load_as_stored, stored_dtypes
+from diffprune.stages.plan_stage import make_plan
+from tests.conftest import tiny_pipeline
+from tests.helpers.tiny_pipelines import tiny
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 TINY = ["--num-calibration-images", "2", "--timestep-stride", "10", "--device", "cpu"]

@@ -11,15 +11,14 @@ from safetensors.torch import load_file
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
-from diffprune.cli import main
-from diffprune.data.conditioned import calibrate_on_texts
-from diffprune.models.loading import denoiser_of
-from diffprune.models.process import process_of
+from diffprune.calibration.text_latents import calibrate_on_texts
+from diffprune.cli.main import main
 from diffprune.options import PlanOptions
-from diffprune.records import read_json
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import denoiser_of
+from diffprune.runs.atomic_files import read_json
 from diffprune.sampling.sampler import image_generator
-
-from pipelines import PIPELINES, SIZES, tiny
+from tests.helpers.tiny_pipelines import PIPELINES, SIZES, tiny
 
 FLOW = "FlowMatchEulerDiscreteScheduler"
 LINES = ("a red cat", "blue", "a dog")

@@ -16,9 +16,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 import diffprune
-from diffprune.models import inputs
-
-from zoo import largest_difference, outputs_of, random_inputs, tiny_model
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from tests.zoo.zoo import largest_difference, outputs_of, random_inputs, tiny_model
 
 NAMES = ["UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTransformer2DModel"]
 WITH_ADAPTERS = NAMES[1:]

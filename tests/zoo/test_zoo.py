@@ -16,16 +16,15 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 import diffprune
+from diffprune.architectures.depth.block_table import DEPTHS
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from diffprune.architectures.families import FAMILIES, family_of
+from diffprune.artifact.slicing import is_weighted, shrink
+from diffprune.compute.placement import placed
 from diffprune.groups import find_groups, kept_indices
-from diffprune.groups.finding import block_lists
-from diffprune.models import inputs
-from diffprune.models.blocks import DEPTHS
-from diffprune.models.families import FAMILIES, family_of
-from diffprune.models.resize import is_weighted, shrink
-from diffprune.models.state import borrowed
-
-from tiny_configs import CONFIGS, EXCLUDED, NOT_COVERED
-from zoo import (
+from diffprune.groups.group_finder import block_lists
+from tests.zoo.tiny_configs import CONFIGS, EXCLUDED, NOT_COVERED
+from tests.zoo.zoo import (
     SMALL_INPUTS,
     largest_difference,
     masked,
@@ -194,7 +193,7 @@ import torch
 
 warnings.simplefilter("ignore")
 import diffprune
-from zoo import outputs_of, small_inputs
+from tests.zoo.zoo import outputs_of, small_inputs
 
 small_inputs()
 wrong = []
@@ -215,7 +214,7 @@ def test_a_fresh_process_reloads_the_whole_zoo(tmp_path: Path) -> None:
         small.save_pretrained(tmp_path / name)
         torch.save(outputs_of(small), tmp_path / name / "outputs.pt")
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(tmp_path)], cwd=Path(__file__).parent, capture_output=True, text=True,
+        [sys.executable, "-c", RELOAD, str(tmp_path)], cwd=Path(__file__).parents[2], capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -239,5 +238,5 @@ def test_offloaded_weights_come_to_where_the_inputs_are(name: str) -> None:
         pytest.skip("does not run on the meta device")
     if name == "HunyuanDiT2DModel":
         pytest.xfail("its pooling hands the weights of a layer to a function")
-    with borrowed(model, torch.device("meta"), offloaded=True), torch.no_grad():
+    with placed(model, torch.device("meta"), offloaded=True), torch.no_grad():
         model(**told)

@@ -6,15 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprune.compensation.draws import WeightedBatch
-from diffprune.compensation.fitting import fit_layers
-from diffprune.data.calibration import NoisyBatch
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from diffprune.artifact.slicing import shrink
+from diffprune.calibration.calibration_set import NoisyBatch
 from diffprune.groups import find_groups, kept_indices
-from diffprune.models import inputs
-from diffprune.models.resize import shrink
-
-from tiny_configs import CONFIGS
-from zoo import SMALL_INPUTS, ragged, random_inputs, tiny_model
+from diffprune.pruning.compensation.layerwise import fit_layers
+from diffprune.pruning.compensation.noised_images import WeightedBatch
+from tests.zoo.tiny_configs import CONFIGS
+from tests.zoo.zoo import SMALL_INPUTS, ragged, random_inputs, tiny_model
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore::FutureWarning"),

@@ -1,4 +1,4 @@
-"""Depth, for every class that `models/blocks.py` names: the shorter model equals the one with the block bypassed."""
+"""Depth, for every class of the block table: the shorter model equals the one with the block bypassed."""
 
 import copy
 import json
@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from diffprune.groups import find_groups, smaller
-from diffprune.models import inputs
-from diffprune.models.blocks import DEPTHS, block_lists
-from diffprune.models.depth import keep_blocks
-from diffprune.models.pruned import empty_model
-
-from bypass import bypass_blocks
-from tiny_configs import CONFIGS
-from zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
+from diffprune.architectures.depth.block_table import DEPTHS, block_lists
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from diffprune.artifact.pruned_classes import empty_model
+from diffprune.artifact.shorten import keep_blocks
+from diffprune.groups import find_groups, remove_units
+from tests.helpers.bypass import bypass_blocks
+from tests.zoo.tiny_configs import CONFIGS
+from tests.zoo.zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
 
 pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
@@ -78,8 +77,8 @@ def test_heads_with_rotary_tables_go_together_with_blocks(name: str) -> None:
     whole = deep_model(name)
     heads = {g.name: list(range(1, g.num_units)) for g in find_groups(whole, kinds=["heads"])}
     blocks = find_groups(whole, kinds=["blocks"])
-    narrow = smaller(whole, find_groups(whole, kinds=["heads"]), heads)
-    both = smaller(whole, [*find_groups(whole, kinds=["heads"]), *blocks], {**heads, blocks[0].name: [1, 2]})
+    narrow = remove_units(whole, find_groups(whole, kinds=["heads"]), heads)
+    both = remove_units(whole, [*find_groups(whole, kinds=["heads"]), *blocks], {**heads, blocks[0].name: [1, 2]})
     bypassed = copy.deepcopy(narrow)
     bypass_blocks(bypassed, [f"{blocks[0].name}.0"])
     assert largest_difference(outputs_of(both), outputs_of(bypassed)) == 0

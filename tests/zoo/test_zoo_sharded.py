@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny_configs import CONFIGS
+from tests.zoo.tiny_configs import CONFIGS
 
 NOT_PASSED = {
     "AnyFlowFARTransformer3DModel", "Kandinsky6SRTransformer3DModel", "MiniMaxMusic3RVQDepthDecoder", "T5FilmDecoder",
@@ -23,10 +23,9 @@ NOT_PASSED = {
 
 @pytest.mark.slow
 def test_every_class_computes_in_shards_as_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = Path(__file__).parent
     for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "OMP_NUM_THREADS": "1"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", ":".join([str(here.parent), str(here), *sys.path]))
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(Path(__file__).parents[2]), *sys.path]))
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
     ended = subprocess.run(launch, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
@@ -36,7 +35,7 @@ def test_every_class_computes_in_shards_as_whole(monkeypatch: pytest.MonkeyPatch
 
 
 def passed(model: nn.Module) -> Tensor:
-    from zoo import random_inputs
+    from tests.zoo.zoo import random_inputs
 
     output: Any = model(**random_inputs(model), return_dict=False)[0]
     return output if isinstance(output, Tensor) else output[0]
@@ -44,9 +43,8 @@ def passed(model: nn.Module) -> Tensor:
 
 def difference(name: str, accelerator: Any) -> float:
     """The largest, over the largest value, of outputs of a student and a teacher and of all gradients together."""
-    from diffprune.recovery.sharding import name_blocks, shard_frozen, whole
-
-    from zoo import tiny_model
+    from diffprune.training.fsdp import name_blocks, shard_frozen, whole
+    from tests.zoo.zoo import tiny_model
 
     plain, model = tiny_model(name), tiny_model(name)
     name_blocks(accelerator, model)
@@ -70,9 +68,8 @@ def main() -> None:
     import warnings
 
     from diffprune.options import FinetuneOptions
-    from diffprune.recovery.sharding import accelerated
-
-    from zoo import small_inputs
+    from diffprune.training.fsdp import accelerated
+    from tests.zoo.zoo import small_inputs
 
     warnings.simplefilter("ignore")
     small_inputs()

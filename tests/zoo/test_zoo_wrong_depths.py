@@ -1,6 +1,6 @@
 """Blocks that cannot just be left out: the shorter model loads, every key in place, and computes something else.
 
-These are why `models/blocks.py` knows what it knows about these classes, and why Chroma is not in it.
+These are why `architectures/depth/block_table.py` knows what it knows about these classes, and why Chroma is not in it.
 """
 
 import copy
@@ -12,12 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from diffprune.models import inputs
-from diffprune.models.blocks import DEPTHS, block_lists
-from diffprune.models.depth import keep_blocks
-
-from bypass import Bypass
-from zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
+from diffprune.architectures.depth.block_table import DEPTHS, block_lists
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from diffprune.artifact.shorten import keep_blocks
+from tests.helpers.bypass import Bypass
+from tests.zoo.zoo import SMALL_INPUTS, largest_difference, outputs_of, tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*FluxPosEmbed.*:FutureWarning")  # diffusers' own
 

@@ -9,12 +9,11 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from diffprune.architectures.example_inputs import derived_inputs as inputs
+from diffprune.architectures.families import family_of
+from diffprune.artifact.slicing import is_weighted
 from diffprune.groups import Group, kept_indices
-from diffprune.models import inputs
-from diffprune.models.families import family_of
-from diffprune.models.resize import is_weighted
-
-from tiny_configs import CONFIGS
+from tests.zoo.tiny_configs import CONFIGS
 
 
 def tiny_model(name: str, **changes: Any) -> Any:
@@ -124,7 +123,7 @@ def uniform(groups: Iterable[Group], ratio: float) -> dict[str, list[int]]:
 
 
 SMALL_INPUTS = {"SIDE": 8, "FRAMES": 3, "TEXT_TOKENS": 7}
-"""Example inputs as small as the models are: what to set in `diffprune.models.inputs`."""
+"""Example inputs as small as the models are: what to set in `diffprune.architectures.example_inputs.derived_inputs`."""
 
 
 def small_inputs() -> None:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from torch import nn
 
+from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.absolute import absolute
 from diffprune.criteria.bypass import bypass
 from diffprune.criteria.cosine import cosine
@@ -17,12 +18,11 @@ from diffprune.criteria.random import random
 from diffprune.criteria.scores import Scores
 from diffprune.criteria.second_order import second_order
 from diffprune.criteria.taylor import taylor
-from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.runs.accumulator import Accumulator
 
-CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, PlanOptions, RunningSums], Scores]] = {
+CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, PlanOptions, Accumulator], Scores]] = {
     "random": random,
     "magnitude": magnitude,
     "taylor": taylor,
@@ -35,7 +35,7 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "obs": obs,
 }
 
-BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions, RunningSums], Scores]] = {
+BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions, Accumulator], Scores]] = {
     "bypass": bypass,
     "cosine": cosine,
 }

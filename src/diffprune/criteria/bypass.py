@@ -7,19 +7,19 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from diffprune.criteria.blocks import spaced_batches, with_fixed
+from diffprune.artifact.shorten import keep_blocks
+from diffprune.calibration.calibration_set import Calibration, NoisyBatch
+from diffprune.criteria.block_batches import spaced_batches, with_fixed
 from diffprune.criteria.scores import Scores
-from diffprune.data.calibration import Calibration, NoisyBatch
 from diffprune.groups import Group, fixed_blocks
-from diffprune.models.depth import keep_blocks
-from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.runs.accumulator import Accumulator
 
 
 @torch.no_grad()
 def bypass(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
 ) -> Scores:
     """Mean squared change of the prediction without the block, over images and timesteps.
 

@@ -7,20 +7,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from diffprune.criteria.blocks import with_fixed
-from diffprune.criteria.gradients import spaced_timesteps
+from diffprune.architectures.depth.block_table import block_lists
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.criteria.block_batches import with_fixed
+from diffprune.criteria.score_pass import spaced_timesteps
 from diffprune.criteria.scores import Scores
-from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
-from diffprune.models.blocks import block_lists
-from diffprune.models.families import predict
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.runs.accumulator import Accumulator
 
 
 @torch.no_grad()
 def cosine(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
 ) -> Scores:
     """1 - cosine similarity of each token before and after the block, the mean over tokens, images and timesteps.
 

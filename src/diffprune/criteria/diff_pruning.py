@@ -4,17 +4,17 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import norm_weights_of, summed_gradients
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.criteria.score_pass import norm_weights_of, summed_gradients
 from diffprune.criteria.scores import Scores, sums_by_unit
-from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.runs.accumulator import Accumulator
 
 
 def diff_pruning(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums,
+    sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Sum of |w * G| over the conv and linear weights of a unit (Fang, Ma and Wang, NeurIPS 2023).
 

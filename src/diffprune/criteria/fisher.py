@@ -4,18 +4,18 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from diffprune.criteria.gradients import loss_details, needed
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.criteria.score_pass import loss_details, needed
 from diffprune.criteria.scores import Scores
 from diffprune.criteria.unit_gradients import unit_gradients
-from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.runs.accumulator import Accumulator
 
 
 def fisher(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums,
+    sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Sum over images and timesteps of (sum of w * g over all parameters of a unit)^2, g of one image's loss.
 

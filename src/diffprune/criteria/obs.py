@@ -8,21 +8,21 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import needed, spaced_timesteps
+from diffprune.artifact.slicing import Place, channel_axis
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.compute.unfold import draw_places, inputs_at, is_supported
+from diffprune.criteria.activation_hooks import hooked_activations
+from diffprune.criteria.score_pass import needed, spaced_timesteps
 from diffprune.criteria.scores import Scores
-from diffprune.criteria.taps import tapped
 from diffprune.criteria.unit_gradients import random_directions
-from diffprune.data.calibration import Calibration
 from diffprune.errors import ModelError
 from diffprune.groups import Group
-from diffprune.kept import Found
-from diffprune.models.families import predict
-from diffprune.models.resize import Place, channel_axis
-from diffprune.models.windows import draw_places, inputs_at, is_served
 from diffprune.options import PlanOptions
-from diffprune.processes import my_share, summed
-from diffprune.progress import progress
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.runs.accumulator import Accumulator
+from diffprune.runs.distributed import all_reduce_sum, rank_shard
+from diffprune.runs.progress import progress
+from diffprune.runs.tensor_cache import CacheEntry
 from diffprune.sampling.sampler import image_generator
 
 NUM_TIMESTEPS = 10
@@ -47,7 +47,7 @@ class _Consumer:
 
 def obs(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums,
+    sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Units in the order in which they are cheapest to remove one after the other, with what each costs by then.
 
@@ -65,23 +65,23 @@ def obs(
 
 
 def _scored(
-    denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: PlanOptions, sums: RunningSums
-) -> Found:
+    denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: PlanOptions, sums: Accumulator
+) -> CacheEntry:
     """Scores of some of the groups; the processes share timesteps, then groups."""
     consumers = _collect(denoiser, part, images, options, sums)
     values = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in part}
-    mine = my_share(part, options.device)
+    mine = rank_shard(part, options.device)
     with progress("scores", len(mine), "groups") as advance:
         for group in mine:
             values[group.name] = _costs(group, consumers)
             advance(1, "")
-    return {name: summed(costs, options.device) for name, costs in values.items()}, {}
+    return {name: all_reduce_sum(costs, options.device) for name, costs in values.items()}, {}
 
 
 def _taken_by(denoiser: nn.Module, group: Group) -> list[str]:
     """The layers that take the units of a group."""
     taking = dict.fromkeys(part.module for part in group.slices if part.dim == "in")
-    paths = [path for path in taking if is_served(denoiser.get_submodule(path))]
+    paths = [path for path in taking if is_supported(denoiser.get_submodule(path))]
     if not paths:
         raise ModelError(f"{group.name}: no convolution or linear layer takes its units; choose another criterion")
     return paths
@@ -106,7 +106,7 @@ def _size(denoiser: nn.Module, path: str) -> int:
 
 
 def _collect(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: RunningSums
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
 ) -> dict[str, _Consumer]:
     layers: dict[str, Any] = {}
     for path in dict.fromkeys(path for group in groups for path in _taken_by(denoiser, group)):
@@ -132,7 +132,7 @@ def _collect(
         generator = image_generator(options.seed + 1, t)
         along = directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
-            with tapped(denoiser, places, take):
+            with hooked_activations(denoiser, places, take):
                 output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
                 (output.float() * along[number]).sum().backward()
     consumers = {}

@@ -5,16 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.scores import Scores
-from diffprune.data.calibration import Calibration
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.runs.accumulator import Accumulator
 
 
 def random(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums,
+    sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Uniform in [0, 1), drawn by `options.seed` in the order of the groups. Needs no weights and no images."""
     generator = torch.Generator().manual_seed(options.seed)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffprune.artifact.slicing import AXES, is_weighted, layer_type
 from diffprune.groups import Group
-from diffprune.models.resize import AXES, is_weighted, layer_type
 
 __all__ = ["Scores", "is_weighted", "sums_by_unit"]
 

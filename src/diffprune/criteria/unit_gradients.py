@@ -6,14 +6,14 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffprune.criteria.gradients import scored_timesteps
-from diffprune.criteria.taps import tapped
-from diffprune.data.calibration import Calibration
+from diffprune.artifact.slicing import Place, channel_axis
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.criteria.activation_hooks import hooked_activations
+from diffprune.criteria.score_pass import scored_timesteps
 from diffprune.groups import Group
-from diffprune.models.families import predict
-from diffprune.models.resize import Place, channel_axis
 from diffprune.options import PlanOptions
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.runs.accumulator import Accumulator
 from diffprune.sampling.sampler import image_generator
 
 Directions = Callable[[int], Tensor]
@@ -34,7 +34,7 @@ def unit_gradients(
     groups: Sequence[Group],
     calibration: Calibration,
     options: PlanOptions,
-    sums: RunningSums,
+    sums: Accumulator,
     directions: Directions | None = None,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the derivatives of every image's loss at every timestep, by micro-batch; no parameter gets a gradient.
@@ -55,7 +55,7 @@ def unit_gradients(
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
             by_place: dict[Place, Tensor] = {}
             take = partial(_take, denoiser, by_place)
-            with tapped(denoiser, places, take):
+            with hooked_activations(denoiser, places, take):
                 output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
                 errors = (output.float() - batch.target.float()).square().flatten(1).mean(1)
                 derived = errors if along is None else (output.float() * along[number]).flatten(1).mean(1)

@@ -14,12 +14,14 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_dt
 
 from diffprune.data.decoding import decode
 from diffprune.data.digits import digits
-from diffprune.data.items import SUFFIXES, is_image
 from diffprune.data.presets import Preprocessing
+from diffprune.data.published.archive_items import SUFFIXES, is_image
 from diffprune.errors import DataError
-from diffprune.models.loading import is_hub_id, sought_on_hub
-from diffprune.progress import progress
-from diffprune.sampling.folder import SEQUENCES
+from diffprune.pipelines.loading import is_hub_id, sought_on_hub
+from diffprune.runs.progress import progress
+
+SEQUENCES = "sequences"
+"""Folder of the images after every step, below the sampled folder."""
 
 NUM_CHECKED = 64
 """Images that a process reads in one go while a set is checked."""

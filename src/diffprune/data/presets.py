@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffprune.errors import DataError, OptionError
 from diffprune.options import ImageOptions, InceptionOptions
-from diffprune.options.images import SQUARE, WHOLE, Filter, Fit, crop_box
+from diffprune.options.image_options import SQUARE, WHOLE, Filter, Fit, crop_box
 
 _FILTERS: Mapping[Filter, Image.Resampling] = {
     "bilinear": Image.Resampling.BILINEAR,

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
+from diffprune.evaluation.network_weights import fetch_weights, hash_of, must_fit, read_weights
 from diffprune.evaluation.protocol import Protocol
-from diffprune.evaluation.weights import fetch_weights, hash_of, must_fit, read_weights
 
 NAME = "inception-v3-2015-12-05"
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"

@@ -1,9 +1,9 @@
 """Which units of a denoiser can only be removed together."""
 
-from diffprune.groups.blocks import find_blocks, fixed_blocks, kept_blocks
-from diffprune.groups.finding import find_groups
+from diffprune.groups.block_groups import find_blocks, fixed_blocks, kept_blocks
 from diffprune.groups.group import Count, Group, Slice, kept_indices
-from diffprune.groups.removal import smaller
+from diffprune.groups.group_finder import find_groups
+from diffprune.groups.removal import remove_units
 
 __all__ = [
     "Count",
@@ -14,5 +14,5 @@ __all__ = [
     "fixed_blocks",
     "kept_blocks",
     "kept_indices",
-    "smaller",
+    "remove_units",
 ]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from diffprune.models.families import Dim
-from diffprune.models.resize import Kept, Place, number, width
+from diffprune.architectures.families import Dim
+from diffprune.artifact.slicing import Kept, Place, number, width
 from diffprune.options import Kind
 
 

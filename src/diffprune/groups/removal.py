@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 
 from diffusers.models.modeling_utils import ModelMixin
 
-from diffprune.groups.blocks import kept_blocks
+from diffprune.artifact.shorten import keep_blocks
+from diffprune.artifact.slicing import shrink
+from diffprune.groups.block_groups import kept_blocks
 from diffprune.groups.group import Group, kept_indices
-from diffprune.models.depth import keep_blocks
-from diffprune.models.resize import shrink
 
 
-def smaller(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> ModelMixin:
+def remove_units(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> ModelMixin:
     """A copy with only the kept units (group name -> indices); `denoiser` is untouched. Works on the meta device."""
     narrow = shrink(denoiser, kept_indices(groups, kept, denoiser))
     blocks = kept_blocks(groups, kept)

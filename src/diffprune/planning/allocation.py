@@ -9,8 +9,8 @@ from diffprune.criteria import Scores
 from diffprune.errors import OptionError
 from diffprune.groups import Group
 from diffprune.options import BudgetOptions
-from diffprune.options.budget import matches
-from diffprune.planning.rounding import has_multiples, rounded
+from diffprune.options.budget_options import matches
+from diffprune.planning.widths import has_multiples, rounded
 
 _ROUNDING = 1e-9
 """Absorbs the binary rounding of 1 - ratio, so that 0.9 of 100 units removes 90 and not 91."""

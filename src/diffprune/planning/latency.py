@@ -5,13 +5,14 @@ from functools import partial
 
 from diffusers.models.modeling_utils import ModelMixin
 
+from diffprune.compute.autocast import autocast_forward
+from diffprune.compute.cost import latency_ms
+from diffprune.compute.device import pick_device
+from diffprune.compute.placement import placed
 from diffprune.errors import OptionError
-from diffprune.models.autocast import computing_in
-from diffprune.models.cost import latency_ms
-from diffprune.models.loading import has_weights, pick_device
-from diffprune.models.state import borrowed
 from diffprune.options import PlanOptions
-from diffprune.processes import by_main
+from diffprune.pipelines.loading import has_weights
+from diffprune.runs.distributed import on_main_process
 
 ROUNDS = 5
 """Times that the chosen model and the original are timed in turn for the figure that is reported."""
@@ -42,27 +43,27 @@ class Clock:
 
     def time(self, candidate: ModelMixin, rounds: int = ROUNDS_OF_CANDIDATES) -> Latency:
         """The least times of both, which other work lengthens least; of several processes the first one's."""
-        return by_main(partial(self._time, candidate, rounds), self.options.device)
+        return on_main_process(partial(self._time, candidate, rounds), self.options.device)
 
     def limit(self) -> float:
         """The share of the original's time that the budget allows."""
-        if self.options.latency is not None:
-            return self.options.latency
-        assert self.options.latency_ms is not None
+        if self.options.keep_latency is not None:
+            return self.options.keep_latency
+        assert self.options.max_latency_ms is not None
         whole = self.time(self.original, ROUNDS).before_ms
-        if self.options.latency_ms >= whole:
+        if self.options.max_latency_ms >= whole:
             raise OptionError(
                 f"latency_ms: the model takes {whole:.3g} ms as it is on {self.device}, batches of "
                 f"{self.options.latency_batch_size}; ask for less than that"
             )
-        return self.options.latency_ms / whole
+        return self.options.max_latency_ms / whole
 
     def _time(self, candidate: ModelMixin, rounds: int) -> Latency:
         times = []
         for _ in range(rounds):
             pair = []
             for model in (self.original, candidate):
-                with borrowed(model, self.device), computing_in(self.options, model, self.device):
+                with placed(model, self.device), autocast_forward(self.options, model, self.device):
                     pair.append(latency_ms(model, batch_size=self.options.latency_batch_size))
             times.append(pair)
         before, after = (min(pair[i] for pair in times) for i in range(2))
@@ -71,7 +72,7 @@ class Clock:
 
 def clock_for(denoiser: ModelMixin, options: PlanOptions) -> Clock | None:
     """The clock of a latency budget; None without one. Raises OptionError for an architecture without weights."""
-    if options.latency is None and options.latency_ms is None:
+    if options.keep_latency is None and options.max_latency_ms is None:
         return None
     if not has_weights(denoiser):
         raise OptionError("a latency budget times the model, this is an architecture alone; give a pretrained model")

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 
+from diffprune.compute.cost import Cost
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
-from diffprune.models.cost import Cost
 from diffprune.options import Kind
-from diffprune.records import write_whole
+from diffprune.runs.atomic_files import write_whole
 
 _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
 

@@ -11,18 +11,18 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from diffprune.artifact.shorten import moves, path_after
+from diffprune.calibration.calibration_set import Calibration
+from diffprune.compute.autocast import autocast_forward
+from diffprune.compute.placement import checkpointed, placed
 from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
-from diffprune.criteria.blocks import with_fixed
-from diffprune.data.calibration import Calibration
-from diffprune.groups import Group, find_groups, kept_blocks, smaller
-from diffprune.kept import Found
-from diffprune.models.autocast import computing_in
-from diffprune.models.depth import moves, path_after
-from diffprune.models.families import predict
-from diffprune.models.state import borrowed, checkpointed
+from diffprune.criteria.block_batches import with_fixed
+from diffprune.groups import Group, find_groups, kept_blocks, remove_units
 from diffprune.options import PlanOptions
-from diffprune.planning.fitting import Fitted, Kept, fit
-from diffprune.running_sums import RunningSums
+from diffprune.pipelines.predict import predict
+from diffprune.planning.budget import Fitted, Kept, fit
+from diffprune.runs.accumulator import Accumulator
+from diffprune.runs.tensor_cache import CacheEntry
 
 GONE = float("-inf")
 """Score of a unit that an earlier round has removed."""
@@ -39,7 +39,7 @@ class Choice:
 
 def choose_units(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums | None = None,
+    sums: Accumulator | None = None,
 ) -> Choice:  # fmt: skip
     """Score the units of a denoiser by `options.criterion`, its blocks by `options.block_criterion`; choose what stays.
 
@@ -51,7 +51,7 @@ def choose_units(
     for number in range(1, options.rounds + 1):
         left, there = denoiser, groups
         if number > 1:
-            left = smaller(denoiser, groups, fitted.kept)
+            left = remove_units(denoiser, groups, fitted.kept)
             there = find_groups(left, kinds={g.kind for g in groups})
         scores = score(left, there, calibration, options, sums, name=f"round-{number}")
         of_all = _of_all(denoiser, groups, fitted.kept, scores)
@@ -62,27 +62,27 @@ def choose_units(
 
 def score(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
-    sums: RunningSums | None = None, *, name: str = "scores",
+    sums: Accumulator | None = None, *, name: str = "scores",
 ) -> Scores:  # fmt: skip
     """Scores of the units within layers, and of the blocks, by the criterion of each.
 
     sums: as in `choose_units`, where these are kept by `name`.
     """
     assert options.criterion is not None
-    sums = sums or RunningSums(options.device)
+    sums = sums or Accumulator(options.device)
     units, blocks = [g for g in groups if g.kind != "blocks"], [g for g in groups if g.kind == "blocks"]
     parts = []
     if calibration is None:
         parts = [CRITERIA[options.criterion](denoiser, g, None, options, sums) for g in (units, blocks) if g]
     else:
         device, offloaded = calibration.clean.device, options.offload == "cpu"
-        with borrowed(denoiser, device, offloaded=offloaded):
+        with placed(denoiser, device, offloaded=offloaded):
             serves = _computes(denoiser, calibration, options)
         whole = denoiser if serves else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
-        with borrowed(whole, device, offloaded=offloaded):
+        with placed(whole, device, offloaded=offloaded):
             if units:
                 checkpoints = checkpointed(whole) if options.gradient_checkpointing else nullcontext()
-                with checkpoints, computing_in(options, whole, device):
+                with checkpoints, autocast_forward(options, whole, device):
                     criterion = partial(CRITERIA[options.criterion], whole, units, calibration, options)
                     parts.append(_once(sums, f"{name}-units", criterion))
             if blocks:
@@ -94,10 +94,10 @@ def score(
     return Scores(" and ".join(dict.fromkeys(part.criterion for part in parts)), values, details)
 
 
-def _once(sums: RunningSums, name: str, criterion: Callable[[RunningSums], Scores]) -> Scores:
+def _once(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Scores]) -> Scores:
     """The scores of a criterion, kept once they are there."""
 
-    def work(mine: RunningSums) -> Found:
+    def work(mine: Accumulator) -> CacheEntry:
         scores = criterion(mine)
         return dict(scores.values), {"criterion": scores.criterion, "details": dict(scores.details)}
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.errors import ModelError, OptionError
-from diffprune.models.families import predict
-from diffprune.models.process import UNCONDITIONAL, Condition, DiffusionProcess
 from diffprune.options import SampleOptions, class_list
-from diffprune.sampling.by_grid import Predict, denoise_on_grid
-from diffprune.sampling.by_pipeline import check_prompts, draw_by_pipeline
-from diffprune.sampling.by_scheduler import denoise_with, scheduler_named
+from diffprune.pipelines.diffusion import UNCONDITIONAL, Conditioning, DiffusionProcess
+from diffprune.pipelines.predict import predict
+from diffprune.sampling.grid_sampling import Predict, denoise_on_grid
+from diffprune.sampling.pipeline_sampling import check_prompts, draw_by_pipeline
+from diffprune.sampling.scheduler_sampling import denoise_with, scheduler_named
 
 Frame = Callable[[Tensor], None]
 """Called after every step with the images as they are, uint8 (N, C, H, W)."""
@@ -98,7 +98,7 @@ def predictor(
 
 def conditions_of(
     process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
-) -> tuple[Condition, Condition | None]:
+) -> tuple[Conditioning, Conditioning | None]:
     """The condition of each image, and the one without class where guidance needs it.
 
     Image i is of class i modulo the number of classes asked for. Raises OptionError for classes or guidance that the

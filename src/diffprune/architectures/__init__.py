@@ -1,0 +1,1 @@
+"""Facts per denoiser class: layer names, example inputs, block lists."""

@@ -1,0 +1,1 @@
+"""Which whole blocks a denoiser class can lose."""

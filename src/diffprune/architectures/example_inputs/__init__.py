@@ -1,0 +1,1 @@
+"""Example inputs per denoiser class."""

@@ -1,0 +1,1 @@
+"""The pruned model in memory and on disk: slicing, manifest, pruned classes."""

@@ -1,0 +1,88 @@
+"""Weights of a folder, a tensor at a time: what its safetensors hold, and files of the same kind written in one pass.
+
+The format is safetensors' own (https://github.com/huggingface/safetensors), whose writer takes all tensors of a file
+at once. Sizes and names of shards, and their index, are those of `save_pretrained`.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import split_torch_state_dict_into_shards
+from safetensors import safe_open
+from torch import Tensor
+
+from diffprune.runs.atomic_files import write_whole
+
+NAME = "diffusion_pytorch_model"
+MAX_SHARD_SIZE = "10GB"
+"""That of `save_pretrained`."""
+
+FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+_CODES = {dtype: code for code, dtype in FLOATING.items()}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file. dtype: as safetensors calls it."""
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def stored_tensors(folder: Path) -> dict[str, Stored]:
+    """Name -> tensor of a folder's safetensors, from their headers alone.
+
+    Of a folder that holds variants (`model.fp16.safetensors`), the files without one count, as they are what is loaded.
+    """
+    found: dict[str, Stored] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if "." not in path.stem:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    found[name] = Stored(path, part.get_dtype(), tuple(part.get_shape()))
+    return found
+
+
+def read_tensor(name: str, stored: Stored) -> Tensor:
+    """One tensor, in a memory map that lasts as long as it does: what is not looked at is not read."""
+    with safe_open(stored.path, framework="pt") as file:
+        return cast(Tensor, file.get_tensor(name))
+
+
+def write_shards(folder: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:
+    """Write weights as `save_pretrained` does, but holding one tensor at a time.
+
+    tensors: name -> shape and floating-point dtype, on the meta device. value: name -> the tensor itself.
+    """
+    split = split_torch_state_dict_into_shards(
+        dict(tensors), filename_pattern=f"{NAME}{{suffix}}.safetensors", max_shard_size=MAX_SHARD_SIZE
+    )
+    for filename, names in split.filename_to_tensors.items():
+        _write_file(folder / filename, {name: tensors[name] for name in names}, value)
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_whole(folder / f"{NAME}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_file(path: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # so that all lie aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        start, end = end, end + tensors[name].numel() * tensors[name].dtype.itemsize
+        shape, code = list(tensors[name].shape), _CODES[tensors[name].dtype]
+        header[name] = {"dtype": code, "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            tensor = value(name)
+            assert (tensor.shape, tensor.dtype) == (tensors[name].shape, tensors[name].dtype), name
+            file.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,89 @@
+"""Latents and conditions on disk: computed once, batch by batch, for a stage that is killed and repeated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffprune.errors import ModelError
+from diffprune.pipelines.denoiser_interface import Convention, Interface
+from diffprune.runs.tensor_cache import read_cache, write_cache
+
+LATENTS = "latents"
+"""Folder of the batches below the stage's own; it goes when the stage has finished."""
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """A batch of clean latents (N, ...) with what the denoiser is told of each, on the CPU."""
+
+    clean: Tensor
+    condition: Mapping[str, Any]
+    interface: Interface
+
+
+@dataclass(frozen=True)
+class LatentCache:
+    """A folder of batches, one file each. made_from: what all of them depend on, as JSON types."""
+
+    folder: Path
+    made_from: Mapping[str, Any]
+
+    def load(self, name: str, key: Mapping[str, Any]) -> LatentBatch | None:
+        """A batch that was made from the same; None where there is none, or a damaged one."""
+        found = read_cache(self._file(name), {**self.made_from, **key})
+        return None if found is None else _unpacked(found[1], found[0])
+
+    def save(self, name: str, key: Mapping[str, Any], batch: LatentBatch) -> None:
+        """Write a batch, whole or not at all. Raises ModelError for conditions that no file can hold."""
+        tensors: dict[str, Tensor] = {}
+        interface = batch.interface
+        packed = {
+            "clean": _packed(batch.clean, tensors),
+            "condition": _packed(dict(batch.condition), tensors),
+            "is_rows": list(interface.is_rows),
+            "convention": vars(interface.convention),
+            "shape": list(interface.shape),
+            "joined": interface.joined,
+        }
+        write_cache(self._file(name), (tensors, packed), {**self.made_from, **key})
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON types, its tensors by name in `tensors`."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {"dict": {name: _packed(part, tensors) for name, part in value.items()}}
+    if isinstance(value, list | tuple):
+        kind = "list" if isinstance(value, list) else "tuple"
+        return {kind: [_packed(part, tensors) for part in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"value": value}
+    raise ModelError(f"the denoiser is told a {type(value).__name__}, which cannot be kept in a file; not served")
+
+
+def _value(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        return tensors[value]
+    if kind == "dict":
+        return {name: _value(part, tensors) for name, part in value.items()}
+    if kind == "value":
+        return value
+    parts = [_value(part, tensors) for part in value]
+    return parts if kind == "list" else tuple(parts)
+
+
+def _unpacked(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> LatentBatch:
+    convention = Convention(**packed["convention"])
+    interface = Interface(tuple(packed["is_rows"]), convention, torch.Size(packed["shape"]), packed["joined"])
+    return LatentBatch(_value(packed["clean"], tensors), _value(packed["condition"], tensors), interface)

@@ -1,0 +1,189 @@
+"""Latents of text-conditioned models, their own or those of captioned images, with what their denoiser is told."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from hashlib import sha256
+from importlib.metadata import version
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.calibration.calibration_set import Calibration, with_noise
+from diffprune.calibration.latent_cache import LatentBatch, LatentCache
+from diffprune.calibration.texts import Options, Texts, open_texts
+from diffprune.compute.placement import restored_devices
+from diffprune.data.images import ImageSet, load_batches
+from diffprune.data.presets import preprocessing_of
+from diffprune.errors import ModelError
+from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.options.image_options import ImageOptions
+from diffprune.options.prompt_options import GenerationOptions
+from diffprune.pipelines.conditioning import are_alike, on_device, rows_of, select_rows
+from diffprune.pipelines.diffusion import DiffusionProcess
+from diffprune.pipelines.latent_layout import find_layout
+from diffprune.pipelines.pipeline_call import together, unguided
+from diffprune.pipelines.prompts import Prompt, by_images
+from diffprune.pipelines.recorder import find_interface, generate_latents, record_conditioning
+from diffprune.runs.progress import progress
+from diffprune.sampling.sampler import image_generator
+
+
+def calibrate_on_texts(
+    process: DiffusionProcess, options: PlanOptions, device: torch.device, store: LatentCache | None = None
+) -> Calibration:
+    """Calibration of a text-conditioned model, as `training_latents`, each `num_noises` times."""
+    texts = open_texts(process, options, options.num_calibration_images)
+    told = training_latents(process, texts, options, device, store)
+    on = replace(told, clean=told.clean.to(device), condition=on_device(told.condition, device))
+    return with_noise(on, options)
+
+
+def training_latents(
+    process: DiffusionProcess, texts: Texts, options: Options, device: torch.device, store: LatentCache | None = None
+) -> Calibration:
+    """Clean latents of each text, with what the denoiser is told of it, on the CPU; no noise yet.
+
+    Without images in `texts` they are the model's own, image i of text i; otherwise the images go through the
+    pipeline's autoencoder into the layout of its denoiser. What the denoiser is told is recorded from the pipeline's
+    own call. After that no component but the denoiser is needed, and all are back where they were.
+    store: where batches are kept and found again; with all of them there, the pipeline is not run.
+    Raises ModelError for a pipeline whose calls cannot be made sense of.
+    """
+    size, num = options.batch_size, len(texts)
+    if isinstance(options, FinetuneOptions):  # as many at once as a forward pass of training takes
+        size = max(1, size // options.accumulation_steps)
+    batches = [range(start, min(start + size, num)) for start in range(0, num, size)]
+    keys = [_key(texts, batch, options) for batch in batches]
+    found = [None if store is None else store.load(_name(b), key) for b, key in zip(batches, keys, strict=True)]
+    missing = [number for number, told in enumerate(found) if told is None]
+    if missing:
+        components = [c for c in process.pipeline.components.values() if isinstance(c, nn.Module)]
+        with restored_devices(components), _placed(process.pipeline, options, device):
+            made = _made(process.pipeline, texts, [batches[number] for number in missing], options, device)
+            for number, told in zip(missing, made, strict=True):
+                found[number] = told
+                if store is not None:
+                    store.save(_name(batches[number]), keys[number], told)
+    parts = [told for told in found if told is not None]
+    clean, interface = torch.cat([part.clean for part in parts]), parts[0].interface
+    condition = rows_of([part.condition for part in parts], interface.is_rows)
+    return Calibration(clean, clean, process.scheduler, condition, interface.is_rows, interface.convention)
+
+
+@contextmanager
+def _placed(pipeline: Any, options: Options, device: torch.device) -> Iterator[None]:
+    """Compute on a device while it lasts; with `offload`, one network of the pipeline after the other."""
+    if not isinstance(options, PlanOptions) or options.offload == "none":
+        pipeline.to(device)
+        yield
+        return
+    pipeline.enable_model_cpu_offload(device=device)
+    try:
+        yield
+    finally:
+        pipeline.remove_all_hooks()
+
+
+def _made(
+    pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, device: torch.device
+) -> Iterator[LatentBatch]:
+    guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
+    more = {**unguided(pipeline, {}), **options.call(), **guided}
+    beside = _extremes(pipeline, texts, more)
+    first = texts.prompts[0]
+    interface = find_interface(pipeline, _also([first], beside)[1:] or [first], more)
+    draw = _own if texts.rows is None else partial(_encoded, device=device)
+    words = "own images" if texts.rows is None else "latents of images"
+    with progress(words, sum(map(len, batches)), "images") as advance:
+        for batch, clean in zip(batches, draw(pipeline, texts, batches, options, more), strict=True):
+            if clean.shape[1:] != interface.shape:
+                raise ModelError(
+                    f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
+                    f"{tuple(interface.shape)}; not served, unless they come from images of several sizes: then give "
+                    "images of one size"
+                )
+            conditions = []
+            for same in by_images([texts.prompts[i] for i in batch]):
+                prompts = _also(same, beside)
+                whole, told = record_conditioning(pipeline, prompts, [torch.Generator()] * len(prompts), more)
+                conditions.append(select_rows(interface.conditioning(whole, told), interface.is_rows, range(len(same))))
+            condition = rows_of(conditions, interface.is_rows)
+            yield LatentBatch(clean.cpu(), on_device(condition, "cpu"), interface)
+            advance(len(batch), "")
+
+
+def _also(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
+    """Prompts of the same images, and further texts with these images."""
+    return [*prompts, *(replace(prompts[0], text=text) for text in texts)]
+
+
+def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]:
+    """The shortest and the longest text, where texts are padded to the longest of a batch; none where all are alike.
+
+    Told beside every batch, they make all batches alike.
+    """
+    first = texts.prompts[0]
+    asked = (replace(first, text=text) for text in texts.extremes)
+    told = (record_conditioning(pipeline, [prompt], [torch.Generator()], more)[1] for prompt in asked)
+    return [] if are_alike(next(told), next(told)) else texts.extremes
+
+
+def _own(
+    pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
+) -> Iterator[Tensor]:
+    for batch in batches:
+        generators = iter(_generators(options, batch))
+        parts = [
+            generate_latents(pipeline, same, list(islice(generators, len(same))), options.generation_steps, more)
+            for same in by_images([texts.prompts[i] for i in batch])
+        ]
+        yield together(parts)
+
+
+def _encoded(
+    pipeline: Any,
+    texts: Texts,
+    batches: Sequence[range],
+    options: Options,
+    more: Mapping[str, Any],
+    *,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    layout = find_layout(pipeline, texts.prompts[0], more)
+    assert texts.rows is not None
+    images = ImageSet(texts.rows, preprocessing_of(options, layout.image_size), 3, str(options.data))
+    num_workers = options.num_workers if isinstance(options, FinetuneOptions) else 0
+    for pixels in load_batches(images, map(list, batches), num_workers=num_workers):
+        yield layout.encode(pixels.to(device))
+
+
+def _generators(options: Options, batch: range) -> list[torch.Generator]:
+    return [image_generator(options.seed, i) for i in batch]
+
+
+def _name(batch: range) -> str:
+    return f"{batch.start:07d}"
+
+
+def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
+    """What a batch depends on, beside the model and the bytes of files."""
+    names = {*GenerationOptions.model_fields, *ImageOptions.model_fields, "seed", "data"}
+    return {
+        "prompts": [_identity(texts.prompts[i]) for i in batch],
+        "beside": texts.extremes,
+        "images": [texts.indices[i] for i in batch] if texts.rows is not None else None,
+        "options": options.model_dump(mode="json", include=names),
+        "versions": {name: version(name) for name in ("diffusers", "diffprune")},
+    }
+
+
+def _identity(prompt: Prompt) -> dict[str, str]:
+    """A prompt by its text and the bytes of its images."""
+    return {
+        "text": prompt.text,
+        **{name: sha256(file.read_bytes()).hexdigest() for name, file in prompt.images.items()},
+    }

@@ -1,0 +1,95 @@
+"""What a text-conditioned model learns from: prompts, or images with captions; looked at before any work."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffprune.calibration.calibration_set import GENERATED
+from diffprune.calibration.captions import open_captioned
+from diffprune.data.images import load_image, row_name, rows_at
+from diffprune.errors import DataError, OptionError
+from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.pipelines.diffusion import DiffusionProcess
+from diffprune.pipelines.pipeline_call import call_options
+from diffprune.pipelines.prompts import Prompt, read_prompts
+from diffprune.sampling.pipeline_sampling import check_images, check_text_encoder, with_unknown
+
+_log = logging.getLogger(__name__)
+
+Options = PlanOptions | FinetuneOptions
+
+
+@dataclass(frozen=True)
+class Texts:
+    """What a text-conditioned model is to learn from: a prompt for each image, and the images, None for its own.
+
+    rows: of DATA. indices: their numbers in it.
+    """
+
+    prompts: Sequence[Prompt]
+    rows: Sequence[Any] | None = None
+    indices: Sequence[int] = ()
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def extremes(self) -> list[str]:
+        """The shortest and the longest text."""
+        texts = [prompt.text for prompt in self.prompts]
+        return [min(texts, key=len), max(texts, key=len)]
+
+
+def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most: bool = False) -> Texts:
+    """The texts of `num` images, all checks done that need no model: prompts in turn, or captions of images by seed.
+
+    at_most: take the images that there are where there are fewer. Raises OptionError, DataError or ModelError where
+    prompts or captions are missing, or the pipeline cannot be called as asked.
+    """
+    pipeline = process.pipeline
+    check_text_encoder(pipeline)
+    unknown = with_unknown(pipeline, options)
+    if unknown:
+        raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
+    if options.data != GENERATED:
+        return _captioned(pipeline, options, num, at_most)
+    if options.prompts is None:
+        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
+    prompts = read_prompts(options.prompts)
+    check_images(pipeline, prompts)
+    return Texts([prompts[i % len(prompts)] for i in range(num)])
+
+
+def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Texts:
+    assert options.data is not None
+    rows, captions = open_captioned(options.data, call_options(pipeline))
+    check_images(pipeline, captions)
+    if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
+        raise OptionError("prompts: the captions of the images take their place; leave it out")
+    if len(rows) < num and not at_most:
+        raise DataError(
+            f"{options.data} holds {len(rows)} images, the calibration needs {num}; give more images or set "
+            f"num_calibration_images to at most {len(rows)}"
+        )
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(options.seed)).tolist()
+    chosen = order[:num] if options.on_corrupt == "fail" else _readable(options.data, rows, order, num)
+    if not chosen or (len(chosen) < num and not at_most):
+        raise DataError(f"{options.data}: only {len(chosen)} of {len(rows)} images can be read, expected {num}")
+    return Texts([captions[i] for i in chosen], rows_at(rows, chosen), chosen)
+
+
+def _readable(source: str, rows: Sequence[Any], order: Sequence[int], num: int) -> list[int]:
+    found: list[int] = []
+    for index in order:
+        if len(found) == num:
+            break
+        try:
+            load_image(rows[index], row_name(rows[index], f"image {index} of {source}"))
+        except DataError as error:
+            _log.warning("left out: %s", error)
+        else:
+            found.append(index)
+    return found

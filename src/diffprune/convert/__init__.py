@@ -1,0 +1,1 @@
+"""Checkpoints of other systems, read without executing code and brought into diffusers form."""

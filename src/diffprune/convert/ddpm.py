@@ -1,0 +1,137 @@
+"""The research format of DDPM and DDIM checkpoints, into a diffusers UNet2DModel.
+
+Architecture: Ho et al. 2020, appendix B, in the PyTorch form that Song et al. 2021 published their weights for.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from diffusers import DDPMPipeline, DDPMScheduler
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor
+
+from diffprune.convert.exact_loading import Shape, filled, mismatches, shapes_of
+from diffprune.errors import ModelError
+from diffprune.pipelines.loading import architecture
+
+PUBLISHED = {"ddpm-cifar10": "fixed_large", "ddpm-celeba64": "fixed_large", "ddpm-lsun256": "fixed_small"}
+"""The published architectures, with the variance of their ancestral steps; one is found by the shapes alone."""
+
+_FACTS: Mapping[str, Any] = {
+    "attention_head_dim": None,
+    "downsample_padding": 0,
+    "freq_shift": 1,
+    "flip_sin_to_cos": False,
+    "norm_eps": 1e-6,
+    "act_fn": "silu",
+    "time_embedding_type": "positional",
+    "resnet_time_scale_shift": "default",
+    "center_input_sample": False,
+    "mid_block_scale_factor": 1,
+    "downsample_type": "conv",
+    "upsample_type": "conv",
+    "attn_norm_num_groups": None,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+}
+"""What the research network computes, as diffusers config; the tensors alone would not show a difference."""
+
+_PLACES: tuple[tuple[str, Callable[[re.Match[str], int], str]], ...] = (
+    (r"time_embedding\.linear_([12])", lambda m, top: f"temb.dense.{int(m[1]) - 1}"),
+    (r"conv_norm_out", lambda m, top: "norm_out"),
+    (r"mid_block\.resnets\.(\d+)", lambda m, top: f"mid.block_{int(m[1]) + 1}"),
+    (r"mid_block\.attentions\.(\d+)", lambda m, top: f"mid.attn_{int(m[1]) + 1}"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", lambda m, top: f"down.{m[1]}.block.{m[2]}"),
+    (r"down_blocks\.(\d+)\.attentions\.(\d+)", lambda m, top: f"down.{m[1]}.attn.{m[2]}"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", lambda m, top: f"down.{m[1]}.downsample"),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)", lambda m, top: f"up.{top - int(m[1])}.block.{m[2]}"),
+    (r"up_blocks\.(\d+)\.attentions\.(\d+)", lambda m, top: f"up.{top - int(m[1])}.attn.{m[2]}"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", lambda m, top: f"up.{top - int(m[1])}.upsample"),
+)
+"""Where a diffusers module lies in the research network; `top` is the number of the coarsest level."""
+
+_LAYERS = {
+    "time_emb_proj": "temb_proj",
+    "conv_shortcut": "nin_shortcut",
+    "group_norm": "norm",
+    "to_q": "q",
+    "to_k": "k",
+    "to_v": "v",
+    "to_out.0": "proj_out",
+}
+_ATTENTION = re.compile(r"attentions\.\d+\.to_\w+(\.0)?\.weight$")
+
+
+def from_ddpm(tensors: Mapping[str, Tensor], arch: str | None) -> tuple[DDPMPipeline, str]:
+    """A pipeline of research weights, with their schedule; and its architecture.
+
+    arch: a published name, the path of a config.json, or None to find a published name by the shapes.
+    Raises ModelError when the weights do not fit, with the names of the tensors that do not.
+    """
+    name = arch if arch is not None else find_architecture(tensors)
+    model = architecture(name)
+    _check_facts(model, name)
+    names = research_names(model)
+    wrong = mismatches(_research_shapes(model, names), tensors)
+    if wrong:
+        raise ModelError(f"the weights are not those of {name}: " + "; ".join(wrong))
+    shapes = shapes_of(model)
+    unet = filled(model, {ours: tensors[theirs].reshape(shapes[ours]) for ours, theirs in names.items()}, name)
+    return DDPMPipeline(unet, schedule(name)), name
+
+
+def schedule(name: str) -> DDPMScheduler:
+    """The noise schedule of an architecture: linear, betas 1e-4 to 0.02, T = 1000 (Ho et al. 2020, section 4)."""
+    return DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_start=1e-4,
+        beta_end=0.02,
+        beta_schedule="linear",
+        variance_type=PUBLISHED.get(name, "fixed_small"),
+    )
+
+
+def research_names(model: ModelMixin) -> dict[str, str]:
+    """The research name of every tensor of a UNet2DModel."""
+    config: Any = model.config
+    top = len(config.block_out_channels) - 1
+    return {ours: _research_name(ours, top) for ours in model.state_dict()}
+
+
+def _research_name(name: str, top: int) -> str:
+    for pattern, place in _PLACES:
+        found = re.match(pattern, name)
+        if found:
+            layer, _, end = name[found.end() :].lstrip(".").rpartition(".")
+            return ".".join(part for part in (place(found, top), _LAYERS.get(layer, layer), end) if part)
+    return name
+
+
+def _research_shapes(model: ModelMixin, names: Mapping[str, str]) -> dict[str, Shape]:
+    """Shapes in the research file, where the linear layers of attention are 1x1 convolutions."""
+    return {
+        names[ours]: (*shape, 1, 1) if _ATTENTION.search(ours) else shape for ours, shape in shapes_of(model).items()
+    }
+
+
+def _check_facts(model: ModelMixin, name: str) -> None:
+    config: Any = model.config
+    if type(model).__name__ != "UNet2DModel":
+        raise ModelError(f"{name} is the config of a {type(model).__name__}; this format holds a UNet2DModel")
+    wrong = [f"{k}: got {config.get(k)!r}, expected {v!r}" for k, v in _FACTS.items() if config.get(k) != v]
+    if wrong:
+        raise ModelError(f"{name} would compute something else than the research network: " + "; ".join(wrong))
+
+
+def find_architecture(tensors: Mapping[str, Tensor]) -> str:
+    """The published architecture whose shapes research weights have; raises ModelError that compares them with each."""
+    reasons = {}
+    for name in PUBLISHED:
+        model = architecture(name)
+        wrong = mismatches(_research_shapes(model, research_names(model)), tensors)
+        if not wrong:
+            return name
+        reasons[name] = "; ".join(wrong)
+    lines = "\n".join(f"  {name}: {reason}" for name, reason in reasons.items())
+    raise ModelError(f"the weights fit none of the published architectures; give --arch a config.json\n{lines}")

@@ -1,0 +1,97 @@
+"""Pruned weights of other systems: what was pruned is read from the shapes of their tensors."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from diffprune.architectures.families import Dim, family_of
+from diffprune.artifact.manifest import apply_manifest, manifest_of
+from diffprune.artifact.pruned_classes import pruned_class, stock_class, stock_model
+from diffprune.artifact.slicing import AXES, WIDTHS, follow_widths, layer_type, on_meta
+from diffprune.convert.exact_loading import filled, mismatches, shapes_of, shown
+from diffprune.convert.state_dicts import some
+from diffprune.errors import ManifestError, ModelError
+
+
+def from_shapes(tensors: Mapping[str, Tensor], original: ModelMixin, *, heads: int | None, source: str) -> ModelMixin:
+    """The denoiser that `tensors` are the weights of: `original` with smaller layers, as a pruned class.
+
+    original: a model of the stock config, with or without weights. heads: of every attention that had several; None
+    keeps the width of a head. source: where the tensors came from, for the manifest's provenance. Norm groups keep
+    their number. Weights of stock shapes give the stock class.
+    Raises ModelError that names each module whose shapes pruning does not explain.
+    """
+    stock = stock_model(original)
+    family = family_of(stock)
+    names = mismatches(dict.fromkeys(shapes_of(stock), None), tensors)
+    if names:
+        raise ModelError(f"the weights are not those of a narrower {type(stock).__name__}: " + "; ".join(names))
+    small = on_meta(stock)
+    wrong = [line for path, module in small.named_modules() for line in _narrow(path, module, tensors)]
+    if wrong:
+        raise ModelError(f"{len(wrong)} modules cannot be explained by narrower layers: " + some(wrong))
+    try:
+        follow_widths(stock, small, heads=heads)
+        manifest = manifest_of(small, stock, [])
+        apply_manifest(manifest, stock_model(original))
+    except ValueError as error:
+        raise ModelError(f"the heads cannot be explained: {error}; give their number with --heads") from error
+    except ManifestError as error:
+        raise ModelError(f"the shapes do not fit each other: {error}") from error
+    if not manifest.modules:
+        return filled(small, tensors, source)
+    _check_they_connect(small, family.example_inputs(small, 1, torch.device("meta")))
+    small.__class__ = pruned_class(stock_class(stock))
+    cast(Any, small).pruning_provenance = [{"criterion": "unknown", "options": {}, "converted_from": source}]
+    return filled(small, tensors, source)
+
+
+def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """Resize one stock module in place to its tensors; yields what keeps it from being just a narrower layer."""
+    kind = layer_type(module)
+    widths: dict[Dim, int] = {}
+    changed = False
+    for name, parameter in module.named_parameters(recurse=False):
+        shape = tuple(tensors[f"{path}.{name}" if path else name].shape)
+        resizable = {} if kind is None else {axis: dim for dim, axis in AXES[kind].get(name, {}).items()}
+        fits = len(shape) == parameter.dim() and all(
+            0 < now <= stock if axis in resizable else now == stock
+            for axis, (now, stock) in enumerate(zip(shape, parameter.shape, strict=True))
+        )
+        found = {dim: shape[axis] for axis, dim in resizable.items()} if fits else {}
+        if not fits or any(widths.get(dim, size) != size for dim, size in found.items()):
+            yield f"{path}.{name} (got {shown(shape)}, stock {shown(parameter.shape)})"
+            return
+        widths |= found
+        if shape != tuple(parameter.shape):
+            changed = True
+            setattr(module, name, nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad))
+    if kind is None or not changed:
+        return
+    for dim, size in widths.items():
+        setattr(module, WIDTHS[kind][dim], size)
+    if isinstance(module, nn.GroupNorm) and module.num_channels % module.num_groups:
+        yield f"{path} ({module.num_channels} channels in {module.num_groups} norm groups)"
+    elif isinstance(module, nn.Conv2d) and module.groups != 1:
+        yield f"{path} (a convolution in {module.groups} groups)"
+
+
+def _check_they_connect(model: ModelMixin, inputs: Mapping[str, Any]) -> None:
+    """A forward pass without values: each layer must take what the one before it gives."""
+    inside: list[str] = []
+    handles = []
+    for path, module in cast(nn.Module, model).named_modules():
+        handles.append(module.register_forward_pre_hook(lambda module, args, path=path: inside.append(path)))
+        handles.append(module.register_forward_hook(lambda module, args, output: inside.pop() and None))
+    try:
+        with torch.no_grad():
+            cast(Any, model)(**inputs)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"{inside[-1]} does not take what the layers before it give: {reason}") from error
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""Published data sets: archives read as streams and written as images."""

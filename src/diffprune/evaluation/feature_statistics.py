@@ -1,0 +1,133 @@
+"""Mean and covariance of features, gathered in one pass, and the files that hold them.
+
+A file is an .npz with `mu` and `sigma` as pytorch-fid writes and reads it (and `mu_s`, `sigma_s` for sFID, as in
+the reference files of Dhariwal and Nichol 2021); ours add the number of images and the protocol.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffprune.errors import DataError
+from diffprune.evaluation.inception import LAYERS
+from diffprune.evaluation.protocol import Protocol, read_protocol
+from diffprune.runs.accumulator import Accumulator
+from diffprune.runs.atomic_files import write_whole
+
+ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
+"""Metric -> layer of its features, names of its arrays in a file."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean (D,) and covariance (D, D) of features, float64; the covariance divides by N - 1."""
+
+    mu: Tensor
+    sigma: Tensor
+
+
+class Moments:
+    """Mean and covariance of float32 features that come in batches, by running sums in float64.
+
+    Products of two float32 numbers are exact in float64, and what their sum loses is less than what the rounding of the
+    features to float32 has changed.
+    """
+
+    def __init__(self, name: str, num_features: int, sums: Accumulator) -> None:
+        self._names = f"{name}-sum", f"{name}-products"
+        self._running = sums
+        self._sum = sums.zeros(self._names[0], num_features)
+        self._products = sums.zeros(self._names[1], num_features, num_features)
+
+    def add(self, features: Tensor) -> None:
+        """Take in features (N, D)."""
+        batch = features.double()
+        self._sum += batch.sum(0)
+        self._products.addmm_(batch.T, batch)
+
+    def statistics(self, num: int) -> Statistics:
+        """What all processes took in, of `num` images; raises ValueError below two."""
+        if num < 2:
+            raise ValueError(f"a covariance needs at least 2 images, got {num}")
+        total, products = (self._running.total(name) for name in self._names)
+        mean = total / num
+        return Statistics(mean, products.addr(mean, mean, alpha=-num) / (num - 1))
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Statistics of an image set per metric (`fid`, `sfid`).
+
+    num_images and protocol are None where a file does not say them; details: how and from what it was made.
+    """
+
+    by_metric: Mapping[str, Statistics]
+    num_images: int | None
+    protocol: Protocol | None
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write an .npz, whole."""
+        assert self.protocol is not None
+        arrays: dict[str, Any] = {}
+        for metric, found in self.by_metric.items():
+            _, mu, sigma = ARRAYS[metric]
+            arrays |= {mu: found.mu.numpy(), sigma: found.sigma.numpy()}
+        file = io.BytesIO()
+        np.savez(
+            file,
+            num_images=np.array(self.num_images),
+            protocol=np.array(json.dumps(self.protocol.as_dict())),
+            details=np.array(json.dumps(self.details)),
+            **arrays,
+        )
+        write_whole(path, file.getvalue())
+
+
+def read_statistics(path: Path) -> ImageStatistics:
+    """Read an .npz of ours or of pytorch-fid, clean-fid or ADM; nothing is unpickled.
+
+    Raises DataError when it is missing, damaged, or holds no mean and covariance of Inception features.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}; expected statistics (.npz), as `diffprune stats` writes them")
+    try:
+        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+            by_metric = {
+                metric: _statistics(path, layer, file[mu], file[sigma])
+                for metric, (layer, mu, sigma) in ARRAYS.items()
+                if mu in file.files and sigma in file.files
+            }
+            if not by_metric:
+                raise DataError(f"{path} holds {', '.join(file.files) or 'nothing'}; statistics need mu and sigma")
+            if "protocol" not in file.files:
+                return ImageStatistics(by_metric, None, None)
+            return ImageStatistics(
+                by_metric,
+                int(file["num_images"]),
+                read_protocol(json.loads(str(file["protocol"]))),
+                json.loads(str(file["details"])),
+            )
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read as statistics: {error}") from error
+
+
+def _statistics(path: Path, layer: str, mu: Any, sigma: Any) -> Statistics:
+    size = LAYERS[layer]
+    if mu.shape != (size,) or sigma.shape != (size, size):
+        raise DataError(
+            f"{path} has a mean of shape {mu.shape} and a covariance of {sigma.shape}, expected ({size},) and "
+            f"({size}, {size}): features of another layer or network cannot be compared"
+        )
+    found = Statistics(torch.from_numpy(mu.astype(np.float64)), torch.from_numpy(sigma.astype(np.float64)))
+    if not (found.mu.isfinite().all() and found.sigma.isfinite().all()):
+        raise DataError(f"{path} holds values that are not finite")
+    return found

@@ -1,1 +1,0 @@
-"""Denoisers: finding, loading, describing, resizing and saving them."""

@@ -1,1 +1,0 @@
-"""Checkpoints of other systems: read without executing anything, and brought into diffusers form."""

@@ -1,0 +1,129 @@
+"""Options that say how much of a model goes, and from where."""
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PlainValidator, ValidationInfo, field_validator
+
+from diffprune.options.option_set import Options, number_or_auto
+
+Kind = Literal["channels", "heads", "neurons", "blocks"]
+Ranking = Literal["local", "global", "isomorphic"]
+
+DEFAULT_RATIO = 0.3
+EVERYWHERE = "*"
+"""The pattern that every layer matches."""
+
+
+def parse_ratio(value: Any) -> float | dict[str, float]:
+    """A number, or numbers by pattern of layers, as a mapping or as words such as `0.3 down_blocks.0.*=0.1`."""
+    if isinstance(value, Sequence) and not isinstance(value, str) and value:
+        pairs = [str(word).rpartition("=")[::2] for word in value]
+        value = pairs[0][1] if len(pairs) == 1 and not pairs[0][0] else {name or EVERYWHERE: v for name, v in pairs}
+    if not isinstance(value, Mapping):
+        return _share(value, lowest_counts=False)
+    given = {str(pattern): _share(share, lowest_counts=True) for pattern, share in value.items()}
+    return given if EVERYWHERE in given else {EVERYWHERE: DEFAULT_RATIO, **given}
+
+
+def _width(value: Any) -> Any:
+    return None if value is None else number_or_auto(value)
+
+
+class BudgetOptions(Options):
+    """How many units go, and how the scores of different groups are held against each other."""
+
+    ratio: Annotated[float | Mapping[str, float], PlainValidator(parse_ratio)] = Field(
+        default=DEFAULT_RATIO,
+        description="share of units to remove, between 0 and 1; for some layers another one by pattern, such as "
+        "0.3 'down_blocks.0.*=0.1' (the last pattern that matches counts)",
+    )
+    keep_params: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="budget: share of the parameters that stays at most; ratios then only say how layers compare",
+    )
+    keep_macs: float | None = Field(default=None, gt=0, lt=1, description="budget: share of the MACs to keep at most")
+    keep_latency: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description="budget: share of the time of a forward pass that stays at most, timed on `device`",
+    )
+    max_latency_ms: float | None = Field(default=None, gt=0, description="the same in milliseconds")
+    latency_batch_size: int = Field(default=1, ge=1, description="batch size of the passes that are timed")
+    round_to: Annotated[int | Literal["auto"] | None, PlainValidator(_width)] = Field(
+        default=None,
+        description="keep channels and neurons in multiples of this number, the nearest; auto: what suits `device` "
+        "(default: as many as the ratio or budget says)",
+    )
+    kinds: tuple[Kind, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="kinds of units that may go (default: all that the model has but whole blocks)",
+    )
+    ignore: tuple[str, ...] = Field(
+        default=(), description="patterns of layers that lose nothing, such as 'conv_in' or 'mid_block.*'"
+    )
+    ranking: Ranking = Field(
+        default="local",
+        description="local: every group loses its ratio; global: the lowest scores of all groups of one kind; "
+        "isomorphic: the lowest of all groups of one shape and role",
+    )
+    min_units: int = Field(
+        default=1,
+        ge=1,
+        description="units that stay in each group, at least; with 1, blocks that the model can do without may all go",
+    )
+    max_ratio: float | None = Field(
+        default=None, gt=0, le=1, description="largest share that a group may lose (default: all but min_units)"
+    )
+    rounds: int = Field(
+        default=1, ge=1, description="prune in so many equal steps, with the scores recomputed in between"
+    )
+
+    @field_validator("max_latency_ms")
+    @classmethod
+    def _one_latency(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("keep_latency") is not None:
+            raise ValueError("give keep_latency or max_latency_ms, not both")
+        return value
+
+    @field_validator("max_ratio")
+    @classmethod
+    def _not_below_the_ratio(cls, value: float | None, info: ValidationInfo) -> float | None:
+        ratio = info.data.get("ratio")
+        largest = max(ratio.values()) if isinstance(ratio, Mapping) else ratio
+        if value is not None and largest is not None and value < largest:
+            raise ValueError(f"got {value:g}, expected at least the ratio, {largest:g}")
+        return value
+
+    def ratio_of(self, layers: Sequence[str]) -> float:
+        """The share that a group loses whose units are made by these layers."""
+        if any(matches(pattern, layers) for pattern in self.ignore):
+            return 0.0
+        if not isinstance(self.ratio, Mapping):
+            return self.ratio
+        return [share for pattern, share in self.ratio.items() if matches(pattern, layers)][-1]
+
+    def patterns(self) -> list[str]:
+        """All patterns of layers that were given."""
+        by_layer = [p for p in self.ratio if p != EVERYWHERE] if isinstance(self.ratio, Mapping) else []
+        return [*by_layer, *self.ignore]
+
+
+def matches(pattern: str, layers: Sequence[str]) -> bool:
+    """Whether one of these layers fits a pattern such as `down_blocks.0.*`."""
+    return any(fnmatchcase(layer, pattern) for layer in layers)
+
+
+def _share(value: Any, *, lowest_counts: bool) -> float:
+    try:
+        share = float(value)
+    except (TypeError, ValueError):
+        share = -1.0
+    if isinstance(value, bool) or not (0 < share < 1 or (lowest_counts and share == 0)):
+        raise ValueError(f"got {value!r}, expected a number between 0 and 1, such as {DEFAULT_RATIO}")
+    return share

@@ -1,0 +1,105 @@
+"""Options of `sample`."""
+
+from typing import Literal, TypeVar
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from diffprune.options.option_set import ComputeOptions, PrecisionOptions
+from diffprune.options.prompt_options import PromptOptions
+
+Sampler = Literal["ddim", "ddpm"]
+Grid = Literal["uniform", "quad"]
+
+T = TypeVar("T")
+
+
+class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
+    """Drawing images."""
+
+    neutral = frozenset({"device", "batch_size"})
+
+    num: int = Field(default=64, ge=1, description="number of images")
+    steps: int = Field(default=100, ge=1, description="members of the timestep grid, before repeats are dropped")
+    scheduler: str | None = Field(
+        default=None,
+        description="diffusers scheduler class to denoise with, in place of sampler and grid; `own` is the model's",
+    )
+    sampler: Sampler = Field(default="ddim", description="DDIM or ancestral DDPM steps")
+    grid: Grid = Field(default="uniform", description="spacing of the timesteps")
+    eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of the ancestral noise (0 is deterministic)")
+    classes: str | None = Field(
+        default=None,
+        description="class-conditional models: classes to draw in turn, such as 0-9 or 3,5,8 (default: all)",
+    )
+    per_class: int | None = Field(default=None, ge=1, description="images of each class, in place of num")
+    guidance_scale: float | None = Field(
+        default=None,
+        ge=0,
+        description="strength of classifier-free guidance (1: none; default: none, text-conditioned models their own)",
+    )
+    negative_prompt: str | None = Field(
+        default=None, description="text-conditioned models: what the images should not show"
+    )
+    sequence: bool = Field(
+        default=False, description="also keep the image after every step, as images and as an animation"
+    )
+    interpolate: tuple[int, int] | None = Field(
+        default=None, description="draw the images on the arc between the noises of these two image indices"
+    )
+    batch_size: int = Field(default=64, ge=1, description="images per forward pass (the images do not depend on it)")
+
+    @field_validator("classes")
+    @classmethod
+    def _is_a_list_of_classes(cls, value: str | None) -> str | None:
+        if value is not None:
+            class_list(value)
+        return value
+
+    @field_validator("per_class")
+    @classmethod
+    def _not_beside_num(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("classes") is None:
+            raise ValueError("needs classes, such as 0-9")
+        return value
+
+    @field_validator("sampler", "grid", "eta")
+    @classmethod
+    def _not_beside_a_scheduler(cls, value: T, info: ValidationInfo) -> T:
+        if info.data.get("scheduler") is not None:
+            raise ValueError("a scheduler brings its own; leave one of the two out")
+        return value
+
+    @field_validator("eta")
+    @classmethod
+    def _belongs_to_ddim(cls, value: float, info: ValidationInfo) -> float:
+        if info.data.get("sampler") == "ddpm":
+            raise ValueError("belongs to the ddim sampler, not to ddpm; leave it out")
+        return value
+
+    @field_validator("interpolate")
+    @classmethod
+    def _two_images(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and (min(value) < 0 or value[0] == value[1]):
+            raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices from 0 on")
+        return value
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether a class-conditional model is asked twice, with its class and without."""
+        return self.guidance_scale not in (None, 1)
+
+    @property
+    def num_images(self) -> int:
+        """How many images: `num`, or `per_class` of each class."""
+        return self.num if self.per_class is None else self.per_class * len(class_list(self.classes or ""))
+
+
+def class_list(text: str) -> list[int]:
+    """The classes of a list such as `0-9` or `3,5,8-10`, in its order; raises ValueError for anything else."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
+            raise ValueError(f"got {text!r}, expected classes such as 0-9 or 3,5,8")
+        found += range(int(first), int(last or first) + 1)
+    return found

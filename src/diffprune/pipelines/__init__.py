@@ -1,0 +1,1 @@
+"""Everything around the denoiser: loading, noise process, prompts and conditioning."""

@@ -1,0 +1,33 @@
+"""Model cards and licences: a derived folder carries over the original's, with a paragraph on what was done."""
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from diffprune.pipelines.builtin import PIPELINES
+from diffprune.pipelines.loading import is_hub_id
+from diffprune.runs.atomic_files import write_whole
+
+CARD = "README.md"
+_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
+
+
+def copy_model_card(source: str, folder: Path, paragraph: str) -> None:
+    """Copy licence files and the model card of MODEL into `folder`; add `paragraph` to the card."""
+    origin = PIPELINES.get(source, Path(source))
+    if is_hub_id(source):
+        origin = _fetch(source) or origin
+    for pattern in _LICENCES:
+        for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
+            shutil.copyfile(file, folder / file.name)
+    before = (origin / CARD).read_text().rstrip() + "\n\n" if (origin / CARD).is_file() else ""
+    write_whole(folder / CARD, f"{before}{paragraph.strip()}\n")
+
+
+def _fetch(source: str) -> Path | None:
+    try:
+        return Path(snapshot_download(source, allow_patterns=[CARD, *_LICENCES]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError):
+        return None

@@ -1,0 +1,1 @@
+"""Surgery: a model and a plan in, a smaller model out."""

@@ -1,0 +1,1 @@
+"""Recipes: checked, forecast and run."""

@@ -1,0 +1,199 @@
+"""What a recipe needs, checked before any work: all mistakes at once, and what would be downloaded."""
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.modeling_utils import ModelMixin
+
+from diffprune.calibration.calibration_set import GENERATED, draw_calibration_images, images_for
+from diffprune.calibration.texts import open_texts
+from diffprune.data.images import open_rows
+from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
+from diffprune.evaluation.inception import URL
+from diffprune.evaluation.lpips import BACKBONES, load_perceptual
+from diffprune.evaluation.set_comparison import OF_INCEPTION, check_network, check_reference
+from diffprune.evaluation.set_metrics import check_number
+from diffprune.options import (
+    UNCALIBRATED_CRITERIA,
+    BudgetOptions,
+    EvaluateOptions,
+    FinetuneOptions,
+    ImageOptions,
+    PlanOptions,
+    TrainingOptions,
+)
+from diffprune.options.recipe import Recipe
+from diffprune.pipelines.diffusion import DiffusionProcess, process_of
+from diffprune.pipelines.loading import denoiser_of, is_hub_id, load_model
+from diffprune.pipelines.prompts import read_prompts
+from diffprune.pruning.surgery import prune_denoiser
+from diffprune.sampling.image_folder import num_evaluations
+from diffprune.stages.plan_stage import make_plan
+from diffprune.stages.train_stage import open_training_data, untrained_pipeline
+from diffprune.training.batches import check_conditions
+from diffprune.training.draws import shards_of
+from diffprune.training.fsdp import check_sharding
+
+
+@dataclass(frozen=True)
+class CheckedRecipe:
+    """What the checks have found, unless they could not look: at models that are not here yet.
+
+    small: a model of the size the plan would give, with fresh weights. downloads: hub ids and addresses that are not
+    files here; the hub's own cache is not looked at.
+    """
+
+    denoiser: ModelMixin | None
+    process: DiffusionProcess | None
+    small: ModelMixin | None
+    downloads: tuple[str, ...]
+
+
+def check_recipe(recipe: Recipe, *, fetch: bool) -> CheckedRecipe:
+    """Look at everything that a recipe reads.
+
+    fetch: download a model given by hub id, to check against it; without, only its name is told.
+    Raises OptionError that lists every mistake: a model or data that cannot be read, a plan that cannot be made,
+    steps or classes that the model does not have, a reference or weights that do not serve the metrics.
+    """
+    mistakes: list[str] = []
+    attempt = functools.partial(_attempt, mistakes)
+    denoiser, process = attempt("model", lambda: _model(recipe, fetch)) or (None, None)
+    if process is not None and process.pipeline is not None:
+        for name in ("plan", "finetune"):
+            if getattr(recipe, name) is not None:
+                attempt(name, functools.partial(_check_texts, process, recipe.section(name)))
+    else:
+        for name, source in image_sources(recipe).items():
+            if not is_hub_id(source):
+                attempt(name, functools.partial(_check_images, process, source, recipe.section(name)))
+    for name in ("train", "finetune"):
+        if (section := getattr(recipe, name)) is not None:
+            num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+            attempt(name, functools.partial(shards_of, section, num_processes, 0))
+            attempt(name, functools.partial(check_sharding, section))
+    small = None
+    if denoiser is not None and recipe.plan is not None:
+        small = attempt("plan", lambda: _pruned(denoiser, recipe.section("plan")))
+    if process is not None and recipe.sample is not None:
+        attempt("sample", functools.partial(num_evaluations, process, recipe.sample))
+    for check in _checks_of_evaluation(recipe):
+        attempt("evaluate", check)
+    if mistakes:
+        raise OptionError("the recipe cannot be run:\n" + "\n".join(f"  {m}" for m in dict.fromkeys(mistakes)))
+    return CheckedRecipe(denoiser, process, small, tuple(dict.fromkeys(_downloads(recipe))))
+
+
+def image_sources(recipe: Recipe) -> dict[str, str]:
+    """Where images are read from: section -> DATA."""
+    named = {name: recipe.section(name).data for name in ("train", "plan", "finetune") if getattr(recipe, name)}
+    return {name: source for name, source in named.items() if source and source != GENERATED}
+
+
+def weights_of_metrics(options: EvaluateOptions) -> Iterator[str]:
+    """The files or addresses of the networks that the metrics look through."""
+    if set(options.metrics) & set(OF_INCEPTION):
+        yield _file_or_url(options.inception_weights, URL)
+    if "lpips" in options.metrics:
+        yield _file_or_url(options.lpips_weights, BACKBONES[options.lpips_network][1].url)
+    if "clip_score" in options.metrics:
+        yield options.clip_model
+
+
+def _file_or_url(given: Path | None, url: str) -> str:
+    there = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return str(there) if given or there.is_file() else url
+
+
+def _downloads(recipe: Recipe) -> Iterator[str]:
+    sources = [recipe.model, *image_sources(recipe).values()]
+    if recipe.evaluate is not None:
+        of_sets = recipe.metrics("statistics") + recipe.metrics("sets")
+        sources += [recipe.judged_by if of_sets else None, *weights_of_metrics(recipe.evaluate)]
+    for source in sources:
+        if source is not None and (is_hub_id(source) or source.startswith("https://")):
+            yield source
+
+
+def _attempt(mistakes: list[str], name: str, check: Callable[[], Any]) -> Any:
+    try:
+        return check()
+    except DiffpruneError as error:
+        mistakes.append(f"{name}: {error}")
+        return None
+
+
+def _model(recipe: Recipe, fetch: bool) -> tuple[ModelMixin | None, DiffusionProcess | None]:
+    if recipe.train is not None:
+        pipeline = untrained_pipeline(recipe.train)
+        return denoiser_of(pipeline), process_of(pipeline)
+    if recipe.model is None or (is_hub_id(recipe.model) and not fetch):
+        return None, None
+    loaded = load_model(recipe.model)
+    if loaded.pipeline is None and (recipe.finetune is not None or recipe.sample is not None):
+        raise ModelError(f"{recipe.model} is not a pipeline; finetune and sample need one, for its noise schedule")
+    return loaded.denoiser, None if loaded.pipeline is None else process_of(loaded.pipeline)
+
+
+def _check_images(process: DiffusionProcess | None, source: str, options: ImageOptions) -> None:
+    """Read one image as the model takes it, or only look whether there are any."""
+    num = len(open_rows(source))
+    needed = 1
+    if isinstance(options, PlanOptions) and options.criterion not in UNCALIBRATED_CRITERIA:
+        needed = options.num_calibration_images
+    if num < needed:
+        raise DataError(f"{source} holds {num} images, num_calibration_images asks for {needed}")
+    if process is not None:
+        images = images_for(process, source, options)
+        draw_calibration_images(images, 1, 0, on_corrupt=options.on_corrupt)
+        if isinstance(options, TrainingOptions):
+            check_conditions(process, images, options)
+
+
+def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptions) -> None:
+    """Look for the texts, and images, that a text-conditioned model is scored or finetuned on."""
+    if options.data is None or is_hub_id(options.data):
+        return
+    if isinstance(options, FinetuneOptions):
+        open_training_data(process, options)
+    elif options.criterion not in UNCALIBRATED_CRITERIA:
+        open_texts(process, options, options.num_calibration_images)
+
+
+def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
+    budget = options.model_dump(include={*BudgetOptions.model_fields, "device"})
+    plan = make_plan(denoiser, PlanOptions(**{**budget, "criterion": "random", "rounds": 1}))
+    return prune_denoiser(denoiser, plan, reinit=True, seed=0)
+
+
+def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:
+    options, sample = recipe.evaluate, recipe.sample
+    if options is None or sample is None:
+        return
+    drawn = sample.num_images
+    num = options.num or drawn
+    if num > drawn:
+        yield functools.partial(_too_few, num, drawn)
+    yield functools.partial(check_number, "the sample section", num, options.metrics, options, reference=False)
+    reference = recipe.judged_by
+    by_network = set(options.metrics) & set(OF_INCEPTION)
+    network = bool(by_network) and next(weights_of_metrics(options)) != URL
+    if network:
+        yield functools.partial(check_network, options)
+    for metrics in (recipe.metrics("statistics"), recipe.metrics("sets")):
+        if metrics and reference is not None and not is_hub_id(reference):
+            of_network = network and bool(by_network & set(metrics))
+            yield functools.partial(check_reference, reference, metrics, options, with_network=of_network)
+    if "lpips" in options.metrics and options.lpips_weights is not None:
+        yield functools.partial(load_perceptual, options.lpips_network, options.lpips_weights, torch.device("cpu"))
+    if options.prompts is not None:
+        yield functools.partial(read_prompts, options.prompts)
+
+
+def _too_few(num: int, drawn: int) -> None:
+    raise OptionError(f"num: got {num}, sample draws {drawn}")

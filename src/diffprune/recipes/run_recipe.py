@@ -1,0 +1,139 @@
+"""Stage `run`: all stages of a recipe, one after the other; finished ones are not run again."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffprune.options import EvaluateOptions, PlanOptions, StatsOptions
+from diffprune.options.recipe import METRIC_KINDS, Recipe
+from diffprune.recipes.recipe_checks import check_recipe
+from diffprune.runs.distributed import on_main_process
+from diffprune.stages.evaluate_stage import evaluate_stage
+from diffprune.stages.plan_stage import plan_stage
+from diffprune.stages.prune_stage import prune_stage
+from diffprune.stages.report_stage import report_stage
+from diffprune.stages.sample_stage import sample_stage
+from diffprune.stages.stats_stage import stats_stage
+from diffprune.stages.train_classifier_stage import classifier_stage
+from diffprune.stages.train_stage import finetune_stage, train_stage
+
+REFERENCE = "reference.npz"
+"""Statistics of the reference, made once for all models."""
+
+R = TypeVar("R")
+
+
+def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Walk a recipe's road inside the folder `out`; returns the figures of the report.
+
+    A stage that is finished there with the same options and inputs is kept, an interrupted one resumes, any
+    other is made anew. Of several processes all score, train, draw and judge; the first does everything else.
+    Raises OptionError that lists every mistake before any work.
+    """
+    check_recipe(recipe, fetch=True)
+    if recipe.classifier is not None:
+        classifier = recipe.classifier
+        _alone(recipe, "train-classifier", lambda: classifier_stage(classifier, out / "classifier", existing="replace"))
+    if makes_statistics(recipe):
+        _say("stats")
+        _statistics(recipe, out / REFERENCE)
+    models: dict[str, str] = {}
+    if recipe.train is not None:
+        _say("train")
+        train_stage(recipe.section("train"), out / "trained", existing="replace")
+        models["original"] = str(out / "trained")
+    elif recipe.model is not None:
+        models["original"] = recipe.model
+    if recipe.plan is not None:
+        for variant in recipe.compare or (None,):
+            models |= _smaller_models(recipe, models["original"], out, variant)
+    if recipe.sample is None:
+        return {"models": models}
+    for name, model in models.items():
+        _say(f"sample {name}")
+        sample_stage(model, recipe.sample, out / "samples" / name, existing="replace")
+    if recipe.evaluate is not None:
+        _say("evaluate")
+        _evaluate(recipe, recipe.evaluate, list(models), out)
+    page = out / "report.html"
+    return _alone(recipe, "report", lambda: report_stage(_visited(recipe, out, models), page, title=recipe.name))
+
+
+def makes_statistics(recipe: Recipe) -> bool:
+    """Whether the road makes statistics of its reference: every model is judged against them, so once is enough."""
+    return bool(recipe.metrics("statistics")) and Path(recipe.judged_by or "").suffix != ".npz"
+
+
+def metrics_folders(recipe: Recipe, names: list[str], out: Path) -> list[Path]:
+    """Where the numbers of each model go."""
+    return [out / "metrics" / name / kind for name in names for kind in METRIC_KINDS if recipe.metrics(kind)]
+
+
+def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
+    """Name -> folder of the pruned and the recovered model; of a compared criterion, in a folder of its own."""
+    place = out if variant is None else out / variant
+    prefix = "" if variant is None else f"{variant}-"
+    choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
+    plan, pruned = place / "plan", place / "pruned"
+    _say(f"plan {variant or ''}")
+    plan_stage(original, choose, plan, existing="replace")
+    _say(f"prune {variant or ''}")
+    by = PlanOptions(), plan / "plan.json"
+    prune_stage(original, carry_out, *by, pruned, existing="replace")
+    models = {f"{prefix}pruned": str(pruned)}
+    if recipe.finetune is not None:
+        _say(f"finetune {variant or ''}")
+        options = recipe.section("finetune")
+        teacher = original if options.distill else None
+        finetune_stage(str(pruned), teacher, options, place / "recovered", existing="replace")
+        models[f"{prefix}recovered"] = str(place / "recovered")
+    return models
+
+
+def _statistics(recipe: Recipe, out: Path) -> dict[str, Any]:
+    assert recipe.evaluate is not None
+    assert recipe.judged_by is not None
+    shared = recipe.evaluate.model_dump(include=set(StatsOptions.model_fields) - {"num"})
+    options = StatsOptions(**{**shared, "metrics": recipe.metrics("statistics")})
+    return stats_stage(recipe.judged_by, options, out, existing="replace")
+
+
+def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: Path) -> None:
+    references = {
+        "pairs": str(out / "samples" / "original"),
+        "statistics": str(out / REFERENCE) if makes_statistics(recipe) else recipe.judged_by,
+        "sets": recipe.judged_by,
+        "alone": None,
+    }
+    for name in names:
+        for kind in METRIC_KINDS:
+            if metrics := recipe.metrics(kind):
+                images, place = str(out / "samples" / name), out / "metrics" / name / kind
+                chosen = options.model_copy(update={"metrics": metrics})
+                evaluate_stage(images, references[kind], chosen, place, existing="replace")
+
+
+def _alone(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
+    """A stage of one process, while the others wait."""
+    _say(stage)
+    sections = (recipe.finetune, recipe.train, recipe.sample, recipe.plan, recipe.evaluate, recipe.classifier)
+    device = next((section.device for section in sections if section is not None), "auto")
+    return on_main_process(work, device)
+
+
+def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
+    """The folders of this road's stages; `out` may hold those of a recipe that has changed since."""
+    places = [out] if recipe.compare is None else [out / variant for variant in recipe.compare]
+    folders = [out / "classifier", out / "trained"]
+    folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]
+    folders += [out / "samples" / name for name in models]
+    folders += metrics_folders(recipe, list(models), out)
+    skipped = {"classifier": recipe.classifier, "trained": recipe.train, "recovered": recipe.finetune}
+    return [f for f in folders if f.exists() and skipped.get(f.name, True) is not None]
+
+
+def _say(stage: str) -> None:
+    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
+        print(f"== {stage.strip()}", file=sys.stderr, flush=True)

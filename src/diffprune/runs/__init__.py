@@ -1,0 +1,1 @@
+"""What every run needs: run.json, atomic files, caches, several processes, progress, downloads."""

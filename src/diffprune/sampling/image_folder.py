@@ -1,0 +1,125 @@
+"""Sampling into a folder: exactly N files, resumable, written while the next batch computes."""
+
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from diffprune.compute.autocast import autocast_forward
+from diffprune.compute.device import pick_device
+from diffprune.compute.placement import placed
+from diffprune.data.images import SEQUENCES
+from diffprune.options import SampleOptions
+from diffprune.pipelines.diffusion import DiffusionProcess, is_flow
+from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.distributed import process_state
+from diffprune.runs.progress import progress
+from diffprune.sampling.pipeline_sampling import check_prompts
+from diffprune.sampling.sampler import conditions_of, draw_images
+from diffprune.sampling.scheduler_sampling import OWN, check_steps, scheduler_named
+from diffprune.sampling.timestep_grids import timestep_grid
+
+FRAME_MS, REST_MS = 60, 1500
+
+
+def image_path(folder: Path, index: int) -> Path:
+    """Where image `index` of a sampled folder lies."""
+    return folder / f"{index:06d}.png"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What a sampling run did. images_per_s is of this process, None where nothing was left to draw."""
+
+    evaluations_per_image: int
+    images_per_s: float | None
+
+
+def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Path, options: SampleOptions) -> Sampled:
+    """Draw the images that are missing in `folder`, shared by all processes.
+
+    The batches are cut by index alone, so that a resumed run computes the same batches as an undisturbed one.
+    """
+    state = process_state(options.device)
+    device = state.device if state.num_processes > 1 else pick_device(options.device)
+    evaluations = num_evaluations(process, options)
+    batches = [
+        range(start, min(start + options.batch_size, options.num_images))
+        for start in range(0, options.num_images, options.batch_size)
+    ]
+    mine = batches[state.process_index :: state.num_processes]
+    left = [batch for batch in mine if not all(image_path(folder, i).exists() for i in batch)]
+    num_mine, num_left = sum(map(len, mine)), sum(map(len, left))
+    with (
+        placed(denoiser, device),
+        autocast_forward(options, denoiser, device),
+        progress("images", num_mine, "images", done=num_mine - num_left) as advance,
+        ThreadPoolExecutor(max_workers=1) as writer,
+    ):
+        writing = None
+        started = time.monotonic()
+        for batch in left:
+            frames: list[Tensor] = []
+            frame = frames.append if options.sequence or process.pipeline is not None else None
+            images = draw_images(denoiser, process, batch, options, device, frame)
+            if writing is not None:
+                writing.result()
+            writing = writer.submit(_write, images, frames, batch, folder)
+            advance(len(batch), "")
+        if writing is not None:
+            writing.result()
+    rate = num_left / (time.monotonic() - started) if num_left else None
+    return Sampled(evaluations, rate)
+
+
+def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
+    """Denoising steps of an image; raises OptionError or ModelError for steps, scheduler or classes that cannot be."""
+    num_timesteps, scheduler = process.num_timesteps, process.scheduler
+    if process.pipeline is not None:
+        check_prompts(process.pipeline, options)
+        if not is_flow(scheduler):  # flows are spaced by the pipeline's call
+            check_steps(scheduler_named(options.scheduler or OWN, scheduler), options.steps, num_timesteps)
+        return options.steps
+    conditions_of(process, [0], options, torch.device("cpu"))
+    if options.scheduler is None:
+        return len(timestep_grid(options.grid, options.steps, num_timesteps))
+    chosen = scheduler_named(options.scheduler, scheduler)
+    check_steps(chosen, options.steps, num_timesteps)
+    return len(chosen.timesteps)
+
+
+def _write(images: Tensor, frames: list[Tensor], indices: range, folder: Path) -> None:
+    for position, index in enumerate(indices):
+        path = image_path(folder, index)
+        if path.exists():
+            continue
+        if frames:
+            _write_sequence([_picture(step[position]) for step in frames], folder / SEQUENCES, index)
+        _write_png(_picture(images[position]), path)
+
+
+def _write_sequence(pictures: list[Image.Image], folder: Path, index: int) -> None:
+    """The frames of one image as numbered images, and as an animation that rests on the last one."""
+    for step, picture in enumerate(pictures):
+        _write_png(picture, folder / f"{index:06d}" / f"{step:04d}.png")
+    buffer = io.BytesIO()
+    durations = [FRAME_MS] * (len(pictures) - 1) + [REST_MS]
+    first, *others = [picture.convert("RGB") for picture in pictures]
+    first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+    write_whole(folder / f"{index:06d}.gif", buffer.getvalue())
+
+
+def _picture(pixels: Tensor) -> Image.Image:
+    values = pixels.permute(1, 2, 0).numpy()
+    return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
+
+
+def _write_png(picture: Image.Image, path: Path) -> None:
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    write_whole(path, buffer.getvalue())

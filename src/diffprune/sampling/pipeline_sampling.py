@@ -1,0 +1,133 @@
+"""Drawing by a text-conditioned pipeline's own call: it knows best how its family is sampled."""
+
+import copy
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffprune.errors import ModelError, OptionError
+from diffprune.options import PromptOptions, SampleOptions
+from diffprune.pipelines.diffusion import is_flow
+from diffprune.pipelines.loading import denoiser_component
+from diffprune.pipelines.pipeline_call import (
+    GIVEN_IMAGES,
+    call_options,
+    needs_images,
+    run_call,
+    together,
+    with_call_options,
+)
+from diffprune.pipelines.prompts import Prompt, by_images, read_prompts
+from diffprune.sampling.scheduler_sampling import OWN, scheduler_named
+
+UNSUPPORTED = ("sampler", "grid", "eta", "classes", "per_class", "sequence", "interpolate")
+"""Options of unconditional and class-conditional models."""
+
+
+def check_prompts(pipeline: Any, options: SampleOptions) -> list[Prompt]:
+    """The prompts of a sampling run; raises OptionError or ModelError for what a text-conditioned pipeline lacks."""
+    idle = [name for name in UNSUPPORTED if name in options.model_fields_set]
+    lines = []
+    if options.prompts is None:
+        lines.append(f"  prompts: missing; {type(pipeline).__name__} draws what a text says: give a file, one a line")
+    unknown = with_unknown(pipeline, options)
+    if unknown:
+        lines.append(f"  {', '.join(unknown)}: the call of {type(pipeline).__name__} knows no such thing; leave it out")
+    if options.negative_prompt is not None and "true_cfg_scale" in call_options(pipeline):
+        lines.append(f"  negative_prompt: {type(pipeline).__name__} takes one only with true_cfg_scale; leave it out")
+    if options.scheduler is not None:
+        named = scheduler_named(options.scheduler, pipeline.scheduler)
+        if is_flow(named) != is_flow(pipeline.scheduler):
+            lines.append(
+                f"  scheduler: the model was trained with {type(pipeline.scheduler).__name__}, and "
+                f"{options.scheduler} is for {'flows' if is_flow(named) else 'diffusion, not for flows'}"
+            )
+    if idle:
+        lines.append(
+            f"  {', '.join(idle)}: {type(pipeline).__name__} is sampled by its own call; leave them out (`scheduler` "
+            "and `steps` serve it)"
+        )
+    if lines:
+        raise OptionError("this model is conditioned on text:\n" + "\n".join(lines))
+    check_text_encoder(pipeline)
+    assert options.prompts is not None
+    prompts = read_prompts(options.prompts)
+    check_images(pipeline, prompts)
+    return prompts
+
+
+def check_images(pipeline: Any, prompts: Sequence[Prompt]) -> None:
+    """Raise OptionError for prompts without the images that a pipeline draws from, or with images it does not take."""
+    name, known = type(pipeline).__name__, call_options(pipeline)
+    unknown = {argument for prompt in prompts for argument in prompt.images} - known
+    if unknown:
+        raise OptionError(f"prompts: the call of {name} knows no {', '.join(sorted(unknown))}; leave these images out")
+    masked = {"mask_image"} & known
+    if needs_images(pipeline) and not all(
+        p.images.keys() & GIVEN_IMAGES and p.images.keys() >= masked for p in prompts
+    ):
+        taken = sorted(known & GIVEN_IMAGES | masked)
+        row = ", ".join(f'"{argument}_file_name": "{argument}.png"' for argument in taken)
+        raise OptionError(
+            f"prompts: {name} draws from images that it is given ({', '.join(taken)}); write rows such as "
+            f'{{"text": "...", {row}}}, one a line: in a .jsonl file of prompts, or in the '
+            "metadata.jsonl of a folder of images"
+        )
+
+
+def with_unknown(pipeline: Any, options: PromptOptions) -> list[str]:
+    """Options that were given and that the pipeline's call does not know."""
+    names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
+    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    return [name for name in given if name not in with_call_options(pipeline, given)]
+
+
+def check_text_encoder(pipeline: Any) -> None:
+    """Raise ModelError for a pipeline that was loaded without what reads its prompts."""
+    if not any(c is not None for name, c in pipeline.components.items() if name.startswith("text_encoder")):
+        raise ModelError("the pipeline has no text encoder, so it cannot read prompts; load one that has it")
+    optional = set(getattr(pipeline, "_optional_components", ()))
+    for name, component in pipeline.components.items():
+        if component is None and name.startswith(("text_encoder", "tokenizer")) and name not in optional:
+            raise ModelError(f"the pipeline has no {name}, so it cannot read prompts; load one that has it")
+
+
+@torch.no_grad()
+def draw_by_pipeline(
+    pipeline: Any, denoiser: nn.Module, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
+    options: SampleOptions, device: torch.device,
+) -> list[Tensor]:  # fmt: skip
+    """Frames of one image or video per prompt, each uint8 (N, C, H, W); one frame for images.
+
+    denoiser: takes the place of the pipeline's own. Guidance and size are the pipeline's own unless they are given.
+    """
+    drawing = copy.copy(pipeline)
+    changed = {
+        denoiser_component(pipeline): denoiser,
+        "scheduler": scheduler_named(options.scheduler or OWN, pipeline.scheduler),
+    }
+    drawing.register_modules(**changed)
+    drawing.set_progress_bar_config(disable=True)
+    drawing.to(device)
+    parts, waiting = [], iter(generators)
+    for same in by_images(prompts):
+        given: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call(), "output_type": "pt"}
+        if options.negative_prompt is not None:
+            given["negative_prompt"] = [options.negative_prompt] * len(same)
+        parts.append(_frames(run_call(drawing, same, list(islice(waiting, len(same))), options.steps, given)))
+    return [together(frames) for frames in zip(*parts, strict=True)]
+
+
+def _frames(output: Any) -> list[Tensor]:
+    if not hasattr(output, "frames"):
+        return [_pixels(output.images)]
+    return [_pixels(frame) for frame in torch.as_tensor(output.frames).transpose(0, 1)]
+
+
+def _pixels(images: Tensor) -> Tensor:
+    if not bool(images.isfinite().all()):
+        raise ModelError("the images are not finite: the model holds broken values, or its dtype is too narrow for it")
+    return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -1,0 +1,57 @@
+"""Stage `analyze plan`: what a plan keeps of each group, drawn, and held against another plan."""
+
+from pathlib import Path
+from typing import Any
+
+from diffprune.errors import PlanError
+from diffprune.planning import Plan, read_plan
+from diffprune.reporting.figures import kept_by_group
+from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.run_record import Existing, run_record
+
+
+def plan_analysis_stage(first: str, second: str | None, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
+    """Draw PLAN, and where there is OTHER, how far both keep the same units.
+
+    Leaves `plan.png`, and in run.json per group: kind, units, and the share kept; with OTHER also its share, and the
+    agreement: units that both keep over units that one of them keeps. Raises PlanError for plans of other models.
+    """
+    plan, other = read_plan(first), None if second is None else read_plan(second)
+    if other is not None and other.fingerprint != plan.fingerprint:
+        raise PlanError(f"{first} and {second} are plans for different models and cannot be compared")
+    with run_record(out, "analyze-plan", {}, {"plan": first, "other": second}, existing=existing) as run:
+        if not run.finished_before:
+            rows = _rows(plan, other)
+            write_whole(run.folder / "plan.png", kept_by_group(rows))
+            run.result = {"groups": rows, **_together(plan, other)}
+        return run.result
+
+
+def _rows(plan: Plan, other: Plan | None) -> list[dict[str, Any]]:
+    rows = []
+    for name, units in plan.groups.items():
+        row = {"group": name, "kind": units.kind, "units": units.num_units}
+        row["kept_share"] = len(units.kept) / units.num_units
+        if other is not None and name in other.groups:
+            theirs = other.groups[name]
+            row["other_share"] = len(theirs.kept) / theirs.num_units
+            either = {*units.kept} | {*theirs.kept}
+            row["agreement"] = len({*units.kept} & {*theirs.kept}) / len(either) if either else 1.0
+        rows.append(row)
+    return rows
+
+
+def _together(plan: Plan, other: Plan | None) -> dict[str, Any]:
+    """Costs of both, and the agreement over all groups that both choose among."""
+    costs = {"params_after": plan.after.params, "macs_after": plan.after.macs}
+    if other is None:
+        return costs
+    shared = [name for name in plan.groups if name in other.groups]
+    both = sum(len({*plan.groups[n].kept} & {*other.groups[n].kept}) for n in shared)
+    either = sum(len({*plan.groups[n].kept} | {*other.groups[n].kept}) for n in shared)
+    return {
+        **costs,
+        "other_params_after": other.after.params,
+        "other_macs_after": other.after.macs,
+        "agreement": both / either if either else 1.0,
+    }

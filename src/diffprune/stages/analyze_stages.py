@@ -1,0 +1,92 @@
+"""Stage `analyze stages`: how near a pruned model stays to its original, by the timesteps that made its scores."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+
+from diffprune.criteria.score_pass import scored_timesteps
+from diffprune.errors import ModelError, OptionError
+from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.planning import Plan, read_plan
+from diffprune.pruning.surgery import prune_denoiser
+from diffprune.reporting.figures import quality_by_stage
+from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.run_record import Existing, run_record
+from diffprune.sampling.image_folder import sample_to_folder
+from diffprune.stages.evaluate_stage import measure
+from diffprune.stages.plan_stage import make_plan, resolve_auto_options
+
+
+def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
+    """Prune MODEL once per stage of timesteps and compare what each draws with the original; resumable.
+
+    Leaves `stages.png`, and in run.json per stage: first and last timestep, relative loss (mean loss of the stage
+    over the largest mean of any stage), ssim and mse to the original's images of the same noise, MACs. Source:
+    Fang, Ma and Wang, NeurIPS 2023, the figure of SSIM against the stage of the scores.
+    """
+    if options.criterion in UNCALIBRATED_CRITERIA:
+        raise OptionError(f"criterion: {options.criterion} looks at no timesteps; choose another one")
+    options = resolve_auto_options(options)
+    model = load_model(source)
+    if model.pipeline is None:
+        raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
+    stages = _stages(process_of(model.pipeline).num_timesteps, options)
+    inputs = {"model": source}
+    with run_record(
+        out, "analyze-stages", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
+    ) as run:
+        if not run.finished_before:
+            rows = _measure(model.pipeline, stages, options, run.folder)
+            write_whole(run.folder / "stages.png", quality_by_stage(rows))
+            run.result = {"stages": rows}
+        return run.result
+
+
+def _stages(num_timesteps: int, options: StagesOptions) -> list[tuple[int, int]]:
+    """First and last timestep of each stage."""
+    whole = scored_timesteps(num_timesteps, options)
+    size, rest = divmod(whole.stop - whole.start, options.num_stages)
+    if size == 0:
+        raise OptionError(
+            f"num_stages: got {options.num_stages} for {whole.stop - whole.start} timesteps; give at most that many"
+        )
+    starts = [whole.start + i * size + min(i, rest) for i in range(options.num_stages)]
+    return list(zip(starts, [start - 1 for start in [*starts[1:], whole.stop]], strict=True))
+
+
+def _measure(
+    pipeline: DiffusionPipeline, stages: list[tuple[int, int]], options: StagesOptions, folder: Path
+) -> list[dict[str, Any]]:
+    shared = options.model_dump(include={"num", "steps", "seed", "device", "mixed_precision"})
+    drawing = SampleOptions(**shared)
+    comparing = EvaluateOptions(metrics=("ssim", "mse"), device=options.device)
+    denoiser, process = denoiser_of(pipeline), process_of(pipeline)
+    sample_to_folder(denoiser, process, folder / "original", drawing)
+    rows = []
+    for number, (first, last) in enumerate(stages):
+        place = folder / f"stage-{number:02d}"
+        plan = _plan(pipeline, options.model_copy(update={"first_timestep": first, "last_timestep": last}), place)
+        sample_to_folder(prune_denoiser(denoiser, plan), process, place, drawing)
+        losses = plan.details["losses"]
+        rows.append(
+            {
+                "first_timestep": first,
+                "last_timestep": last,
+                "loss": sum(losses) / len(losses),
+                **measure(str(place), str(folder / "original"), comparing),
+                "macs": plan.after.macs,
+            }
+        )
+    largest = max(row["loss"] for row in rows)
+    return [{**row, "relative_loss": row["loss"] / largest} for row in rows]
+
+
+def _plan(pipeline: DiffusionPipeline, options: StagesOptions, folder: Path) -> Plan:
+    """The plan of one stage; kept where an interrupted run left it."""
+    path = folder / "plan.json"
+    if not path.exists():
+        make_plan(pipeline, options).save(path)
+    return read_plan(path)

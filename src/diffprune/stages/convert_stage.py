@@ -1,0 +1,153 @@
+"""Stage `convert`: a checkpoint of another system into an ordinary diffusers folder."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMPipeline
+from diffusers.models.modeling_utils import ModelMixin
+
+from diffprune.architectures.families import FAMILIES
+from diffprune.artifact.pruned_classes import PrunedMixin, stock_model
+from diffprune.compute.cost import cost_of
+from diffprune.convert.checkpoint_reader import read_checkpoint
+from diffprune.convert.checkpoint_source import check_source, fetched
+from diffprune.convert.ddpm import PUBLISHED, from_ddpm, schedule
+from diffprune.convert.ldm import from_ldm
+from diffprune.convert.pruned_shapes import from_shapes
+from diffprune.convert.state_dicts import Kind, weights_in
+from diffprune.errors import OptionError
+from diffprune.options import ConvertOptions
+from diffprune.options.keyword_options import with_input_and_options
+from diffprune.pipelines.loading import denoiser_of, load_model, with_denoiser
+from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.run_record import Existing, run_record
+
+
+@dataclass(frozen=True)
+class _Converted:
+    """A pipeline or bare denoiser, the architecture that its weights fit, and which weights of the file they are."""
+
+    model: Any
+    architecture: str
+    weights: Kind
+    notes: tuple[str, ...]
+
+
+@with_input_and_options(ConvertOptions)
+def convert(format: str, file: str | Path, options: ConvertOptions) -> Any:
+    """The pipeline of a checkpoint file (path, or http(s) address with `sha256`); nothing in it is executed.
+
+    format: `ddpm`, the research format of DDPM and DDIM; `ldm`, latent diffusion; `shapes`, weights that someone
+    else pruned, given the unpruned model as `arch` (a bare denoiser where that is only a config.json).
+    Raises ModelError when the file is no such checkpoint or does not fit, with the names of what does not.
+    """
+    source = str(file)
+    _check(format, source, options)
+    return _converted(format, source, options, None).model
+
+
+def convert_stage(
+    format: str, source: str, options: ConvertOptions, out: Path, *, existing: Existing = "refuse"
+) -> dict[str, Any]:
+    """Convert FILE into a pipeline folder (for `shapes` with a config.json, a denoiser folder)."""
+    _check(format, source, options)
+    given = {"format": format, **options.resolved()}
+    with run_record(out, "convert", given, {"file": source, "arch": options.arch}, existing=existing) as run:
+        if not run.finished_before:
+            found = _converted(format, source, options, run.folder)
+            found.model.save_pretrained(run.folder)
+            write_whole(run.folder / "README.md", _card(format, source, found))
+            run.result = _result(format, found)
+        return run.result
+
+
+def _ddpm(content: Any, options: ConvertOptions, source: str) -> _Converted:
+    weights = weights_in(content, wanted=options.weights)
+    pipeline, architecture = from_ddpm(weights.tensors, options.arch)
+    return _Converted(pipeline, architecture, weights.kind, weights.notes)
+
+
+def _ldm(content: Any, options: ConvertOptions, source: str) -> _Converted:
+    assert options.arch is not None
+    tensors = weights_in(content, wanted=None).tensors
+    pipeline, kind, notes = from_ldm(tensors, options.arch, options.weights)
+    return _Converted(pipeline, options.arch, kind, notes)
+
+
+def _shapes(content: Any, options: ConvertOptions, source: str) -> _Converted:
+    assert options.arch is not None
+    weights = weights_in(content, wanted=options.weights)
+    original = load_model(options.arch)
+    denoiser: Any = from_shapes(weights.tensors, original.denoiser, heads=options.heads, source=source)
+    model: Any = denoiser
+    if original.pipeline is not None:
+        model = with_denoiser(original.pipeline, denoiser)
+    elif options.arch in PUBLISHED:
+        model = DDPMPipeline(denoiser, schedule(options.arch))
+    return _Converted(model, options.arch, weights.kind, weights.notes)
+
+
+_FORMATS: Mapping[str, Callable[[Any, ConvertOptions, str], _Converted]] = {
+    "ddpm": _ddpm,
+    "ldm": _ldm,
+    "shapes": _shapes,
+}
+_NEEDED_ARCH = {"ldm": "celebahq-256, cin256-v2 or the research config (YAML)", "shapes": "the unpruned MODEL"}
+
+
+def _check(format: str, source: str, options: ConvertOptions) -> None:
+    if format not in _FORMATS:
+        near = get_close_matches(format, _FORMATS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"format: got {format!r}, expected one of {', '.join(_FORMATS)}{hint}")
+    wrong = []
+    if format in _NEEDED_ARCH and options.arch is None:
+        wrong.append(f"arch: missing; format {format} needs {_NEEDED_ARCH[format]}")
+    if format != "shapes" and options.heads is not None:
+        wrong.append(f"heads: belongs to format shapes, not to {format}; leave it out")
+    try:
+        check_source(source, options.sha256)
+    except OptionError as error:
+        wrong.append(str(error))
+    if wrong:
+        raise OptionError("\n".join(wrong))
+
+
+def _converted(format: str, source: str, options: ConvertOptions, beside: Path | None) -> _Converted:
+    with fetched(source, sha256=options.sha256, beside=beside) as path:
+        checkpoint = read_checkpoint(path)
+        found = _FORMATS[format](checkpoint.content, options, source)
+    foreign = (f"not read, since only code could: {', '.join(checkpoint.foreign)}",) if checkpoint.foreign else ()
+    return _Converted(found.model, found.architecture, found.weights, (*found.notes, *foreign))
+
+
+def _result(format: str, found: _Converted) -> dict[str, Any]:
+    bare = isinstance(found.model, ModelMixin)
+    denoiser: Any = found.model if bare else denoiser_of(found.model)
+    facts: dict[str, Any] = {
+        "format": format,
+        "architecture": found.architecture,
+        "class_name": type(denoiser).__name__,
+        "pipeline": None if bare else type(found.model).__name__,
+        "weights": found.weights,
+        "params": sum(p.numel() for p in denoiser.parameters()),
+        "pruned": isinstance(denoiser, PrunedMixin),
+        "notes": list(found.notes),
+    }
+    if facts["pruned"]:
+        facts["params_stock"] = sum(p.numel() for p in stock_model(denoiser).parameters())
+    if type(denoiser).__name__ in FAMILIES:
+        facts |= cost_of(denoiser).as_dict()
+    return facts
+
+
+def _card(format: str, source: str, found: _Converted) -> str:
+    load = "diffprune.load_pipeline" if format != "ddpm" else "DDPMPipeline.from_pretrained"
+    return (
+        f"## Converted with diffprune\n\nConverted from `{Path(source).name}` (format {format}, architecture "
+        f"{found.architecture}, {found.weights} weights). Load it with `{load}`. The licence of the original holds "
+        "for it.\n"
+    )

@@ -1,0 +1,127 @@
+"""Stage `data`: a published data set, from its archive into images."""
+
+import shutil
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from diffprune.data.presets import PRESETS
+from diffprune.data.published.archive_items import Archive
+from diffprune.data.published.archives import open_archive
+from diffprune.data.published.cifar import open_cifar
+from diffprune.data.published.image_writer import write_images
+from diffprune.errors import DataError, OptionError
+from diffprune.options import DataOptions
+from diffprune.runs.download import check_md5, download, is_url
+from diffprune.runs.run_record import Existing, run_record
+
+DOWNLOADS = "download"
+"""Folder inside the result for the archive and what was unpacked of it; gone at the end."""
+
+
+@dataclass(frozen=True)
+class _Published:
+    """Where a data set comes from. url: None where only its page offers it. md5: None where none is published."""
+
+    url: str | None
+    md5: str | None
+    page: str
+
+
+_PUBLISHED: Mapping[str, _Published] = {
+    "cifar10": _Published(
+        "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        "c58f30108f718f92721af3b95e74349a",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "cifar100": _Published(
+        "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        "eb9058c3a382ffc7106e4002c42a8d85",
+        "https://www.cs.toronto.edu/~kriz/cifar.html",
+    ),
+    "celeba": _Published(None, "00d2c5bc6d35e252742224ab0c1e8fcb", "https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html"),
+    "lsun-church": _Published(
+        "http://dl.yf.io/lsun/scenes/church_outdoor_train_lmdb.zip", None, "https://www.yf.io/p/lsun"
+    ),
+    "lsun-bedroom": _Published("http://dl.yf.io/lsun/scenes/bedroom_train_lmdb.zip", None, "https://www.yf.io/p/lsun"),
+    "ffhq": _Published(None, None, "https://github.com/NVlabs/ffhq-dataset"),
+}
+
+
+def data_stage(
+    name: str, archive: str | None, options: DataOptions, out: Path, *, existing: Existing = "refuse"
+) -> dict[str, Any]:
+    """Make a published data set into a folder of images or of parquet files, resumable.
+
+    archive: file, folder or URL of the archive; None downloads the official one.
+    """
+    published = _PUBLISHED.get(name)
+    if published is None:
+        near = get_close_matches(name, _PUBLISHED, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_PUBLISHED)}"
+        raise OptionError(f"no data set {name!r}; {hint}")
+    _check(name, published, archive, options)
+    source = archive or published.url
+    inputs = {"archive": source}
+    chosen = {"name": name, **options.resolved()}
+    with run_record(out, "data", chosen, inputs, existing=existing, neutral=options.neutral, resumable=True) as run:
+        if not run.finished_before:
+            assert source is not None
+            place = run.folder / DOWNLOADS
+            with _open(name, _fetched(source, _md5(published, source, options), place), options, place) as opened:
+                written = write_images(opened, run.folder, options)
+            shutil.rmtree(place, ignore_errors=True)
+            run.result = {
+                "num_images": written.num_images,
+                "num_corrupt": written.num_corrupt,
+                "preprocessing": PRESETS[options.preset].resolved() if options.preset else None,
+            }
+        return run.result
+
+
+def _check(name: str, published: _Published, archive: str | None, options: DataOptions) -> None:
+    given = options.model_fields_set
+    mistakes = []
+    if "split" in given and not name.startswith("cifar"):
+        mistakes.append(f"split: belongs to cifar10 and cifar100, not to {name}; leave it out")
+    if options.resolution is not None and name != "ffhq":
+        mistakes.append(f"resolution: belongs to ffhq, not to {name}; leave it out")
+    if archive is None and published.url is None:
+        mistakes.append(f"archive: missing; {name} has no plain download: get it from {published.page}")
+    if archive is not None and not is_url(archive) and Path(archive).is_dir() and options.md5 not in _NO_MD5:
+        mistakes.append(f"md5: belongs to a file, {archive} is a folder; leave it out")
+    if mistakes:
+        raise OptionError("command line:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+    if archive is not None and not is_url(archive) and not Path(archive).exists():
+        raise DataError(f"no archive {archive}; get it from {published.page}")
+
+
+_NO_MD5 = ("published", "none")
+
+
+def _md5(published: _Published, source: str, options: DataOptions) -> str | None:
+    """The MD5 that the archive must have."""
+    if options.md5 not in _NO_MD5:
+        return options.md5
+    return published.md5 if options.md5 == "published" else None
+
+
+def _fetched(source: str, md5: str | None, place: Path) -> Path:
+    """The archive on disk, checked."""
+    if is_url(source):
+        target = place / (source.partition("?")[0].rstrip("/").rpartition("/")[2] or "archive")
+        download(source, target, md5=md5)
+        return target
+    path = Path(source)
+    if md5 is not None and path.is_file():
+        check_md5(path, md5, source)
+    return path
+
+
+def _open(name: str, source: Path, options: DataOptions, place: Path) -> AbstractContextManager[Archive]:
+    if name in ("cifar10", "cifar100"):
+        return open_cifar(source, name, options.split)
+    return open_archive(source, scratch=place / "lmdb", by_resolution=name == "ffhq", resolution=options.resolution)

@@ -1,0 +1,182 @@
+"""Stage `evaluate`: compare images with a reference."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from diffprune.compute.device import pick_device
+from diffprune.data.digits import SIZE
+from diffprune.data.images import ImageSet, load_image, open_images
+from diffprune.errors import DataError, OptionError
+from diffprune.evaluation.clip_score import load_clip, with_prompts
+from diffprune.evaluation.digit_classifier import embed_all, load_classifier
+from diffprune.evaluation.frechet import frechet_distance
+from diffprune.evaluation.lpips import load_perceptual
+from diffprune.evaluation.paired_metrics import by_index, mse, pairs, psnr, ssim
+from diffprune.evaluation.set_comparison import NUM_CORRUPT, OF_INCEPTION, Work, comparison
+from diffprune.evaluation.set_metrics import Numbers, Protocols, check_number
+from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
+from diffprune.options.keyword_options import with_input_and_options
+from diffprune.pipelines.prompts import read_prompts
+from diffprune.runs.distributed import all_reduce_sum, on_all_ranks, process_state, rank_shard, shared_run
+from diffprune.runs.progress import progress
+from diffprune.runs.run_record import Existing
+
+T = TypeVar("T")
+
+PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": mse, "psnr": psnr}
+
+
+@with_input_and_options(EvaluateOptions)
+def evaluate(images: str | Path, reference: str | Path | None, options: EvaluateOptions) -> dict[str, Any]:
+    """The numbers of each metric of `images` against `reference`, by name.
+
+    ssim, mse, psnr and lpips compare image i with image i of two folders. frechet_distance, fid, sfid, kid, precision
+    and recall compare two sets, each a folder, a parquet file, a dataset id or `digits`; for fid and sfid each may be
+    a statistics file (.npz) too. inception_score and clip_score take no reference (None). Under `protocol` stands,
+    per metric that rests on a network, how its numbers came about, with a hash: equal hashes, comparable numbers.
+    Raises DataError when images are missing, unreadable, unpaired, too few or of another protocol.
+    """
+    return measure(str(images), None if reference is None else str(reference), options)
+
+
+def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
+    """`evaluate` with its options as one value; everything that can be wrong with its inputs is found first."""
+    chosen = options.metrics
+    process_state(options.device)  # joins the others, so that each has a device of its own
+    needing = [metric for metric in chosen if metric not in LONE_METRICS]
+    if needing and reference is None:
+        raise OptionError(f"{', '.join(needing)} compare with a reference; give REFERENCE")
+    kinds = (
+        ([m for m in chosen if m in PAIRED_METRICS], _pairs),
+        ([m for m in chosen if m == "frechet_distance"], _digits),
+        ([m for m in chosen if m in OF_INCEPTION], comparison),
+        ([m for m in chosen if m == "clip_score"], _prompts),
+    )
+    checked = [prepare(images, reference or "", wanted, options) for wanted, prepare in kinds if wanted]
+    numbers: Numbers = {}
+    protocols: Protocols = {}
+    for work in checked:
+        found, made = work()
+        numbers |= found
+        protocols |= made
+    order = {name: number for metric in chosen for name, number in numbers.items() if _belongs(name, metric)}
+    order |= {name: number for name, number in numbers.items() if name == NUM_CORRUPT}
+    return {**order, "protocol": {m: protocols[m] for m in chosen if m in protocols}} if protocols else {**order}
+
+
+def evaluate_stage(
+    images: str, reference: str | None, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
+) -> dict[str, Any]:
+    """Compare IMAGES with REFERENCE; with `out`, leave the numbers in that folder's run.json."""
+    if out is None:
+        return measure(images, reference, options)
+    files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}
+    inputs = {"images": images, "reference": reference, **{k: str(v) for k, v in files.items() if v is not None}}
+    with shared_run(
+        out, "evaluate", options.resolved(), inputs, device=options.device, existing=existing,
+        neutral=options.neutral, resumable=False,
+    ) as run:  # fmt: skip
+        if not run.finished_before:
+            run.result = measure(images, reference, options)
+        return run.result
+
+
+def _belongs(name: str, metric: str) -> bool:
+    return name in (metric, f"{metric}_mean", f"{metric}_std")
+
+
+def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    matched = pairs(Path(images), Path(reference), options.num)
+    device = pick_device(options.device)
+    functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
+    protocols: Protocols = {}
+    if "lpips" in metrics:
+        perceptual = load_perceptual(options.lpips_network, options.lpips_weights, device)
+        functions["lpips"] = perceptual.distance
+        protocols["lpips"] = perceptual.protocol(len(matched))
+
+    def work() -> tuple[Numbers, Protocols]:
+        def look() -> Tensor:
+            sums = torch.zeros(len(functions), dtype=torch.float64)
+            for batch in rank_shard(_cut(matched, options.batch_size), options.device):
+                ours, theirs = (side.to(device) for side in _stacked(batch))
+                for index, function in enumerate(functions.values()):
+                    sums[index] += float(function(ours, theirs).double().sum())
+            return sums
+
+        totals = all_reduce_sum(on_all_ranks(look, options.device), options.device)
+        return {name: float(total) / len(matched) for name, total in zip(functions, totals, strict=True)}, protocols
+
+    return work
+
+
+def _digits(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    device = pick_device(options.device)
+    ours, theirs = (open_images(source, (SIZE, SIZE), 1) for source in (images, reference))
+    num = _first(ours, options.num)
+    check_number(images, num, metrics, options, reference=False)
+    check_number(reference, len(theirs), metrics, options, reference=True)
+
+    def work() -> tuple[Numbers, Protocols]:
+        classifier = load_classifier()
+        sides = ((ours, num), (theirs, len(theirs)))
+        first, second = (embed_all(classifier, _batches(some, n, options.batch_size), device) for some, n in sides)
+        return {"frechet_distance": frechet_distance(first, second)}, {}
+
+    return work
+
+
+def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+    assert options.prompts is not None
+    texts = [prompt.text for prompt in read_prompts(options.prompts)]
+    matched = with_prompts(by_index(Path(images)), texts, options.num)
+    clip = load_clip(options.clip_model, pick_device(options.device))
+
+    def work() -> tuple[Numbers, Protocols]:
+        mine = rank_shard(_cut(matched, options.batch_size), options.device)
+
+        def look() -> Tensor:
+            total = torch.zeros(1, dtype=torch.float64)
+            with progress("images and prompts", sum(map(len, mine)), "images") as advance:
+                for batch in mine:
+                    scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
+                    total += float(scores.double().sum())
+                    advance(len(batch), "")
+            return total
+
+        total = float(all_reduce_sum(on_all_ranks(look, options.device), options.device))
+        return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
+
+    return work
+
+
+def _stacked(batch: Sequence[tuple[Path, Path]]) -> tuple[Tensor, Tensor]:
+    first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
+    for (a, b), left, right in zip(batch, first, second, strict=True):
+        if left.shape != right.shape:
+            raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
+    return torch.stack(first), torch.stack(second)
+
+
+def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def _first(images: ImageSet, num: int | None) -> int:
+    if num is not None and num > len(images):
+        raise DataError(f"{images.source} holds {len(images)} images, num asks for {num}")
+    return num or len(images)
+
+
+def _batches(images: ImageSet, num: int, size: int) -> list[Tensor]:
+    return [torch.stack([images[i] for i in range(start, min(start + size, num))]) for start in range(0, num, size)]
+
+
+def _pixels(path: Path) -> Tensor:
+    pixels: Tensor = pil_to_tensor(load_image(path))
+    return pixels.float() / 255

@@ -1,0 +1,74 @@
+"""Stage `sample`: draw images into a folder."""
+
+from pathlib import Path
+from typing import Any
+
+from diffusers.models.modeling_utils import ModelMixin
+
+from diffprune.compute.autocast import autocast_forward, resolve_precision
+from diffprune.compute.cost import cost_of, latency_ms
+from diffprune.compute.device import pick_device
+from diffprune.compute.placement import placed, weights_hash
+from diffprune.errors import ModelError
+from diffprune.options import SampleOptions
+from diffprune.options.keyword_options import with_input_and_options
+from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.pipelines.prompts import files_of
+from diffprune.runs.distributed import process_state, shared_run
+from diffprune.runs.run_record import Existing
+from diffprune.sampling.image_folder import Sampled, image_path, sample_to_folder
+
+
+@with_input_and_options(SampleOptions)
+def sample(model: Any, out: str | Path, options: SampleOptions) -> list[Path]:
+    """Draw images of a pipeline into the folder `out`; returns their paths, by image index.
+
+    Image i depends on the model, the options and on i alone. Images that an interrupted call of the same model and
+    options has left are kept. Raises FolderError when the folder holds anything else.
+    """
+    folder = Path(out)
+    _draw(model, f"{type(denoiser_of(model)).__name__} {weights_hash(denoiser_of(model))}", options, folder, "refuse")
+    return [image_path(folder, i) for i in range(options.num_images)]
+
+
+def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
+    """Draw images of MODEL into a folder, resumable; the result names what the model costs."""
+    model = load_model(source)
+    if model.pipeline is None:
+        raise ModelError(f"{source} is not a pipeline; sampling needs one, for its noise schedule")
+    return _draw(model.pipeline, source, options, out, existing)
+
+
+def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existing: Existing) -> dict[str, Any]:
+    denoiser, process = denoiser_of(pipeline), process_of(pipeline)
+    options = resolve_precision(options)
+    with shared_run(
+        out,
+        "sample",
+        options.resolved(),
+        {"model": source, **files_of(options.prompts)},
+        device=options.device,
+        existing=existing,
+        neutral=options.neutral,
+    ) as run:
+        complete = all(image_path(run.folder, i).exists() for i in range(options.num_images))
+        if not (run.finished_before and complete):
+            sampled = sample_to_folder(denoiser, process, run.folder, options)
+            if process_state(options.device).is_main_process and not run.finished_before:
+                run.result = _result(denoiser, sampled, options)
+        return run.result
+
+
+def _result(denoiser: ModelMixin, sampled: Sampled, options: SampleOptions) -> dict[str, Any]:
+    device = pick_device(options.device)
+    with placed(denoiser, device), autocast_forward(options, denoiser, device):
+        latency = latency_ms(denoiser)
+    rate = sampled.images_per_s
+    return {
+        "num_images": options.num_images,
+        "evaluations_per_image": sampled.evaluations_per_image,
+        **cost_of(denoiser).as_dict(),
+        "latency_ms": round(latency, 3),
+        "images_per_s": None if rate is None else round(rate, 3),
+    }

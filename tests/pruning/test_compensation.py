@@ -1,0 +1,391 @@
+"""Compensation: exact where it can be, never worse on what it was fitted on, the same when interrupted."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import Tensor, nn
+
+import diffprune
+from diffprune.calibration.calibration_set import Calibration, LabeledImages, NoisyBatch, generate_images
+from diffprune.cli.main import main
+from diffprune.groups import find_groups, kept_indices, remove_units
+from diffprune.options import PlanOptions, PruneOptions
+from diffprune.pipelines.diffusion import DiffusionProcess
+from diffprune.pipelines.predict import predict
+from diffprune.planning import Plan
+from diffprune.pruning.compensation import compensate
+from diffprune.pruning.compensation.layer_cache import SolvedLayers
+from diffprune.pruning.compensation.layer_fit import LayerFit
+from diffprune.pruning.compensation.layerwise import fit_layers
+from diffprune.pruning.compensation.noised_images import WeightedBatch, draw_weighted, num_images, weights_of
+from diffprune.pruning.compensation.norm_fit import NormFit
+from diffprune.pruning.surgery import prune_denoiser
+from diffprune.runs.atomic_files import read_json
+from diffprune.stages.plan_stage import plan_and_calibration
+from diffprune.stages.prune_stage import SOLVED, apply_plan
+from tests.conftest import tiny_pipeline, tiny_unet
+
+IMAGES = PruneOptions(num_compensation_images=32)
+
+
+@pytest.fixture(autouse=True)
+def _own_random_state() -> Iterator[None]:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def calibration(num: int = 24) -> Calibration:
+    generator = torch.Generator().manual_seed(3)
+    clean = torch.randn(num, 1, 16, 16, generator=generator).clamp(-1, 1)
+    return Calibration(clean, clean, tiny_pipeline().scheduler)
+
+
+def plan_for(denoiser: nn.Module) -> Plan:
+    return diffprune.plan(denoiser, criterion="magnitude", ratio=0.4)
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def fitted(layer: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> LayerFit:
+    """The rows of all batches, the last of them held out."""
+    fit = LayerFit("layer", layer, generator(), 48)
+    for number, (x, target) in enumerate(batches):
+        weights = torch.ones(len(x), dtype=torch.float64)
+        fit.add(x, target, weights, held_out=number == len(batches) - 1)
+    return fit
+
+
+LAYERS = {
+    "conv": lambda channels: nn.Conv2d(channels, 5, 3, padding=1),
+    "strided": lambda channels: nn.Conv2d(channels, 5, 3, stride=2, padding=1, bias=False),
+    "dilated": lambda channels: nn.Conv2d(channels, 5, 3, dilation=2),
+    "conv1d": lambda channels: nn.Conv1d(channels, 5, 3, padding=1),
+    "conv3d": lambda channels: nn.Conv3d(channels, 5, (1, 3, 3), padding=(0, 1, 1)),
+    "linear": lambda channels: nn.Linear(channels, 5),
+}
+
+
+def draw(kind: str, channels: int, generator: torch.Generator) -> Tensor:
+    shapes = {"conv1d": (8, channels, 30), "conv3d": (8, channels, 3, 7, 7), "linear": (8, 20, channels)}
+    return torch.randn(shapes.get(kind, (8, channels, 9, 9)), generator=generator, dtype=torch.float64)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", LAYERS)
+def test_removed_inputs_that_are_combinations_of_the_kept_ones_cost_nothing(kind: str) -> None:
+    random = generator()
+    dense, small = LAYERS[kind](6).double(), LAYERS[kind](4).double()
+    small.weight.copy_(dense.weight[:, :4])
+    if dense.bias is not None:
+        small.bias.copy_(dense.bias)
+    mixing = torch.randn(2, 4, generator=random, dtype=torch.float64)
+    batches, after = [], []
+    for _ in range(3):
+        x = draw(kind, 4, random)
+        channels_last = x if kind == "linear" else x.movedim(1, -1)
+        whole = torch.cat([channels_last, channels_last @ mixing.T], -1)
+        target = dense(whole if kind == "linear" else whole.movedim(-1, 1))
+        batches.append((x, target))
+        after.append(target)
+    wrong = max(float((small(x) - target).abs().max()) for x, target in batches)
+    fit = fitted(small, batches).finish()
+    assert fit is not None
+    assert fit.changed
+    assert wrong > 0.1
+    assert max(float((small(x) - target).abs().max()) for x, target in batches) < 1e-6
+
+
+@torch.no_grad()
+def test_duplicate_neurons_of_a_transformer_can_go_without_a_trace() -> None:
+    dense = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
+        patch_size=2, num_embeds_ada_norm=10,
+    ).eval().double()  # fmt: skip
+    neurons = [group for group in find_groups(dense) if group.kind == "neurons"]
+    half = neurons[0].num_units // 2
+    for group in neurons:
+        first = dense.get_submodule(group.name)
+        first.weight[half:] = first.weight[:half]
+        first.bias[half:] = first.bias[:half]
+    kept = {group.name: tuple(range(half)) for group in neurons}
+    small = remove_units(dense, neurons, kept)
+    labels = {"class_labels": torch.arange(8)}
+    batches = []
+    for number in range(3):
+        noisy = torch.randn(8, 4, 8, 8, generator=generator().manual_seed(number), dtype=torch.float64)
+        told = NoisyBatch(noisy, torch.arange(8) * 100, labels, noisy)
+        batches.append(WeightedBatch(told, torch.ones(8, dtype=torch.float64), number == 2))
+    rows = kept_indices(neurons, kept, dense).rows
+    done = fit_layers(dense, small, rows, {path: path for path, _ in dense.named_modules()}, batches, seed=0)
+    assert done.output_error[0] > 1e-6
+    assert done.output_error[1] < 1e-6 * done.output_error[0]
+    batch = batches[0].noisy
+    before, after = (predict(model, batch.noisy, batch.timesteps, labels) for model in (dense, small))
+    assert float((before - after).abs().max()) < 1e-5
+
+
+@torch.no_grad()
+def test_streaming_sums_give_what_least_squares_gives_on_all_rows_at_once() -> None:
+    random = generator()
+    layer = nn.Linear(4, 3).double()
+    before = copy.deepcopy(layer)
+    batches = [(draw("linear", 4, random) + 5, torch.randn(8, 20, 3, generator=random).double()) for _ in range(3)]
+    fit = fitted(layer, batches).finish()
+    assert fit is not None
+    x, y = (torch.cat([batch[i].flatten(0, 1) for batch in batches[:2]]) for i in range(2))
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1).double()], 1), y).solution
+    torch.testing.assert_close(layer.weight, solution[:4].T, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer.bias, solution[4], rtol=1e-4, atol=1e-4)
+    errors = [float((model(x) - y).square().sum() / y.square().sum()) for model in (before, layer)]
+    assert fit.fitted == pytest.approx(errors, rel=1e-6)
+
+
+@torch.no_grad()
+def test_a_layer_whose_rows_say_nothing_stays_as_it_is() -> None:
+    layer = nn.Linear(4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    nothing = torch.zeros(8, 20, 4)
+    fit = fitted(layer, [(nothing, torch.randn(8, 20, 3, generator=generator())) for _ in range(3)]).finish()
+    assert fit is not None
+    assert not fit.changed
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_correction_that_fails_on_held_out_images_is_not_made() -> None:
+    random = generator()
+    layer = nn.Linear(4, 3)
+    before = copy.deepcopy(layer.state_dict())
+    batches = [(torch.randn(8, 1, 4, generator=random), torch.randn(8, 1, 3, generator=random)) for _ in range(2)]
+    x = 10 * torch.randn(8, 20, 4, generator=random)
+    fit = fitted(layer, [*batches, (x, layer(x) + 1e-3)]).finish()
+    assert fit is not None
+    assert not fit.changed
+    assert fit.held_out[0] == fit.held_out[1]
+    assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_a_norm_finds_back_a_scale_and_shift_per_channel(norm: nn.Module) -> None:
+    random = generator()
+    scale, shift = torch.rand(4, generator=random) + 0.5, torch.randn(4, generator=random)
+    fit = NormFit("norm", norm)
+    if norm.__class__ is nn.RMSNorm:
+        shift = torch.zeros(4)
+    if isinstance(norm, nn.GroupNorm):
+        scale, shift = scale[:, None, None], shift[:, None, None]
+    batches = [torch.randn((8, 4, 5, 5) if norm.__class__ is nn.GroupNorm else (8, 5, 4), generator=random)] * 2
+    targets = [norm(x) * scale + shift for x in batches]
+    for number, (x, target) in enumerate(zip(batches, targets, strict=True)):
+        fit.add(x, target, torch.ones(8), held_out=number == 1)
+    done = fit.finish()
+    assert done is not None
+    assert done.fitted[1] < 1e-9 < done.fitted[0]
+    torch.testing.assert_close(norm(batches[0]), targets[0], rtol=1e-4, atol=1e-4)
+
+
+def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_is_nearer() -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    small = prune_denoiser(dense, plan)
+    before = copy.deepcopy(dense.state_dict())
+    done = compensate(dense, small, plan, calibration(), IMAGES, batch_size=16)
+    assert len(done.layers) > 20
+    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in done.layers)
+    assert done.output_error[1] < 0.5 * done.output_error[0]
+    assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
+    drawn = [batch for batch in draw_weighted(calibration(), IMAGES, 16) if batch.held_out]
+    with torch.no_grad():
+        errors = [
+            (
+                predict(small, b.noisy.noisy, b.noisy.timesteps, {})
+                - predict(dense, b.noisy.noisy, b.noisy.timesteps, {})
+            )
+            for b in drawn
+        ]
+    assert float(torch.cat(errors).square().mean()) == pytest.approx(done.output_error[1], rel=1e-4)
+
+
+def test_blocks_that_are_gone_are_made_up_for_by_those_that_stay() -> None:
+    dense = DiTTransformer2DModel(
+        num_attention_heads=2, attention_head_dim=8, in_channels=1, out_channels=1, num_layers=4, sample_size=16,
+        patch_size=2, num_embeds_ada_norm=10,
+    ).eval()  # fmt: skip
+    plan = diffprune.plan(dense, criterion="random", kinds=("blocks",), ratio=0.25)
+    small = prune_denoiser(dense, plan)
+    known = calibration()
+    told = Calibration(known.clean, known.noise, known.scheduler, {"class_labels": torch.arange(24) % 10})
+    done = compensate(dense, small, plan, told, IMAGES, batch_size=16)
+    assert len(small.transformer_blocks) == 3
+    assert done.layers
+    assert done.helped
+
+
+def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    whole, again = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    expected = compensate(dense, whole, plan, calibration(), IMAGES, batch_size=16)
+    save, solved = SolvedLayers.save, []
+
+    def save_some(store: SolvedLayers, fit: object, layer: nn.Module) -> None:
+        if len(solved) == 9:
+            raise KeyboardInterrupt
+        solved.append(fit)
+        save(store, fit, layer)
+
+    monkeypatch.setattr(SolvedLayers, "save", save_some)
+    with pytest.raises(KeyboardInterrupt):
+        compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
+    assert len(list(tmp_path.iterdir())) == 9
+    monkeypatch.setattr(SolvedLayers, "save", save)
+    again = prune_denoiser(dense, plan)
+    done = compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
+    assert done == expected
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_weights_that_stay_in_main_memory_are_fitted_alike() -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    near, far = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    expected = compensate(dense, near, plan, calibration(), IMAGES, batch_size=16)
+    assert compensate(dense, far, plan, calibration(), IMAGES, batch_size=16, offloaded=True) == expected
+    assert all(torch.equal(value, near.state_dict()[name]) for name, value in far.state_dict().items())
+
+
+def test_weights_by_timestep_fall_where_they_should() -> None:
+    scheduler, t = tiny_pipeline().scheduler, torch.arange(20)
+    uniform, snr, log = (
+        weights_of(scheduler, t, PruneOptions(compensation_weighting=kind)) for kind in ("uniform", "snr", "log")
+    )
+    assert bool((uniform == 1).all())
+    assert snr[0] < 0.1 < snr[-1] <= 1
+    assert bool((log.diff() > 0).all())
+    assert (float(log[0]), float(log[-1])) == pytest.approx((0.1, 1.0))
+
+
+def test_large_images_are_fewer_unless_a_number_is_given() -> None:
+    scheduler = tiny_pipeline().scheduler
+    numbers = []
+    for shape in ((3, 32, 32), (4, 64, 64), (4, 128, 128), (3, 256, 256), (16, 21, 60, 104)):
+        some = torch.zeros(1, *shape)
+        numbers.append(num_images(Calibration(some, some, scheduler), PruneOptions()))
+    assert numbers == [256, 256, 64, 21, 8]
+    assert num_images(Calibration(some, some, scheduler), PruneOptions(num_compensation_images=100)) == 100
+
+
+def test_a_walk_hands_its_error_over() -> None:
+    dense = tiny_unet()
+    small = prune_denoiser(dense, plan_for(dense))
+    batches = draw_weighted(calibration(), IMAGES, 16)
+    broken = [
+        WeightedBatch(NoisyBatch(b.noisy.noisy[:, :, :3], b.noisy.timesteps, {}, b.noisy.target), b.weights, b.held_out)
+        for b in batches
+    ]
+    with pytest.raises(RuntimeError):
+        fit_layers(dense, small, {}, {p: p for p, _ in dense.named_modules()}, broken, seed=0)
+
+
+def test_prune_compensates_where_there_are_images_and_says_so(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline()
+    options = PruneOptions(num_compensation_images=16)
+    plan = plan_for(pipeline)
+    assert apply_plan(pipeline, plan, options)[1] is None
+    with_data = options.model_copy(update={"data": "digits"})
+    small, done = apply_plan(pipeline, plan, with_data)
+    assert done is not None
+    assert small.unet.pruning_provenance[-1]["compensation"] == done.summary()
+    sliced, _ = apply_plan(pipeline, plan, with_data.model_copy(update={"compensate": False}))
+    expected = prune_denoiser(pipeline.unet, plan)
+    assert all(torch.equal(v, sliced.unet.state_dict()[k]) for k, v in expected.state_dict().items())
+
+
+def test_the_images_that_units_are_scored_on_are_drawn_once(
+    pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pruned model is that of a plan which is carried out later, on the same images drawn again."""
+    drawn = []
+
+    def counted(
+        denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device
+    ) -> LabeledImages:
+        drawn.append(options.num_calibration_images)
+        return generate_images(denoiser, process, options, device)
+
+    monkeypatch.setattr("diffprune.stages.plan_stage.generate_images", counted)
+    scoring = [
+        "--data",
+        "generated",
+        "--num-calibration-images",
+        "6",
+        "--generation-steps",
+        "2",
+        "--criterion",
+        "taylor",
+    ]
+    carrying, at_once, later = ["--num-compensation-images", "8"], tmp_path / "at-once", tmp_path / "later"
+    assert main(["prune", str(pipeline_folder), *scoring, *carrying, "--out", str(at_once)]) == 0
+    assert drawn == [6]
+    assert main(["plan", str(pipeline_folder), *scoring, "--out", str(tmp_path / "plan")]) == 0
+    by_plan = ["--plan", str(tmp_path / "plan" / "plan.json"), *carrying]
+    assert main(["prune", str(pipeline_folder), *by_plan, "--out", str(later)]) == 0
+    assert drawn == [6, 6, 6]
+    weights = [(folder / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() for folder in (at_once, later)]
+    assert weights[0] == weights[1]
+    assert read_json(at_once / "compensation.json") == read_json(later / "compensation.json")
+
+
+def test_other_images_than_those_of_the_plan_are_taken_where_they_are_given() -> None:
+    pipeline, options = tiny_pipeline(), PruneOptions(num_compensation_images=8)
+    scoring = PlanOptions(criterion="taylor", data="generated", num_calibration_images=6, generation_steps=2)
+    plan, scored_on = plan_and_calibration(pipeline, scoring)
+    assert scored_on is not None
+    own, digits = (
+        [apply_plan(pipeline, plan, options.model_copy(update=data), given)[1] for given in (scored_on, None)]
+        for data in ({}, {"data": "digits"})
+    )
+    assert own[0] == own[1] != digits[0] == digits[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"compensate": True}, "needs images"),
+        ({"compensate": True, "reinit": True, "data": "digits"}, "nothing to keep"),
+    ],
+)
+def test_compensation_that_cannot_be_is_refused_when_asked_for(options: dict[str, object], message: str) -> None:
+    with pytest.raises(diffprune.OptionError, match=message):
+        diffprune.prune(tiny_pipeline(), plan_for(tiny_pipeline()), **options)
+
+
+def test_the_folder_and_the_report_say_what_compensation_did(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = ["--criterion", "magnitude", "--data", "digits", "--num-calibration-images", "16"]
+    words += ["--num-compensation-images", "32", "--ratio", "0.4"]
+    assert main(["prune", str(pipeline_folder), *words, "--out", str(tmp_path / "pruned")]) == 0
+    told = read_json(tmp_path / "pruned" / "run.json")["result"]["compensation"]
+    layers = read_json(tmp_path / "pruned" / "compensation.json")["layers"]
+    assert told["helped"]
+    assert len(layers) == told["layers_fitted"] + told["layers_left"]
+    assert not (tmp_path / "pruned" / SOLVED).exists()
+    manifest = read_json(tmp_path / "pruned" / "unet" / "pruning.json")
+    assert manifest["provenance"][-1]["compensation"] == told
+    assert main(["report", str(tmp_path / "pruned"), "--out", str(tmp_path / "report.html")]) == 0
+    page = (tmp_path / "report.html").read_text()
+    assert f"{told['output_error_before']:.4g} to {told['output_error_after']:.4g}" in page
+    assert f"{told['layers_fitted']} layers were fitted" in page
+
+
+def test_images_for_compensation_that_are_not_there_leave_nothing(pipeline_folder: Path, tmp_path: Path) -> None:
+    words = ["prune", str(pipeline_folder), "--criterion", "magnitude", "--data", str(tmp_path / "nowhere")]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 1
+    assert not (tmp_path / "out").exists()
