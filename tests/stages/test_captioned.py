@@ -209,10 +209,10 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
 @pytest.mark.parametrize(
     ("stage", "place"),
     [
-        ("plan", "plan.choose_units"),
-        pytest.param("prune", "plan.choose_units", marks=pytest.mark.slow),
-        pytest.param("prune", "prune.copy_model_card", marks=pytest.mark.slow),
-        pytest.param("analyze sensitivity", "sensitivity.score", marks=pytest.mark.slow),
+        ("plan", "plan_stage.choose_units"),
+        pytest.param("prune", "plan_stage.choose_units", marks=pytest.mark.slow),
+        pytest.param("prune", "prune_stage.copy_model_card", marks=pytest.mark.slow),
+        pytest.param("analyze sensitivity", "analyze_sensitivity.score", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_stage_that_is_killed_finds_its_latents_again(
