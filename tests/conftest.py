@@ -170,8 +170,8 @@ def quick_embed(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.T
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
     """`quick_embed` everywhere."""
     monkeypatch.setattr("diffprune.stages.stats_stage.load_inception", quick_inception)
-    monkeypatch.setattr("diffprune.evaluation.set_comparison.load_inception", quick_inception)
-    monkeypatch.setattr("diffprune.evaluation.set_features.embed", quick_embed)
+    monkeypatch.setattr("diffprune.evaluation.inception_evaluation.load_inception", quick_inception)
+    monkeypatch.setattr("diffprune.evaluation.inception_features.embed", quick_embed)
 
 
 @pytest.fixture(autouse=True)

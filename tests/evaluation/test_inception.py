@@ -17,9 +17,9 @@ import diffprune
 from diffprune.evaluation.feature_statistics import ImageStatistics, Moments
 from diffprune.evaluation.image_preparation import Preparation
 from diffprune.evaluation.inception import Inception, embed, load_inception
+from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.evaluation.inception_inputs import RESIZES
-from diffprune.evaluation.set_features import gather, open_set
-from diffprune.evaluation.set_metrics import compare_statistics
+from diffprune.evaluation.inception_metrics import compare_statistics
 from diffprune.options import EvaluateOptions
 from diffprune.runs.accumulator import Accumulator
 from tests.conftest import photos

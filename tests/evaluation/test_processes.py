@@ -13,7 +13,7 @@ import torch
 import diffprune
 from diffprune.evaluation.feature_statistics import read_statistics
 from diffprune.evaluation.image_preparation import Preparation
-from diffprune.evaluation.set_features import gather, open_set
+from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.options import EvaluateOptions
 from tests.conftest import photos, quick_inception
 
@@ -29,20 +29,20 @@ from pathlib import Path
 import torch
 
 from tests import conftest
-import diffprune.evaluation.set_features
-import diffprune.evaluation.set_comparison
+import diffprune.evaluation.inception_features
+import diffprune.evaluation.inception_evaluation
 import diffprune.stages.stats_stage
 from diffprune.errors import DataError
 from diffprune.evaluation.image_preparation import Preparation
-from diffprune.evaluation.set_features import gather, open_set
+from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.options import EvaluateOptions, StatsOptions
 from diffprune.runs.distributed import process_state, take_leave
 from diffprune.stages.evaluate_stage import evaluate_stage
 from diffprune.stages.stats_stage import stats_stage
 
-diffprune.evaluation.set_comparison.load_inception = conftest.quick_inception
+diffprune.evaluation.inception_evaluation.load_inception = conftest.quick_inception
 diffprune.stages.stats_stage.load_inception = conftest.quick_inception
-diffprune.evaluation.set_features.embed = conftest.quick_embed
+diffprune.evaluation.inception_features.embed = conftest.quick_embed
 
 images, reference, damaged, out = sys.argv[1:]
 rank = process_state("cpu").process_index

@@ -77,7 +77,7 @@ def forking(folder: Path) -> Iterator[Forks]:
 
 
 def _serve() -> None:
-    from diffprune.evaluation import set_features as sets
+    from diffprune.evaluation import inception_features as sets
     from diffprune.runs import accumulator as running_sums
     from diffprune.stages import stats_stage as stats
     from diffprune.stages import train_stage as train  # noqa: F401

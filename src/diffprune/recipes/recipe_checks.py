@@ -15,9 +15,9 @@ from diffprune.calibration.texts import open_texts
 from diffprune.data.images import open_rows
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
+from diffprune.evaluation.inception_evaluation import OF_INCEPTION, check_network, check_reference
+from diffprune.evaluation.inception_metrics import check_number
 from diffprune.evaluation.lpips import BACKBONES, load_perceptual
-from diffprune.evaluation.set_comparison import OF_INCEPTION, check_network, check_reference
-from diffprune.evaluation.set_metrics import check_number
 from diffprune.options import (
     UNCALIBRATED_CRITERIA,
     BudgetOptions,

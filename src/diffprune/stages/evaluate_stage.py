@@ -15,10 +15,10 @@ from diffprune.errors import DataError, OptionError
 from diffprune.evaluation.clip_score import load_clip, with_prompts
 from diffprune.evaluation.digit_classifier import embed_all, load_classifier
 from diffprune.evaluation.frechet import frechet_distance
+from diffprune.evaluation.inception_evaluation import NUM_CORRUPT, OF_INCEPTION, Work, comparison
+from diffprune.evaluation.inception_metrics import Numbers, Protocols, check_number
 from diffprune.evaluation.lpips import load_perceptual
 from diffprune.evaluation.paired_metrics import by_index, mse, pairs, psnr, ssim
-from diffprune.evaluation.set_comparison import NUM_CORRUPT, OF_INCEPTION, Work, comparison
-from diffprune.evaluation.set_metrics import Numbers, Protocols, check_number
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.prompts import read_prompts

@@ -10,7 +10,7 @@ from diffprune.errors import DataError, FolderError
 from diffprune.evaluation.feature_statistics import ImageStatistics, read_statistics
 from diffprune.evaluation.image_preparation import preparation_of
 from diffprune.evaluation.inception import load_inception
-from diffprune.evaluation.set_features import gather, open_set
+from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.options import StatsOptions
 from diffprune.options.keyword_options import with_options
 from diffprune.runs.accumulator import Accumulator

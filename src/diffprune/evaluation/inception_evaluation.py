@@ -11,9 +11,8 @@ from diffprune.errors import DataError
 from diffprune.evaluation.feature_statistics import ARRAYS, ImageStatistics, read_statistics
 from diffprune.evaluation.image_preparation import preparation_of
 from diffprune.evaluation.inception import Inception, load_inception
-from diffprune.evaluation.protocol import Protocol
-from diffprune.evaluation.set_features import KEPT, TENSORFLOW, Features, Images, gather, open_set
-from diffprune.evaluation.set_metrics import (
+from diffprune.evaluation.inception_features import KEPT, TENSORFLOW, Features, Images, gather, open_set
+from diffprune.evaluation.inception_metrics import (
     Numbers,
     Protocols,
     check_comparable,
@@ -21,6 +20,7 @@ from diffprune.evaluation.set_metrics import (
     compare_features,
     compare_statistics,
 )
+from diffprune.evaluation.protocol import Protocol
 from diffprune.options import LONE_METRICS, EvaluateOptions
 from diffprune.runs.distributed import on_main_process
 

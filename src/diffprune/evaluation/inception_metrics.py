@@ -7,9 +7,9 @@ from typing import Any
 from diffprune.errors import DataError
 from diffprune.evaluation.feature_statistics import ARRAYS, ImageStatistics
 from diffprune.evaluation.frechet import gaussian_distance
+from diffprune.evaluation.inception_features import KEPT, Features
 from diffprune.evaluation.protocol import UNKNOWN, Protocol, of_number
-from diffprune.evaluation.set_features import KEPT, Features
-from diffprune.evaluation.set_scores import inception_score, kernel_distance, precision_and_recall
+from diffprune.evaluation.torch_fidelity_metrics import inception_score, kernel_distance, precision_and_recall
 from diffprune.options import EvaluateOptions
 
 ENOUGH = 2048
