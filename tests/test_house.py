@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "diffprune"
 
 FLOORS = [
-    "errors", "options", "runs", "architectures", "artifact", "compute", "pipelines", "data", "convert", "sampling",
+    "errors", "options", "runs", "architectures", "artifact", "compute", "pipelines", "data", "conversion", "sampling",
     "calibration", "groups", "criteria", "planning", "pruning", "training", "evaluation", "reporting", "stages",
     "recipes", "cli",
 ]  # fmt: skip
@@ -95,6 +95,11 @@ def test_every_floor_is_a_room_and_no_room_is_crowded() -> None:
     rooms = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in modules()}
     assert rooms == set(FLOORS)
     assert {str(folder): num for folder in SOURCE.rglob("*") if (num := len([*folder.glob("*.py")])) > 20} == {}
+
+
+def test_no_room_has_the_name_of_a_public_function() -> None:
+    """Importing a room sets an attribute of the package, which would hide the function."""
+    assert set(FLOORS[1:]) & set(PUBLIC) == set()
 
 
 def test_importing_the_package_imports_neither_torch_nor_diffusers() -> None:

@@ -36,7 +36,7 @@ from diffprune.errors import DataError
 from diffprune.evaluation.image_preparation import Preparation
 from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.options import EvaluateOptions, StatsOptions
-from diffprune.runs.distributed import process_state, take_leave
+from diffprune.runs.distributed import process_state, leave_process_group
 from diffprune.stages.evaluate_stage import evaluate_stage
 from diffprune.stages.stats_stage import stats_stage
 
@@ -57,7 +57,7 @@ try:
     gather(open_set(damaged, None, Preparation()), ("kid",), inception, failing)
 except DataError as error:
     (Path(out) / f"error-{{rank}}").write_text(str(error))
-take_leave()
+leave_process_group()
 """
 
 

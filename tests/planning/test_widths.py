@@ -123,7 +123,7 @@ def check_widths(plan: diffprune.Plan, number: int) -> None:
 )
 def test_a_budget_holds_with_rounded_widths(budget: str, ranking: str) -> None:
     unet = tiny_unet(block_out_channels=(32, 64), norm_num_groups=8)
-    plan = diffprune.plan(unet, criterion="magnitude", ranking=ranking, round_to=16, **{budget: 0.6})
+    plan = diffprune.plan(unet, criterion="magnitude", ranking=ranking, round_to=16, **{f"keep_{budget}": 0.6})
     check_widths(plan, 16)
     assert 0.4 < getattr(plan.after, budget) / getattr(plan.before, budget) <= 0.6
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffprune.cli.main import main
-from diffprune.convert.ldm_configs import PUBLISHED
+from diffprune.conversion.ldm_configs import PUBLISHED
 from diffprune.evaluation.inception import URL
 from diffprune.pipelines.builtin import ARCHITECTURES
 from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding

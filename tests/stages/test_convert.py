@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 import diffprune
 from diffprune.cli.main import main
-from diffprune.convert.ddpm import research_names
+from diffprune.conversion.ddpm import research_names
 from diffprune.errors import ModelError
 from tests.conftest import tiny_unet
 

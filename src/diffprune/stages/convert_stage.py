@@ -12,12 +12,12 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffprune.architectures.families import FAMILIES
 from diffprune.artifact.pruned_classes import PrunedMixin, stock_model
 from diffprune.compute.cost import cost_of
-from diffprune.convert.checkpoint_reader import read_checkpoint
-from diffprune.convert.checkpoint_source import check_source, fetched
-from diffprune.convert.ddpm import PUBLISHED, from_ddpm, schedule
-from diffprune.convert.ldm import from_ldm
-from diffprune.convert.pruned_shapes import from_shapes
-from diffprune.convert.state_dicts import Kind, weights_in
+from diffprune.conversion.checkpoint_reader import read_checkpoint
+from diffprune.conversion.checkpoint_source import check_source, fetched
+from diffprune.conversion.ddpm import PUBLISHED, from_ddpm, schedule
+from diffprune.conversion.ldm import from_ldm
+from diffprune.conversion.pruned_shapes import from_shapes
+from diffprune.conversion.state_dicts import Kind, weights_in
 from diffprune.errors import OptionError
 from diffprune.options import ConvertOptions
 from diffprune.options.keyword_options import with_input_and_options

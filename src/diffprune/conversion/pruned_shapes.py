@@ -11,8 +11,8 @@ from diffprune.architectures.families import Dim, family_of
 from diffprune.artifact.manifest import apply_manifest, manifest_of
 from diffprune.artifact.pruned_classes import pruned_class, stock_class, stock_model
 from diffprune.artifact.slicing import AXES, WIDTHS, follow_widths, layer_type, on_meta
-from diffprune.convert.exact_loading import filled, mismatches, shapes_of, shown
-from diffprune.convert.state_dicts import some
+from diffprune.conversion.exact_loading import filled, mismatches, shapes_of, shown
+from diffprune.conversion.state_dicts import some
 from diffprune.errors import ManifestError, ModelError
 
 

@@ -17,9 +17,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from diffprune.artifact.pruned_classes import empty_model
-from diffprune.convert.exact_loading import filled
-from diffprune.convert.ldm_configs import LatentDiffusion, read_architecture
-from diffprune.convert.state_dicts import Kind, Tensors, some
+from diffprune.conversion.exact_loading import filled
+from diffprune.conversion.ldm_configs import LatentDiffusion, read_architecture
+from diffprune.conversion.state_dicts import Kind, Tensors, some
 from diffprune.errors import ModelError
 from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
 

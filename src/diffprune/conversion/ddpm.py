@@ -11,7 +11,7 @@ from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from diffprune.convert.exact_loading import Shape, filled, mismatches, shapes_of
+from diffprune.conversion.exact_loading import Shape, filled, mismatches, shapes_of
 from diffprune.errors import ModelError
 from diffprune.pipelines.loading import architecture
 

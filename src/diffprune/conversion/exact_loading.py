@@ -6,7 +6,7 @@ from typing import Any
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor
 
-from diffprune.convert.state_dicts import some
+from diffprune.conversion.state_dicts import some
 from diffprune.errors import ModelError
 
 Shape = tuple[int, ...]

@@ -12,7 +12,7 @@ from diffusers import UNet2DModel
 from torch import Tensor
 
 import diffprune
-from diffprune.convert.pruned_shapes import from_shapes
+from diffprune.conversion.pruned_shapes import from_shapes
 from diffprune.errors import ModelError
 from diffprune.pipelines.loading import load_model
 from tests.conftest import tiny_pipeline, tiny_unet

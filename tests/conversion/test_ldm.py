@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 import diffprune
 from diffprune.artifact.pruned_classes import empty_model
-from diffprune.convert.ldm import from_ldm
-from diffprune.convert.ldm_configs import PUBLISHED
+from diffprune.conversion.ldm import from_ldm
+from diffprune.conversion.ldm_configs import PUBLISHED
 from diffprune.data.images import load_image
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import SampleOptions

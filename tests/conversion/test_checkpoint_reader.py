@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from diffprune.convert.checkpoint_reader import read_checkpoint
+from diffprune.conversion.checkpoint_reader import read_checkpoint
 from diffprune.errors import ModelError
 
 TENSORS = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.ones(4)}

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffprune.convert.ddpm import find_architecture, from_ddpm
-from diffprune.convert.state_dicts import weights_in
+from diffprune.conversion.ddpm import find_architecture, from_ddpm
+from diffprune.conversion.state_dicts import weights_in
 from diffprune.errors import ModelError
 from diffprune.pipelines.builtin import ARCHITECTURES
 from tests.helpers.research_ddpm import ResearchUNet
