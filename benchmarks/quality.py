@@ -19,11 +19,9 @@ import json
 import time
 from pathlib import Path
 from statistics import mean, stdev
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import matplotlib
-from torch import nn
 
 from diffprune.calibration.calibration_set import images_for
 from diffprune.data.images import ImageSet
@@ -32,6 +30,7 @@ from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import denoiser_of, load_pipeline
 from diffprune.stages.plan_stage import make_plan
 from diffprune.stages.prune_stage import apply_plan
+from diffprune.training.step_callback import StepFacts
 from diffprune.training.trainer import train_denoiser
 from judge import Judge, classifier_for, split
 from rounds import add_device, facts
@@ -81,26 +80,24 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
     chosen = {name: how[name] for name in ("optimizer", "feature_weight") if name in how}
     training = FinetuneOptions(
         data=a.data, steps=a.steps, batch_size=a.batch_size, device=a.device, ema_decay=0.98,
-        flip=not a.no_flip, seed=seed, preview_every=a.every, checkpoint_every=10**9, tracker="none",
+        flip=not a.no_flip, seed=seed, tracker="none",
         teacher_weight=0.7, mixed_precision=a.mixed_precision, **rate, **chosen,
     )  # fmt: skip
     begun = time.perf_counter()
 
-    def look(denoiser: nn.Module, path: Path) -> None:
+    def measure(step: int, facts: StepFacts) -> None:
         nonlocal judging
+        if step % a.every:
+            return
         since = time.perf_counter()
-        step = int(path.stem.rpartition("-")[2])
-        found = {**judge.errors(denoiser), "seconds": since - begun - judging}
+        denoiser = facts.ema_denoiser()
+        figures[step] = {**judge.errors(denoiser), "seconds": since - begun - judging}
         if step in a.milestones:
-            found |= judge.samples(denoiser)
-        figures[step] = found
+            figures[step] |= judge.samples(denoiser)
         judging += time.perf_counter() - since
 
     teacher = denoiser_of(pipeline) if how.get("teacher") else None
-    with TemporaryDirectory() as work:
-        train_denoiser(
-            denoiser_of(small), process_of(pipeline), images, training, folder=Path(work), teacher=teacher, preview=look
-        )
+    train_denoiser(denoiser_of(small), process_of(pipeline), images, training, teacher=teacher, on_step=measure)
     return {
         "arm": arm, "seed": seed, "params": plan.after.params / plan.before.params,
         "macs": plan.after.macs / plan.before.macs, "seconds_scoring": scored - started,

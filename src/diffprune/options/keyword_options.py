@@ -19,15 +19,16 @@ def with_options(
 ) -> Callable[[Callable[[A, Set], R]], Callable[Concatenate[A, P], R]]:
     """Turn `f(value, options)` into `f(value, **options)`; the keywords are the fields of the option set.
 
+    Keyword-only parameters of the function, such as callbacks, are keywords as well and are not part of the set.
     The function raises OptionError that lists every wrong option at once.
     """
 
     def decorate(function: Callable[[A, Set], R]) -> Callable[Concatenate[A, P], R]:
         @functools.wraps(function)
         def call(*values: Any, **given: Any) -> R:
-            bound, options = _bind(function, 1, values, given)
+            bound, keywords, options = _bind(function, 1, values, given)
             chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
-            return cast(R, cast(Any, function)(*bound, chosen))
+            return cast(R, cast(Any, function)(*bound, chosen, **keywords))
 
         _describe(call, function, cast(type[Options], kind), 1)
         return cast(Callable[Concatenate[A, P], R], call)
@@ -43,9 +44,9 @@ def with_input_and_options(
     def decorate(function: Callable[[A, B, Set], R]) -> Callable[Concatenate[A, B, P], R]:
         @functools.wraps(function)
         def call(*values: Any, **given: Any) -> R:
-            bound, options = _bind(function, 2, values, given)
+            bound, keywords, options = _bind(function, 2, values, given)
             chosen = parse_options(cast(type[Set], kind), options, what=f"options of {function.__name__}")
-            return cast(R, cast(Any, function)(*bound, chosen))
+            return cast(R, cast(Any, function)(*bound, chosen, **keywords))
 
         _describe(call, function, cast(type[Options], kind), 2)
         return cast(Callable[Concatenate[A, B, P], R], call)
@@ -55,13 +56,20 @@ def with_input_and_options(
 
 def _bind(
     function: Callable[..., Any], num_values: int, values: tuple[Any, ...], given: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The values of a call, given by place or by name, and the rest: its options."""
+) -> tuple[tuple[Any, ...], dict[str, Any], dict[str, Any]]:
+    """Split the arguments of a call into its values, the function's keyword-only arguments, and options."""
     parameters = list(inspect.signature(function).parameters.values())[:num_values]
     named = {p.name: given[p.name] for p in parameters if p.name in given}
     bound = inspect.Signature(parameters).bind(*values, **named)
     bound.apply_defaults()
-    return bound.args, {name: value for name, value in given.items() if name not in named}
+    keywords = {p.name: given[p.name] for p in _keyword_only(function) if p.name in given}
+    options = {name: value for name, value in given.items() if name not in named and name not in keywords}
+    return bound.args, keywords, options
+
+
+def _keyword_only(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter for parameter in parameters if parameter.kind == inspect.Parameter.KEYWORD_ONLY]
 
 
 def _describe(call: Any, function: Any, kind: type[Options], num_values: int) -> None:
@@ -77,6 +85,6 @@ def _describe(call: Any, function: Any, kind: type[Options], num_values: int) ->
         for name, field in kind.model_fields.items()
         if name not in own.parameters
     ]
-    call.__signature__ = own.replace(parameters=[*values, *fields])
+    call.__signature__ = own.replace(parameters=[*values, *_keyword_only(function), *fields])
     lines = [f"    {f.name}: {kind.model_fields[f.name].description}" for f in fields]
     call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n" + "\n".join(lines)

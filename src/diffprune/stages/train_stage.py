@@ -42,6 +42,7 @@ from diffprune.training.checkpoints import CHECKPOINTS
 from diffprune.training.draws import sampling_of
 from diffprune.training.fsdp import check_sharding
 from diffprune.training.history import DivergenceError
+from diffprune.training.step_callback import OnStep
 from diffprune.training.trainer import Preview, result_step, train_denoiser
 
 NUM_PREVIEWED = 16
@@ -54,10 +55,14 @@ INTERFACE = (
 
 
 @with_input_and_options(FinetuneOptions)
-def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULTS) -> Any:
+def finetune(
+    model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULTS, *, on_step: OnStep | None = None
+) -> Any:
     """Recover a pruned pipeline; returns a new one with EMA weights, `model` is untouched.
 
     teacher: the original pipeline (or denoiser), whose output is distilled; None for the noise error alone.
+    on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
+    rate and `facts.ema_denoiser()`.
     Nothing is saved on the way; use the command line for checkpoints, logs and previews.
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
@@ -65,18 +70,22 @@ def finetune(model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULT
     images = _latents(process, open_training_data(process, options), options)
     trained, _ = train_denoiser(
         denoiser_of(model), process, images, options,
-        teacher=None if teacher is None else denoiser_of(teacher),
+        teacher=None if teacher is None else denoiser_of(teacher), on_step=on_step,
     )  # fmt: skip
     return with_denoiser(model, trained)
 
 
 @with_options(TrainOptions)
-def train(data: str | Path, options: TrainOptions) -> Any:
-    """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights."""
+def train(data: str | Path, options: TrainOptions, *, on_step: OnStep | None = None) -> Any:
+    """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights.
+
+    on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
+    rate and `facts.ema_denoiser()`.
+    """
     options = options.model_copy(update={"data": str(data)})
     pipeline = untrained_pipeline(options)
     images = _images(process_of(pipeline), options)
-    trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options)
+    trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options, on_step=on_step)
     return with_denoiser(pipeline, trained)
 
 

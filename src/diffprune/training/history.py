@@ -61,6 +61,11 @@ class TrainingLog:
         """For accelerate."""
         vars(self).update(state)
 
+    @property
+    def last_loss(self) -> float:
+        """Loss of the last step."""
+        return self._losses[-1]
+
     def note(self, facts: Sequence[float]) -> None:
         """Take in the `step_facts` of a step; raises DivergenceError when they show that."""
         loss = facts[0]

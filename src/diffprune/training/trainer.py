@@ -29,6 +29,7 @@ from diffprune.training.fsdp import accelerated
 from diffprune.training.history import VALIDATION, DivergenceError, History, TrainingLog, step_facts
 from diffprune.training.losses import noise_errors
 from diffprune.training.objective import Objective
+from diffprune.training.step_callback import OnStep, StepFacts
 from diffprune.training.train_state import TrainState
 from diffprune.training.validation import Best, Validation
 
@@ -45,6 +46,7 @@ def train_denoiser(
     folder: Path | None = None,
     teacher: nn.Module | None = None,
     preview: Preview | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[M, History]:
     """Train a copy of a denoiser; returns it with its EMA weights, and what was logged.
 
@@ -52,6 +54,7 @@ def train_denoiser(
     images: the images, or latents of the model's own with what it is told of each.
     folder: where checkpoints, logs and previews go (None: nowhere, and the run cannot be resumed).
     teacher: original model whose output is distilled. preview: draws a model into a PNG file.
+    on_step: called on the main process after each optimizer step, see `OnStep`.
     Everything random is a function of the seed and the step, so an interruption changes nothing.
     With a folder, SIGTERM or SIGINT ends it after the current step by raising Interrupted.
     Launched by accelerate with FSDP2, weights, gradients, averages and the teacher are sharded over the processes.
@@ -69,7 +72,7 @@ def train_denoiser(
         )
         run = _Run(learner, feed, shards, objective)
         try:
-            run.to_the_end(folder, preview)
+            run.to_the_end(folder, preview, on_step)
         except DivergenceError as error:
             error.checkpoint = None if folder is None else newest_whole(folder / CHECKPOINTS, error.sound_step)
             raise
@@ -93,7 +96,7 @@ class _Run:
         self.journal, self.best = TrainingLog(), Best()
         keep(self.accelerator, learner.bare, learner.ema, self.best, [learner.rates, self.journal])
 
-    def to_the_end(self, folder: Path | None, preview: Preview | None) -> None:
+    def to_the_end(self, folder: Path | None, preview: Preview | None, on_step: OnStep | None) -> None:
         """Resume from the newest checkpoint, if any, and train until `options.steps` or the early stop."""
         options, journal = self.options, self.journal
         if folder is not None:
@@ -118,6 +121,8 @@ class _Run:
                 if folder is not None and preview is not None and self._previews:
                     path = folder / "previews" / f"step-{journal.step:07d}.png"
                     preview(self.learner.result(self.learner.device), path)
+                if on_step is not None and self.accelerator.is_main_process:
+                    on_step(journal.step, StepFacts(journal.last_loss, self._learning_rate, self.learner))
                 row = journal.history[-1] if journal.history else {}
                 advance(1, f"loss {row['loss']:.4f}" if "loss" in row else "")
                 if stopping is not None:
@@ -135,6 +140,10 @@ class _Run:
 
     def _at(self, every: int) -> bool:
         return every > 0 and (self.journal.step % every == 0 or self.journal.step == self.options.steps)
+
+    @property
+    def _learning_rate(self) -> float:
+        return float(self.learner.rates.get_last_lr()[0])
 
     @property
     def _previews(self) -> bool:
@@ -175,7 +184,7 @@ class _Run:
         validation = self.validation if self._at(options.validate_every) else None
         if validation is None and not self._at(options.log_every):
             return
-        row = journal.close_row(float(self.learner.rates.get_last_lr()[0]), self.num_timesteps)
+        row = journal.close_row(self._learning_rate, self.num_timesteps)
         if validation is not None:
             row[VALIDATION] = self._validate(validation)
         self.accelerator.log({name: value for name, value in row.items() if name != "step"}, step=journal.step)
