@@ -58,6 +58,10 @@ def test_public_names_are_pinned_and_load() -> None:
     assert all(getattr(diffprune, name) is not None for name in PUBLIC)
 
 
+def test_no_public_name_is_a_room() -> None:
+    assert not {*PUBLIC} & {path.stem for path in SOURCE.iterdir()}
+
+
 def test_imports_point_one_way() -> None:
     wrong = []
     for path in modules():
