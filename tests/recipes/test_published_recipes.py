@@ -15,14 +15,14 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from diffprune.cli.main import main
 from diffprune.conversion.ldm_configs import PUBLISHED
 from diffprune.evaluation.inception import URL
+from diffprune.options.shipped_recipes import shipped_recipes
 from diffprune.pipelines.builtin import ARCHITECTURES
 from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
 from diffprune.runs.atomic_files import read_json
 from tests.helpers.archives import encoded, noise, write_cifar10, write_lmdb, write_zip
 from tests.helpers.research_ddpm import ResearchUNet
 
-RECIPES = Path(__file__).parents[2] / "recipes"
-ROOT = RECIPES.parent
+ROOT = Path(__file__).parents[2]
 
 Experiment = tuple[str, dict[str, str]]
 """A recipe's name, and what `--set` must say for it to find local files."""
@@ -150,7 +150,7 @@ SMALL = {
 def words(experiment: Experiment, out: Path, **changes: object) -> list[str]:
     name, local = experiment
     sets = [f"{option}={value}" for option, value in {**SMALL, **local, **changes}.items()]
-    return ["run", str(RECIPES / f"{name}.yaml"), "--out", str(out), "--set", *sets]
+    return ["run", name, "--out", str(out), "--set", *sets]
 
 
 def test_every_published_recipe_passes_a_dry_run_with_local_paths(
@@ -183,8 +183,8 @@ def test_every_published_recipe_passes_a_dry_run_with_local_paths(
 
 
 def test_every_recipe_is_tried_somewhere() -> None:
-    of_digits = {"digits", "digit-classifier"}
-    assert {path.stem for path in RECIPES.glob("*.yaml")} == {*MAKERS, *of_digits}
+    of_digits = {"digits", "digit-classifier", "demo"}
+    assert shipped_recipes().keys() == {*MAKERS, *of_digits}
 
 
 def test_a_dry_run_names_the_model_and_the_network_that_would_be_downloaded(
@@ -192,7 +192,7 @@ def test_a_dry_run_names_the_model_and_the_network_that_would_be_downloaded(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     changes = ["--set", f"data={image_folder}", "plan.num_calibration_images=12"]
-    run("run", RECIPES / "cifar10.yaml", "--out", tmp_path / "out", "--dry-run", "--json", *changes)
+    run("run", "cifar10", "--out", tmp_path / "out", "--dry-run", "--json", *changes)
     assert json.loads(capsys.readouterr().out)["downloads"] == ["google/ddpm-cifar10-32", URL]
 
 
@@ -208,9 +208,7 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
         f"evaluate.inception_weights={weights}", "evaluate.metrics=[fid, kid]", f"reference={statistics}",
     ]  # fmt: skip
     for more in (["--dry-run"], []):
-        assert (
-            main(["run", str(RECIPES / "cifar10.yaml"), "--out", str(tmp_path / "out"), "--set", *changes, *more]) == 2
-        )
+        assert main(["run", "cifar10", "--out", str(tmp_path / "out"), "--set", *changes, *more]) == 2
         message = capsys.readouterr().err
         for expected in (
             f"plan: {image_folder} holds 12 images, num_calibration_images asks for 128",

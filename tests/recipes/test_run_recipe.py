@@ -8,11 +8,10 @@ import pytest
 
 from diffprune.cli.main import main
 from diffprune.errors import OptionError
-from diffprune.options.recipe import DEMO, Recipe, read_recipe
+from diffprune.options.recipe import Recipe, read_recipe
+from diffprune.options.shipped_recipes import shipped_recipes
 from diffprune.runs.atomic_files import read_json
 from diffprune.stages.report_stage import report_stage
-
-ROOT = Path(__file__).parents[2]
 
 SMALL = """
 name: small
@@ -134,7 +133,7 @@ def test_metrics_of_sets_need_data_or_a_reference(pipeline_folder: Path, tmp_pat
         read_recipe(tmp_path / "recipe.yaml")
 
 
-@pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml")), DEMO], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", shipped_recipes().values(), ids=lambda p: p.stem)
 def test_every_shipped_recipe_is_valid_and_says_how_to_launch_it(path: Path) -> None:
     assert isinstance(read_recipe(path), Recipe)
     assert path.read_text().startswith("# diffprune ")
@@ -221,7 +220,7 @@ def test_a_dry_run_names_what_would_be_downloaded(tmp_path: Path, capsys: pytest
     assert json.loads(capsys.readouterr().out)["downloads"] == ["team/model"]
 
 
-OF_DIGITS = [*(ROOT / "recipes" / f"{name}.yaml" for name in ("digits", "digit-classifier")), DEMO]
+OF_DIGITS = [shipped_recipes()[name] for name in ("digits", "digit-classifier", "demo")]
 
 
 @pytest.mark.parametrize("path", OF_DIGITS, ids=lambda p: p.stem)
@@ -257,13 +256,13 @@ def test_the_demo_prunes_and_recovers_the_digits(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_digits_recipe_walks_from_training_to_report(tmp_path: Path) -> None:
-    walk(ROOT / "recipes" / "digits.yaml", tmp_path / "digits")
+    walk(shipped_recipes()["digits"], tmp_path / "digits")
     check_road(tmp_path / "digits")
     assert figures(tmp_path / "digits")["original"]["frechet_distance"] < 10
 
 
 @pytest.mark.slow
 def test_the_classifier_recipe_reaches_its_accuracy(tmp_path: Path) -> None:
-    walk(ROOT / "recipes" / "digit-classifier.yaml", tmp_path / "classifier")
+    walk(shipped_recipes()["digit-classifier"], tmp_path / "classifier")
     (record,) = (tmp_path / "classifier").rglob("run.json")
     assert read_json(record)["result"]["test_accuracy"] > 0.97

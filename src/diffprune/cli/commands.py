@@ -89,7 +89,7 @@ def _train(a: Arguments, given: ParsedOptions) -> Any:
         return _stage("stages.train_stage", "train_stage")(given(sets.TrainOptions), a.out, existing=_existing(a))
     from diffprune.options.recipe import read_recipe
 
-    recipe = read_recipe(Path(a.recipe))
+    recipe = read_recipe(a.recipe)
     if recipe.train is None:
         raise OptionError(f"{a.recipe} has no train section")
     if given.names():
@@ -147,16 +147,24 @@ def _run(a: Arguments, given: ParsedOptions) -> Any:
     from diffprune.options.recipe import read_recipe
 
     changes = [*(a.set or []), *([f"compare=[{', '.join(a.compare)}]"] if a.compare else [])]
-    recipe = read_recipe(Path(a.recipe), changes)
+    recipe = read_recipe(a.recipe, changes)
     if a.dry_run:
         return _stage("recipes.forecast", "forecast")(recipe, a.out)
     return _stage("recipes.run_recipe", "run_stage")(recipe, a.out)
 
 
 def _demo(a: Arguments, given: ParsedOptions) -> Any:
-    from diffprune.options.recipe import DEMO, read_recipe
+    from diffprune.options.recipe import read_recipe
 
-    return _stage("recipes.run_recipe", "run_stage")(read_recipe(DEMO), a.out)
+    return _stage("recipes.run_recipe", "run_stage")(read_recipe("demo"), a.out)
+
+
+def _recipes(a: Arguments, given: ParsedOptions) -> Any:
+    from diffprune.options.shipped_recipes import copy_recipe, describe_recipes, recipe_text
+
+    if a.name is None:
+        return {"recipes": describe_recipes()}
+    return recipe_text(a.name) if a.out is None else {"recipe": str(copy_recipe(a.name, a.out))}
 
 
 COMMANDS: Mapping[str, Command] = {
@@ -234,7 +242,7 @@ COMMANDS: Mapping[str, Command] = {
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
     "run": Command(
         "all stages of a recipe",
-        {"recipe": "recipe (YAML)"},
+        {"recipe": "shipped recipe or YAML file"},
         (),
         _run,
         "required",
@@ -243,5 +251,12 @@ COMMANDS: Mapping[str, Command] = {
             ("compare+", "criteria to walk the road with, in place of plan's; scratch is fresh weights"),
         ),
         flags=(("dry-run", "check everything, tell what would be read, written and how long it takes, and stop"),),
+    ),
+    "recipes": Command(
+        "list the shipped recipes, print one, or copy one to a file",
+        {"name?": "recipe to print or copy (default: list all)"},
+        (),
+        _recipes,
+        "optional",
     ),
 }

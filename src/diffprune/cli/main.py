@@ -69,6 +69,8 @@ def _run_command(words: list[str]) -> int:
         return 0
     if getattr(parsed, "json", False):
         print(json.dumps(result))
+    elif isinstance(result, str):
+        print(result, end="")
     else:
         _print(result)
     return 0

@@ -1,7 +1,7 @@
 """Recipes: the options of a whole road in one YAML file. Imports no torch."""
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import yaml
@@ -24,9 +24,7 @@ from diffprune.options import (
     TrainOptions,
     parse_options,
 )
-
-DEMO = Path(__file__).parents[1] / "assets" / "demo.yaml"
-
+from diffprune.options.shipped_recipes import find_recipe
 
 Variant = Literal["scratch", Criterion]
 MetricKind = Literal["pairs", "statistics", "sets", "alone"]
@@ -147,11 +145,13 @@ class Recipe(Options):
         return options.model_copy(update={"data": options.data or self.data})
 
 
-def read_recipe(path: Path, changes: Sequence[str] = ()) -> Recipe:
+def read_recipe(source: str | os.PathLike[str], changes: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe; raises OptionError that lists all its mistakes at once.
 
-    changes: `section.option=value` or `option=value`, values in YAML, put in place of what the file says.
+    source: a YAML file, or the name of a shipped recipe such as `cifar10`.
+    changes: `section.option=value` or `option=value`, with values in YAML; they replace the values of the file.
     """
+    path = find_recipe(source)
     try:
         value = yaml.safe_load(path.read_text())
     except OSError as error:
