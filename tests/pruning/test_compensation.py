@@ -3,10 +3,12 @@
 import copy
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import DiTTransformer2DModel
+from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import diffprune
@@ -17,7 +19,7 @@ from diffprune.options import PlanOptions, PruneOptions
 from diffprune.pipelines.diffusion import DiffusionProcess
 from diffprune.pipelines.predict import predict
 from diffprune.planning import Plan
-from diffprune.pruning.compensation import compensate
+from diffprune.pruning.compensation import Compensation, compensate
 from diffprune.pruning.compensation.layer_cache import SolvedLayers
 from diffprune.pruning.compensation.layer_fit import LayerFit
 from diffprune.pruning.compensation.layerwise import fit_layers
@@ -47,6 +49,11 @@ def calibration(num: int = 24) -> Calibration:
 
 def plan_for(denoiser: nn.Module) -> Plan:
     return diffprune.plan(denoiser, criterion="magnitude", ratio=0.4)
+
+
+def compensated(dense: ModelMixin, small: ModelMixin, plan: Plan, **options: Any) -> Compensation:
+    groups = find_groups(dense, kinds=plan.kinds)
+    return compensate(dense, small, plan, calibration(), IMAGES, groups=groups, batch_size=16, **options)
 
 
 def generator() -> torch.Generator:
@@ -197,7 +204,7 @@ def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_is_nearer() -> N
     plan = plan_for(dense)
     small = prune_denoiser(dense, plan)
     before = copy.deepcopy(dense.state_dict())
-    done = compensate(dense, small, plan, calibration(), IMAGES, batch_size=16)
+    done = compensated(dense, small, plan)
     assert len(done.layers) > 20
     assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in done.layers)
     assert done.output_error[1] < 0.5 * done.output_error[0]
@@ -223,7 +230,7 @@ def test_blocks_that_are_gone_are_made_up_for_by_those_that_stay() -> None:
     small = prune_denoiser(dense, plan)
     known = calibration()
     told = Calibration(known.clean, known.noise, known.scheduler, {"class_labels": torch.arange(24) % 10})
-    done = compensate(dense, small, plan, told, IMAGES, batch_size=16)
+    done = compensate(dense, small, plan, told, IMAGES, groups=find_groups(dense, kinds=plan.kinds), batch_size=16)
     assert len(small.transformer_blocks) == 3
     assert done.layers
     assert done.helped
@@ -233,7 +240,7 @@ def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkey
     dense = tiny_unet()
     plan = plan_for(dense)
     whole, again = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
-    expected = compensate(dense, whole, plan, calibration(), IMAGES, batch_size=16)
+    expected = compensated(dense, whole, plan)
     save, solved = SolvedLayers.save, []
 
     def save_some(store: SolvedLayers, fit: object, layer: nn.Module) -> None:
@@ -244,11 +251,11 @@ def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkey
 
     monkeypatch.setattr(SolvedLayers, "save", save_some)
     with pytest.raises(KeyboardInterrupt):
-        compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
+        compensated(dense, again, plan, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 9
     monkeypatch.setattr(SolvedLayers, "save", save)
     again = prune_denoiser(dense, plan)
-    done = compensate(dense, again, plan, calibration(), IMAGES, batch_size=16, folder=tmp_path)
+    done = compensated(dense, again, plan, folder=tmp_path)
     assert done == expected
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
 
@@ -257,8 +264,8 @@ def test_weights_that_stay_in_main_memory_are_fitted_alike() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
     near, far = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
-    expected = compensate(dense, near, plan, calibration(), IMAGES, batch_size=16)
-    assert compensate(dense, far, plan, calibration(), IMAGES, batch_size=16, offloaded=True) == expected
+    expected = compensated(dense, near, plan)
+    assert compensated(dense, far, plan, offloaded=True) == expected
     assert all(torch.equal(value, near.state_dict()[name]) for name, value in far.state_dict().items())
 
 

@@ -14,6 +14,7 @@ from diffprune.artifact.pruned_classes import PrunedMixin
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.calibration.latent_cache import LatentCache
 from diffprune.errors import OptionError
+from diffprune.groups import find_groups
 from diffprune.options import OF_CALIBRATION, UNCALIBRATED_CRITERIA, PlanOptions, PruneOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.loading import denoiser_of, with_denoiser
@@ -74,6 +75,7 @@ def apply_plan(
     if by is not None and calibration is not None:
         done = compensate(
             dense, small, plan, calibration, options,
+            groups=find_groups(dense, kinds=plan.kinds),
             batch_size=by.batch_size, offloaded=by.offload == "cpu", folder=folder,
         )  # fmt: skip
         small = small if done.helped else cut()

@@ -1,5 +1,6 @@
 """Compensation of a pruned denoiser on calibration images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from diffusers.models.modeling_utils import ModelMixin
@@ -8,7 +9,7 @@ from torch import nn
 from diffprune.artifact.shorten import moves, path_after
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.compute.placement import placed
-from diffprune.groups import find_groups, kept_blocks, kept_indices
+from diffprune.groups import Group, kept_blocks, kept_indices
 from diffprune.options import PruneOptions
 from diffprune.planning import Plan
 from diffprune.pruning.compensation.layer_cache import SolvedLayers
@@ -23,17 +24,26 @@ def compensate(
     calibration: Calibration,
     options: PruneOptions,
     *,
+    groups: Sequence[Group],
     batch_size: int,
     offloaded: bool = False,
     folder: Path | None = None,
 ) -> Compensation:
-    """Change the weights of `small`, which `plan` made of `dense`, so that it gives what `dense` gives.
+    """Fit the weights of `small` in place, so that its output comes near to the output of `dense`.
 
-    Statistics and solutions are in fp32 and fp64; the result is rounded to the dtype that `small` has. batch_size:
-    images per pass (memory only). offloaded: weights stay on the CPU and come to the device layer by layer. folder:
-    where solved layers are kept until the end, so that the same call resumes.
+    Weights and activations are fp32 and sums fp64 during the fit; the result is rounded to the dtype of `small`.
+
+    Args:
+        dense: the denoiser before pruning; its weights are not changed.
+        small: `dense` pruned by `plan`.
+        plan: the kept units of each group.
+        calibration: images, noise and conditioning; the fit runs on their device.
+        options: number of images, weighting of timesteps and seed.
+        groups: groups of `dense`, of the plan's kinds.
+        batch_size: images per forward pass. It changes memory and time, and results by rounding alone.
+        offloaded: keep weights on the CPU and copy them to the device layer by layer.
+        folder: cache of solved layers, so that an interrupted call resumes; None caches nothing.
     """
-    groups = find_groups(dense, kinds=plan.kinds)
     units = {name: group.kept for name, group in plan.groups.items()}
     kept = kept_indices(groups, units, dense).rows
     moved = moves(dense, kept_blocks(groups, units))
@@ -43,8 +53,8 @@ def compensate(
     nn.Module.float(small)
     try:
         with placed(dense, device, offloaded=offloaded), placed(small, device, offloaded=offloaded):
-            store = None if folder is None else SolvedLayers(folder)
-            return fit_layers(dense, small, kept, paths, batches, seed=options.seed, store=store)
+            cache = None if folder is None else SolvedLayers(folder)
+            return fit_layers(dense, small, kept, paths, batches, seed=options.seed, cache=cache)
     finally:
         for parameter, dtype in zip(small.parameters(), dtypes, strict=True):
             parameter.data = parameter.data.to(dtype)

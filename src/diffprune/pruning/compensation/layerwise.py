@@ -59,7 +59,7 @@ def fit_layers(
     batches: Sequence[WeightedBatch],
     *,
     seed: int,
-    store: SolvedLayers | None = None,
+    cache: SolvedLayers | None = None,
 ) -> Compensation:
     """Fit the layers of `small`, in place, so that each gives on its own inputs what it gave in `dense`.
 
@@ -69,7 +69,7 @@ def fit_layers(
     held-out images, and where they are called several times in a pass.
 
     dense, small: on one device, in eval mode. kept: rows of dense's layers that small has. paths: path in small -> path
-    in dense. store: what has been solved is kept there, and is not solved again.
+    in dense. cache: what has been solved is kept there, and is not solved again.
     Raises ModelError where the two models do not run through the same layers.
     Source: reconstruction by least squares after channel pruning (He, Zhang and Sun, ICCV 2017), here layer after
     layer on the inputs that the layers before have left.
@@ -86,7 +86,7 @@ def fit_layers(
             with progress("compensation", len(once), "layers") as advance:
                 for number in range(len(once)):
                     generator = torch.Generator().manual_seed(seed * len(once) + number)
-                    fit = _fit_next(small, kept, paths, batches, walks, generator, store)
+                    fit = _fit_next(small, kept, paths, batches, walks, generator, cache)
                     fits += [fit] if fit is not None else []
                     advance(1, "")
             for walk in (walk for pair in walks for walk in pair):
@@ -105,7 +105,7 @@ def _fit_next(
     batches: Sequence[WeightedBatch],
     walks: Sequence[tuple[Walk, Walk]],
     generator: torch.Generator,
-    store: SolvedLayers | None,
+    cache: SolvedLayers | None,
 ) -> Fit | None:
     """Lead all passes to the next layer and fit it; None where it gives what the original gave."""
     layer_fit: LayerFit | NormFit | None = None
@@ -118,7 +118,7 @@ def _fit_next(
             )
         layer = small.get_submodule(here.path)
         if layer_fit is None:
-            known = None if store is None else store.load(here.path, layer)
+            known = None if cache is None else cache.load(here.path, layer)
             per_image = -(-ROWS // sum(len(b.weights) for b in batches if not b.held_out))
             layer_fit = (
                 NormFit(here.path, layer)
@@ -137,8 +137,8 @@ def _fit_next(
     if known is not None:
         return known
     fit = layer_fit.finish()
-    if fit is not None and store is not None:
-        store.save(fit, layer)
+    if fit is not None and cache is not None:
+        cache.save(fit, layer)
     return fit
 
 
