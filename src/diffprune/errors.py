@@ -2,7 +2,7 @@
 
 DiffpruneError
 |-- OptionError     an option, an argument or a recipe is not valid (also a ValueError)
-|-- ModelError      a model cannot be found, read or served
+|-- ModelError      a model cannot be found, read or pruned
 |   `-- ManifestError   a `pruning.json` is damaged or does not fit its weights
 |-- PlanError       a plan is damaged or belongs to another model
 |-- DataError       images cannot be found or read, or are too few
@@ -11,7 +11,7 @@ DiffpruneError
 
 
 class Interrupted(KeyboardInterrupt):
-    """A stage has stopped in good order on a signal, its state saved: the same command goes on (no mistake)."""
+    """Raised after a signal, once the state is saved: the same command resumes. Not an error."""
 
     def __init__(self, message: str, signal: int) -> None:
         super().__init__(message)
@@ -19,7 +19,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class DiffpruneError(Exception):
-    """Base of all errors that say what was got, what was expected and what to do."""
+    """Base class; the message states the value, what is supported, and what to do."""
 
 
 class OptionError(DiffpruneError, ValueError):
@@ -27,7 +27,7 @@ class OptionError(DiffpruneError, ValueError):
 
 
 class ModelError(DiffpruneError):
-    """A model cannot be found, read or served."""
+    """A model cannot be found, read or pruned."""
 
 
 class ManifestError(ModelError):

@@ -91,7 +91,7 @@ def test_an_empty_folder_is_not_a_model(refused: Refused, tmp_path: Path) -> Non
 def test_truncated_weights_are_told_as_such(model: Path, refused: Refused) -> None:
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
-    assert "damaged or cut short" in refused("sample", model, "--out", model / "images", "--num", 1)
+    assert "damaged or truncated" in refused("sample", model, "--out", model / "images", "--num", 1)
 
 
 def test_a_config_that_is_not_json_is_refused(model: Path, refused: Refused) -> None:
@@ -404,7 +404,7 @@ def test_other_options_need_overwrite(model: Path, refused: Refused, tmp_path: P
     words = ["sample", model, "--out", tmp_path / "images", "--num", 2]
     assert main([str(word) for word in [*words, "--steps", 1]]) == 0
     message = refused(*words, "--steps", 2)
-    assert "steps: 1 there, 2 now" in message
+    assert "steps: was 1, is 2" in message
     assert main([str(word) for word in [*words, "--steps", 2, "--overwrite"]]) == 0
 
 

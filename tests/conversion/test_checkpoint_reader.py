@@ -126,7 +126,7 @@ def calls(sprung: Path) -> dict[str, Malice]:
     }
 
 
-REFUSED = {"os.system": r"(posix|nt)\.system", "a method": "a call of an object"}
+REFUSED = {"os.system": r"use (posix|nt)\.system", "a method": "call an object"}
 """Refused as a whole; from the other files the weights are read and the rest is left inert."""
 
 
@@ -137,7 +137,7 @@ def test_a_malicious_pickle_executes_nothing(case: str, is_zip: bool, tmp_path: 
     path = tmp_path / "model.ckpt"
     save({"state_dict": TENSORS, "payload": calls(sprung)[case]}, path, is_zip=is_zip)
     if case in REFUSED:
-        with pytest.raises(ModelError, match=rf"model\.ckpt asks for {REFUSED[case]}.*nothing in it was executed"):
+        with pytest.raises(ModelError, match=rf"model\.ckpt wants to {REFUSED[case]}.*nothing in it was executed"):
             read_checkpoint(path)
     else:
         read = read_checkpoint(path)
@@ -149,7 +149,7 @@ def test_a_malicious_pickle_executes_nothing(case: str, is_zip: bool, tmp_path: 
 def test_a_bare_malicious_pickle_executes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(pickle.dumps(Malice(os.system, f"touch {tmp_path / 'sprung'}"), protocol=2))
-    with pytest.raises(ModelError, match=r"asks for (posix|nt).system, which no weights need"):
+    with pytest.raises(ModelError, match=r"wants to use (posix|nt).system, which no weights need"):
         read_checkpoint(path)
     assert not (tmp_path / "sprung").exists()
 
@@ -160,7 +160,7 @@ def test_an_inert_object_cannot_be_called(tmp_path: Path) -> None:
     path.write_bytes(
         b"\x80\x02cbuiltins\ngetattr\ncpathlib\nPath\nX\x01\x00\x00\x00x\x85RX\x05\x00\x00\x00touch\x86R)R."
     )
-    with pytest.raises(ModelError, match="asks for a call of an object"):
+    with pytest.raises(ModelError, match="wants to call an object"):
         read_checkpoint(path)
 
 
@@ -177,7 +177,7 @@ NOT_CHECKPOINTS = {"text": b"not a checkpoint at all\n", "empty": b"", "zip of s
 @pytest.mark.parametrize("case", NOT_CHECKPOINTS)
 def test_a_file_that_is_no_checkpoint_is_refused(case: str, tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(NOT_CHECKPOINTS[case])
-    with pytest.raises(ModelError, match=r"model\.ckpt as a checkpoint(.|\n)*Expected a file of torch.save"):
+    with pytest.raises(ModelError, match=r"model\.ckpt as a checkpoint(.|\n)*Expected a file written by torch.save"):
         read_checkpoint(tmp_path / "model.ckpt")
 
 
@@ -186,14 +186,14 @@ def test_a_file_that_is_no_checkpoint_is_refused(case: str, tmp_path: Path) -> N
 def test_a_truncated_file_is_told_as_such(is_zip: bool, keep: float, tmp_path: Path) -> None:
     path = save({"w": torch.zeros(1000)}, tmp_path / "model.ckpt", is_zip=is_zip)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
-    with pytest.raises(ModelError, match="damaged or cut short"):
+    with pytest.raises(ModelError, match="damaged or truncated"):
         read_checkpoint(path)
 
 
 def test_truncated_safetensors_and_missing_files_are_told_as_such(tmp_path: Path) -> None:
     save_file(TENSORS, tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-8])
-    with pytest.raises(ModelError, match="damaged or cut short"):
+    with pytest.raises(ModelError, match="damaged or truncated"):
         read_checkpoint(tmp_path / "model.safetensors")
     with pytest.raises(ModelError, match=r"no file .*nowhere"):
         read_checkpoint(tmp_path / "nowhere")

@@ -380,7 +380,7 @@ def test_a_download_of_another_file_is_thrown_away(server: str, tmp_path: Path) 
 
 
 def test_a_server_that_fails_is_told_as_such(server: str, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="the server answers 404"):
+    with pytest.raises(DataError, match="the server returned 404"):
         download(server.replace("archive", "nothing"), tmp_path / "file", md5=None)
     with pytest.raises(DataError, match="cannot download"):
         download("http://127.0.0.1:9/file", tmp_path / "file", md5=None)

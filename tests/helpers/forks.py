@@ -83,7 +83,7 @@ def _serve() -> None:
     from diffprune.stages import train_stage as train  # noqa: F401
     from tests import conftest
 
-    running_sums.SAVE_EVERY_S, running_sums.SAVING_SHARE = 0.0, float("inf")
+    running_sums.SAVE_EVERY_S, running_sums.MAX_SAVE_SHARE = 0.0, float("inf")
     stats.load_inception, sets.embed = conftest.quick_inception, conftest.quick_embed
     for line in sys.stdin:
         print(json.dumps(_answer(json.loads(line))), flush=True)

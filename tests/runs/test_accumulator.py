@@ -31,7 +31,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def _saves_after_every_item(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(running_sums, "SAVE_EVERY_S", 0.0)
-    monkeypatch.setattr(running_sums, "SAVING_SHARE", float("inf"))
+    monkeypatch.setattr(running_sums, "MAX_SAVE_SHARE", float("inf"))
 
 
 def images() -> Calibration:
@@ -146,12 +146,12 @@ def test_damaged_sums_are_made_again_with_a_warning(
     saved.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with caplog.at_level(logging.WARNING):
         again, num_left = count_saves(scored, monkeypatch)
-    assert "is made again: its values are not those that were written" in caplog.text
+    assert "recomputing it: its checksum does not match its content" in caplog.text
     assert num_left == 3
     assert equal(again, whole)
     caplog.clear()
     assert count_saves(lambda: scored("that"), monkeypatch)[1] == 3
-    assert "made from other inputs" in caplog.text
+    assert "belongs to other inputs" in caplog.text
 
 
 def test_a_loss_that_is_not_finite_ends_the_pass() -> None:

@@ -8,27 +8,28 @@ from pathlib import Path
 import pytest
 
 from diffprune.errors import FolderError
-from diffprune.runs.atomic_files import read_json, whole_folder, write_whole
-from diffprune.runs.run_record import peak_memory_mb, run_record
+from diffprune.runs.atomic_files import atomic_folder, atomic_write, read_json
+from diffprune.runs.environment import peak_memory_mb
+from diffprune.runs.run_record import run_record
 
 OPTIONS = {"steps": 3}
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_whole(tmp_path / "file", "before")
+    atomic_write(tmp_path / "file", "before")
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
     with pytest.raises(FolderError, match=r"No space left on device; free space"):
-        write_whole(tmp_path / "file", "after")
+        atomic_write(tmp_path / "file", "after")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert (tmp_path / "file").read_text() == "before"
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), whole_folder(tmp_path / "above" / "folder") as beside:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "above" / "folder") as beside:
         (beside / "half").write_text("")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -148,7 +149,7 @@ def test_a_stage_cannot_write_over_its_own_input(tmp_path: Path) -> None:
         pass
     for source in (out, out / "run.json"):
         with (
-            pytest.raises(FolderError, match="lies in the folder to write"),
+            pytest.raises(FolderError, match="is inside the output folder"),
             run_record(out, "prune", OPTIONS, {"model": str(source)}, existing="redo"),
         ):
             raise AssertionError("must not start")
@@ -171,7 +172,7 @@ def test_a_changed_image_in_a_folder_of_data_is_noticed(tmp_path: Path) -> None:
 
 def test_the_peak_memory_of_a_process_is_not_that_of_its_parent() -> None:
     large = bytearray(200_000_000)
-    words = [sys.executable, "-c", "from diffprune.runs.run_record import peak_memory_mb; print(peak_memory_mb())"]
+    words = [sys.executable, "-c", "from diffprune.runs.environment import peak_memory_mb; print(peak_memory_mb())"]
     child = int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
     assert 5 < child < 200 <= peak_memory_mb()
     assert len(large) == 200_000_000

@@ -344,7 +344,7 @@ def test_latents_of_other_options_or_models_and_damaged_ones_are_made_again(
         caplog.clear()
         passes.num = 0
         assert torch.equal(told().clean, first.clean)
-        assert "0000002.safetensors is made again" in caplog.text
+        assert "0000002.safetensors, recomputing it" in caplog.text
         assert passes.num > 0
         passes.num = 0
         told()

@@ -231,7 +231,7 @@ def test_files_that_do_not_serve_are_refused(
         (["ddpm", tmp_path / "notes.txt"], "as a checkpoint"),
         (["ddpm", tmp_path / "empty.pt"], "expected a state dict"),
         (["ddpm", tmp_path / "part.pt", "--arch", arch], "missing: conv_in.weight"),
-        (["ddpm", tmp_path / "short.ckpt"], "damaged or cut short"),
+        (["ddpm", tmp_path / "short.ckpt"], "damaged or truncated"),
         (["ddpm", checkpoint], "fit none of the published architectures"),
         (["ddpm", checkpoint, "--arch", "ddpm-celeba64"], "the weights are not those of ddpm-celeba64: "),
         (["ddpm", checkpoint, "--arch", "ddpm-celeba46"], "no architecture 'ddpm-celeba46'"),
@@ -262,8 +262,8 @@ def test_downloads_that_fail_leave_nothing(
 ) -> None:
     for address, expected in (
         (f"{server}/nowhere.ckpt", "404"),
-        (f"{server}/model.ckpt", "it is damaged, cut short or another file"),
-        (f"{server}/short/model.ckpt", "it is damaged, cut short or another file"),
+        (f"{server}/model.ckpt", "it is damaged, truncated or another file"),
+        (f"{server}/short/model.ckpt", "it is damaged, truncated or another file"),
         ("http://127.0.0.1:9/model.ckpt", "cannot download"),
     ):
         assert expected in refused(capsys, tmp_path, "ddpm", address, "--sha256", "0" * 64)

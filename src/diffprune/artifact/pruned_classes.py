@@ -14,7 +14,7 @@ from torch import nn
 from diffprune.artifact.manifest import MANIFEST_NAME, Manifest, apply_manifest, manifest_of, read_manifest
 from diffprune.artifact.safetensors_io import MAX_SHARD_SIZE
 from diffprune.errors import ManifestError, ModelError
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 _TOGETHER = "config.json, pruning.json and the weights belong together: take all three from one save"
@@ -109,7 +109,7 @@ class PrunedMixin:
 
     def save_manifest(self, save_directory: str | os.PathLike[str]) -> None:
         """Write `pruning.json` alone."""
-        write_whole(Path(save_directory) / MANIFEST_NAME, self.pruning.to_json())
+        atomic_write(Path(save_directory) / MANIFEST_NAME, self.pruning.to_json())
 
 
 _CLASSES: dict[type, type[ModelMixin]] = {}

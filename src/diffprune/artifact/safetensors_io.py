@@ -15,7 +15,7 @@ from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import safe_open
 from torch import Tensor
 
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 
 NAME = "diffusion_pytorch_model"
 MAX_SHARD_SIZE = "10GB"
@@ -67,7 +67,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], value: Callable[[s
         _write_file(folder / filename, {name: tensors[name] for name in names}, value)
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        write_whole(folder / f"{NAME}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
+        atomic_write(folder / f"{NAME}.safetensors.index.json", json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without executing anything: torch's restricted unpickler, with inert stand-ins."""
+"""Read a checkpoint file without executing code in it: torch's restricted unpickler, with inert stand-in classes."""
 
 import re
 import zipfile
@@ -18,11 +18,11 @@ _BLOCKED = re.compile(r"unsupported GLOBAL (\S+) whose module \S+ is blocked")
 _CALLED = re.compile(r"unrecognized function <\S+\.Inert_\w+ object")
 _FILLED = re.compile(r"Can only (SETITEMS?|append|extend)\b.*'([^']+)'>", re.DOTALL)
 _LARGEST_HEADER = 100_000_000
-"""Bytes; safetensors itself refuses longer headers."""
+"""Bytes; the limit of safetensors itself."""
 
 
 class _Inert:
-    """Stands where a file asks for a class or function: takes anything, holds nothing, does nothing."""
+    """Stand-in for a class or function named in a file: accepts any arguments, stores nothing, does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return object.__new__(cls)
@@ -35,14 +35,14 @@ class _Inert:
 
 
 class _InertDict(_Inert):
-    """Stands for a class whose objects are filled like dicts: gives a plain one."""
+    """Stand-in for a class whose objects are filled like dicts: creates a plain OrderedDict."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
 
 
 class _InertList(_Inert):
-    """Stands for a class whose objects are filled like lists: gives a plain one."""
+    """Stand-in for a class whose objects are filled like lists: creates a plain list."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return []
@@ -50,10 +50,10 @@ class _InertList(_Inert):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """Content of a checkpoint file.
 
-    content: tensors in whatever containers the file has; anything that is no plain value is an inert object.
-    foreign: full names of the classes and functions that the file asked for and did not get.
+    content: tensors in the containers of the file; an object of any other class is an inert stand-in.
+    foreign: full names of the classes and functions that the file names and that stand-ins replaced.
     """
 
     content: Any
@@ -64,17 +64,17 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read a safetensors file, or a file of `torch.save` (zip or legacy format), onto the CPU.
 
     Pickles are read with `weights_only=True`: the classes and functions they name are neither imported nor called.
-    Raises ModelError when the file is missing, damaged, or not a checkpoint.
+    Raises ModelError if the file is missing, damaged, or not a checkpoint.
     """
     if not path.is_file():
         raise ModelError(
-            f"no file {path}; expected a checkpoint: a file of torch.save (.pt, .pth, .ckpt) or safetensors"
+            f"no file {path}; expected a checkpoint, written by torch.save (.pt, .pth, .ckpt) or in safetensors format"
         )
     if _is_safetensors(path):
         try:
             return Checkpoint(load_file(path), ())
         except (SafetensorError, OSError) as error:
-            raise ModelError(f"cannot read {path}: {error}. The file is damaged or cut short: get it again") from error
+            raise ModelError(f"cannot read {path}: {error}. It is damaged or truncated: download it again") from error
     return _read_pickle(path)
 
 
@@ -88,23 +88,23 @@ def _is_safetensors(path: Path) -> bool:
 
 def _read_pickle(path: Path) -> Checkpoint:
     stand_ins: dict[str, type[_Inert]] = {}
-    mapped = zipfile.is_zipfile(path)  # the legacy format cannot be mapped into memory
+    mapped = zipfile.is_zipfile(path)  # the legacy format cannot be memory-mapped
     while True:
         replaced: list[Any] = [(kind, name) for name, kind in stand_ins.items()]
         try:
             with torch.serialization.safe_globals(replaced):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-        except Exception as error:  # a damaged file fails in the unpickler, in torch, or in what it asks for
-            more = _stand_ins_for(str(error), stand_ins)
-            if not more:
+        except Exception as error:  # a damaged file fails in the unpickler, in torch, or in a class that it names
+            added = _stand_ins_for(str(error), stand_ins)
+            if not added:
                 raise _unreadable(path, error) from error
-            stand_ins |= more
+            stand_ins |= added
         else:
             return Checkpoint(content, tuple(sorted(_names(stand_ins))))
 
 
 def _stand_ins_for(message: str, present: dict[str, type[_Inert]]) -> dict[str, type[_Inert]]:
-    """The stand-ins that answer a refusal of torch's unpickler; empty when none would help."""
+    """Return the stand-ins that resolve an error of torch's unpickler; empty if none would."""
     refused = _REFUSED.search(message)
     if refused is not None:
         name = refused[1]
@@ -122,7 +122,7 @@ def _stand_ins_for(message: str, present: dict[str, type[_Inert]]) -> dict[str, 
 
 
 def _named(base: type[_Inert], full_name: str) -> type[_Inert]:
-    """An inert class of its own for each name, so that an error tells which one it is about."""
+    """Create a stand-in class per name, so that error messages identify it."""
     return type("Inert_" + re.sub(r"\W", "_", full_name), (base,), {"__module__": __name__})
 
 
@@ -134,14 +134,14 @@ def _names(stand_ins: dict[str, type[_Inert]]) -> set[str]:
 def _unreadable(path: Path, error: Exception) -> ModelError:
     blocked = _BLOCKED.search(str(error))
     if blocked is not None or _CALLED.search(str(error)):
-        wish = blocked[1] if blocked is not None else "a call of an object that it makes"
+        action = f"use {blocked[1]}" if blocked is not None else "call an object that it creates"
         return ModelError(
-            f"{path} asks for {wish}, which no weights need: the file may be malicious. It was not read and "
-            "nothing in it was executed; get the checkpoint from its authors"
+            f"{path} wants to {action}, which no weights need: the file may be malicious. It was not loaded and "
+            "nothing in it was executed; download the checkpoint from its authors"
         )
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Weights only load failed. ")
     inner = str(error).partition("WeightsUnpickler error:")[2].strip().splitlines()
     return ModelError(
-        f"cannot read {path} as a checkpoint ({inner[0] if inner else reason}). Expected a file of torch.save or "
-        "safetensors; if it is one, it is damaged or cut short: get it again"
+        f"cannot read {path} as a checkpoint ({inner[0] if inner else reason}). Expected a file written by torch.save "
+        "or in safetensors format; if it is one, it is damaged or truncated: download it again"
     )

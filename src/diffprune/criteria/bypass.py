@@ -30,7 +30,7 @@ def bypass(
     blocks = [(g, i) for g in groups for i in range(g.num_units) if i not in fixed[g.name]]
     whole = [_prediction(denoiser, batch) for batch in spaced_batches(calibration, options, options.block_timesteps)]
     num_images = sum(len(prediction) for prediction in whole)
-    for group, block in sums.over(blocks, "blocks", "blocks"):
+    for group, block in sums.iterate(blocks, "blocks", "blocks"):
         others = [i for i in range(group.num_units) if i != block]
         left = keep_blocks(cast(ModelMixin, denoiser), {group.name: others})
         batches = spaced_batches(calibration, options, options.block_timesteps)

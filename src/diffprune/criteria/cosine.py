@@ -37,7 +37,7 @@ def cosine(
         handles.append(module.register_forward_hook(add, with_kwargs=True))
     timesteps = spaced_timesteps(calibration, options, options.block_timesteps)
     try:
-        for t in sums.over(timesteps, "blocks", "timesteps"):
+        for t in sums.iterate(timesteps, "blocks", "timesteps"):
             for batch in calibration.batches(t, options.batch_size):
                 predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
     finally:

@@ -60,7 +60,7 @@ def obs(
     images = needed(calibration)
     values: dict[str, Tensor] = {}
     for number, part in enumerate(_in_parts(denoiser, groups)):
-        values |= sums.once(f"{number}", partial(_scored, denoiser, part, images, options))[0]
+        values |= sums.cached(f"{number}", partial(_scored, denoiser, part, images, options))[0]
     return Scores("obs", values, {"timesteps_used": len(spaced_timesteps(images, options, NUM_TIMESTEPS))})
 
 
@@ -128,7 +128,7 @@ def _collect(
 
     places: list[Place] = [(path, dim) for path in layers for dim in ("in", "out")]
     directions = random_directions(calibration, options)
-    for t in sums.over(spaced_timesteps(calibration, options, NUM_TIMESTEPS), "sums", "timesteps"):
+    for t in sums.iterate(spaced_timesteps(calibration, options, NUM_TIMESTEPS), "sums", "timesteps"):
         generator = image_generator(options.seed + 1, t)
         along = directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):

@@ -110,7 +110,7 @@ def fold_gradients(
 
     timesteps = scored_timesteps(calibration.num_timesteps, options)
     with _differentiated(denoiser, weights, take):
-        for t in sums.over(timesteps, "scores", "timesteps", shared=not threshold):
+        for t in sums.iterate(timesteps, "scores", "timesteps", sharded=not threshold):
             limit = threshold * max(sums.losses.values(), default=0.0)
             total = 0.0
             for number, batch in enumerate(images.batches(t, options.batch_size)):
@@ -196,12 +196,12 @@ def _reaches(
     """
     rest = islice(images.batches(timestep, options.batch_size), 1, None)
     largest_share = math.ceil(len(calibration) / process_state(options.device).num_processes)
-    total = sums.together(first)
+    total = sums.all_reduce(first)
     for _ in range(1, math.ceil(largest_share / options.batch_size)):
         if total >= limit:
             break
         batch = next(rest, None)
-        total += sums.together(0.0 if batch is None else float(_loss(denoiser, batch, calibration)))
+        total += sums.all_reduce(0.0 if batch is None else float(_loss(denoiser, batch, calibration)))
     check_loss(total, timestep)
     return total >= limit
 

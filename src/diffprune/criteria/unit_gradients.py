@@ -50,7 +50,7 @@ def unit_gradients(
     Image losses are means over pixels, so one backward pass serves the whole micro-batch.
     """
     places: list[Place] = sorted({(part.module, part.dim) for group in groups for part in group.slices})
-    for t in sums.over(scored_timesteps(calibration.num_timesteps, options), "scores", "timesteps"):
+    for t in sums.iterate(scored_timesteps(calibration.num_timesteps, options), "scores", "timesteps"):
         along = None if directions is None else directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
             by_place: dict[Place, Tensor] = {}

@@ -20,7 +20,7 @@ from diffprune.errors import DataError
 from diffprune.evaluation.inception import LAYERS
 from diffprune.evaluation.protocol import Protocol, read_protocol
 from diffprune.runs.accumulator import Accumulator
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 
 ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
 """Metric -> layer of its features, names of its arrays in a file."""
@@ -89,7 +89,7 @@ class ImageStatistics:
             details=np.array(json.dumps(self.details)),
             **arrays,
         )
-        write_whole(path, file.getvalue())
+        atomic_write(path, file.getvalue())
 
 
 def read_statistics(path: Path) -> ImageStatistics:

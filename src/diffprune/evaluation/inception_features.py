@@ -134,7 +134,7 @@ def _batches(
         generator=torch.Generator(),  # it would draw from the global one even where nothing is shuffled
     )
     prepared = iter(loader)
-    for _ in sums.over(batches, f"features of {images.source}", "batches"):
+    for _ in sums.iterate(batches, f"features of {images.source}", "batches"):
         batch = next(prepared)
         for wrong in batch.unusable:
             if not wrong.corrupt or options.on_corrupt == "fail":

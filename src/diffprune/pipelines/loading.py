@@ -235,7 +235,7 @@ def _unreadable(source: object, error: Exception) -> ModelError:
             "quantised models cannot be pruned"
         )
     elif any(isinstance(e, SafetensorError) for e in _chain(error)):
-        reason += " The file is damaged or cut short: copy or download it again"
+        reason += " The file is damaged or truncated: copy or download it again"
     elif "no file named" in reason and "safetensors" in reason:
         reason += (
             " Pickled weights (.bin) are not opened: load them where you trust them and save as safetensors."

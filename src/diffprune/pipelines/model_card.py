@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.loading import is_hub_id
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 
 CARD = "README.md"
 _LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "COPYING*")
@@ -23,7 +23,7 @@ def copy_model_card(source: str, folder: Path, paragraph: str) -> None:
         for file in sorted(origin.glob(pattern)) if origin.is_dir() else []:
             shutil.copyfile(file, folder / file.name)
     before = (origin / CARD).read_text().rstrip() + "\n\n" if (origin / CARD).is_file() else ""
-    write_whole(folder / CARD, f"{before}{paragraph.strip()}\n")
+    atomic_write(folder / CARD, f"{before}{paragraph.strip()}\n")
 
 
 def _fetch(source: str) -> Path | None:

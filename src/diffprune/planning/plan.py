@@ -13,7 +13,7 @@ from diffprune.compute.cost import Cost
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
 from diffprune.options import Kind
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 
 _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
 
@@ -53,7 +53,7 @@ class Plan(BaseModel):
         """Write the plan as JSON, whole or not at all."""
         rows = self.model_dump(mode="json")
         parts = [f" {json.dumps(k)}: {_lines(v) if k in _ONE_PER_LINE else json.dumps(v)}" for k, v in rows.items()]
-        write_whole(Path(path), "{\n" + ",\n".join(parts) + "\n}\n")
+        atomic_write(Path(path), "{\n" + ",\n".join(parts) + "\n}\n")
 
     def summary(self) -> dict[str, Any]:
         """The figures of the plan, flat, for tables and `--json`."""

@@ -101,7 +101,7 @@ def _once(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Score
         scores = criterion(mine)
         return dict(scores.values), {"criterion": scores.criterion, "details": dict(scores.details)}
 
-    values, told = sums.once(name, work)
+    values, told = sums.cached(name, work)
     return Scores(told["criterion"], values, told["details"])
 
 

@@ -16,7 +16,7 @@ from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.loading import DENOISER_COMPONENTS, PICKLES, stored_architecture
 from diffprune.planning import Plan
 from diffprune.pruning.surgery import prune_stored
-from diffprune.runs.atomic_files import read_json, write_whole
+from diffprune.runs.atomic_files import atomic_write, read_json
 
 INDEX = "model_index.json"
 _LEFT_OUT = (*(f"*{ending}" for ending in PICKLES), "*.*.safetensors", ".*")
@@ -82,7 +82,7 @@ def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
         shutil.copytree(model.folder / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
     index = read_json(model.folder / INDEX)
     index[model.component] = [type(small).__module__.partition(".")[0], type(small).__name__]
-    write_whole(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
+    atomic_write(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _is_whole(component: Path) -> bool:

@@ -1,1 +1,1 @@
-"""What every run needs: run.json, atomic files, caches, several processes, progress, downloads."""
+"""What every run needs: run.json, atomic files, caches, distributed ranks, progress, downloads."""

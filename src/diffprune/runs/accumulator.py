@@ -1,4 +1,4 @@
-"""Running sums of a long pass: shared by processes, on disk meanwhile, found again by the same command."""
+"""Running sums of a long pass over items: sharded over ranks, saved to disk, resumed after an interruption."""
 
 import math
 import shutil
@@ -17,96 +17,97 @@ from diffprune.runs.progress import progress
 from diffprune.runs.tensor_cache import CacheEntry, read_cache, write_cache
 
 SAVE_EVERY_S = 60.0
-SAVING_SHARE = 0.05
-"""Of the time of a pass that saving may take: large sums are saved less often."""
+MAX_SAVE_SHARE = 0.05
+"""Largest share of a pass's time spent on saving: large sums are saved less often than every `SAVE_EVERY_S`."""
 
 T = TypeVar("T", bound=Hashable)
 
 
 class Accumulator:
-    """What a pass over items has added up, each process for its own items.
+    """Sums over a pass's items, one partial sum per rank.
 
-    tensors: name -> sum; made by `zeros`, added to in place. losses: item -> its loss, to be set while the item is
-    worked on; afterwards that of all processes together. position: items that are done. error: to be set where an item
-    cannot be worked on; then all processes raise it together, and the item counts as not done.
-    folder: where the sums are kept until the pass has ended; None: nowhere. made_from: what they depend on, as JSON
-    types.
+    tensors: name -> sum; `zeros` creates them, the caller adds to them in place.
+    losses: item -> loss; the caller sets it inside the loop, and after each item it is the sum over all ranks.
+    position: number of finished items.
+    error: set by the caller when an item fails; all ranks then raise it, and the item does not count as finished.
+    folder: where the sums are saved during the pass; None saves nothing.
+    key: what the sums depend on, as JSON types; saved sums with another key are not used.
     """
 
-    def __init__(
-        self, device: str = "auto", folder: Path | None = None, made_from: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, device: str = "auto", folder: Path | None = None, key: Mapping[str, Any] | None = None) -> None:
         self.device = device
         self.folder = folder
-        self.made_from = made_from or {}
+        self.key = key or {}
         self.tensors: dict[str, Tensor] = {}
         self.losses: dict[Any, float] = {}
         self.position = 0
         self.error: DiffpruneError | None = None
-        self._due = time.monotonic() + SAVE_EVERY_S
+        self._next_save = time.monotonic() + SAVE_EVERY_S
 
     def zeros(
         self, name: str, *shape: int, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> Tensor:
-        """The sum of this name: zeros, or what an interrupted run has left of it."""
-        found = self.tensors.get(name)
-        self.tensors[name] = torch.zeros(shape, dtype=dtype, device=device) if found is None else found.to(device)
+        """Return this rank's sum of that name: zeros, or the restored sum of an interrupted run."""
+        restored = self.tensors.get(name)
+        self.tensors[name] = torch.zeros(shape, dtype=dtype, device=device) if restored is None else restored.to(device)
         return self.tensors[name]
 
     def total(self, name: str) -> Tensor:
-        """The sum over all processes."""
+        """Return the sum over all ranks."""
         return all_reduce_sum(self.tensors[name], self.device)
 
-    def together(self, value: float) -> float:
-        """The sum of a number over all processes."""
+    def all_reduce(self, value: float) -> float:
+        """Return the sum of a number over all ranks."""
         return float(all_reduce_sum(torch.tensor(value, dtype=torch.float64), self.device))
 
-    def over(self, items: Sequence[T], what: str, unit: str, *, shared: bool = True) -> Iterator[T]:
-        """Yield the items that are left, and save every so often. what, unit: for the progress shown.
+    def iterate(self, items: Sequence[T], description: str, unit: str, *, sharded: bool = True) -> Iterator[T]:
+        """Yield the unfinished items and save at intervals. description, unit: for the progress display.
 
-        Of several processes each is given its share of the items, or with shared=False all of them, for those who share
-        what is inside an item. All are at the same block of items at a time, and each has to take all that it is given,
-        or to stop with the others. Raises ModelError for a loss that is not finite, and `error`.
+        sharded: each rank gets its own items; False gives every rank all items, for loops that shard inside an item.
+        The ranks synchronize after each block of items: all must run the loop to its end, or stop together.
+        Raises ModelError for a loss that is not finite, and `error` once it is set.
         """
         state = process_state(self.device)
-        num, mine = (state.num_processes, state.process_index) if shared else (1, 0)
-        with progress(what, len(items), unit, done=self.position) as advance:
-            for start in range(self.position, len(items), num):
-                block = items[start : start + num]
-                yield from block[mine : mine + 1]
-                self._settle(block)
+        stride, rank = (state.num_processes, state.process_index) if sharded else (1, 0)
+        with progress(description, len(items), unit, done=self.position) as advance:
+            for start in range(self.position, len(items), stride):
+                block = items[start : start + stride]
+                yield from block[rank : rank + 1]
+                self._synchronize(block)
                 loss = self.losses.get(block[-1])
                 advance(len(block), "" if loss is None else f"loss {loss:.4f}")
 
-    def once(self, name: str, work: Callable[["Accumulator"], CacheEntry]) -> CacheEntry:
-        """What `work` makes with sums of its own; with a folder it is kept there, and not made again."""
+    def cached(self, name: str, compute: Callable[["Accumulator"], CacheEntry]) -> CacheEntry:
+        """Return the result of `compute`, which gets an accumulator of its own; with a folder, cache it there."""
         if self.folder is None:
-            return work(Accumulator(self.device))
-        part = Accumulator(self.device, self.folder / name, self.made_from)
-        result = self.folder / f"{name}.safetensors"
-        found = on_main_process(lambda: read_cache(result, self.made_from), self.device)
-        if found is None:
-            part.take_up()
-            found = made = work(part)
-            on_main_process(lambda: part._end(result, made), self.device)
-        return found
+            return compute(Accumulator(self.device))
+        sums = Accumulator(self.device, self.folder / name, self.key)
+        path = self.folder / f"{name}.safetensors"
+        cached = on_main_process(lambda: read_cache(path, self.key), self.device)
+        if cached is not None:
+            return cached
+        sums.restore()
+        result = compute(sums)
+        on_main_process(lambda: sums._finish(path, result), self.device)
+        return result
 
-    def _settle(self, block: Sequence[Any]) -> None:
-        """Tell each other the losses of a block of items, and whether to save."""
-        due = self.folder is not None and time.monotonic() >= self._due and process_state(self.device).is_main_process
+    def _synchronize(self, block: Sequence[Any]) -> None:
+        """All-reduce the losses of a block of items, raise `error` on all ranks, and save when it is due."""
+        save_due = self.folder is not None and time.monotonic() >= self._next_save
+        save_due &= process_state(self.device).is_main_process
         rows = [[self.losses.get(item, 0.0), float(item in self.losses)] for item in block]
-        told = all_reduce_sum(
-            torch.tensor([*rows, [float(due), float(self.error is not None)]], dtype=torch.float64), self.device
+        *reduced, (num_saves, num_errors) = all_reduce_sum(
+            torch.tensor([*rows, [float(save_due), float(self.error is not None)]], dtype=torch.float64), self.device
         ).tolist()
-        if told[-1][1]:
+        if num_errors:
             on_all_ranks(self._raise, self.device)
-        for item, (loss, num_told) in zip(block, told, strict=False):
-            if num_told:
+        for item, (loss, num_losses) in zip(block, reduced, strict=True):
+            if num_losses:
                 check_loss(loss, item)
                 self.losses.pop(item, None)
                 self.losses[item] = loss
         self.position += len(block)
-        if told[-1][0]:
+        if num_saves:
             self._save()
 
     def _raise(self) -> None:
@@ -116,53 +117,55 @@ class Accumulator:
     def _save(self) -> None:
         assert self.folder is not None
         started, state = time.monotonic(), process_state(self.device)
-        saved = f"at-{self.position:08d}-{state.num_processes:04d}"
+        prefix = f"at-{self.position:08d}-{state.num_processes:04d}"
         facts = {"position": self.position, "losses": [*self.losses.items()]}
-        path = self.folder / f"{saved}-{state.process_index:04d}.safetensors"
-        write_cache(path, (self.tensors, facts), self.made_from)
+        path = self.folder / f"{prefix}-{state.process_index:04d}.safetensors"
+        write_cache(path, (self.tensors, facts), self.key)
         state.wait_for_everyone()
         if state.is_main_process:
             for path in self.folder.glob("at-*.safetensors"):
-                if not path.name.startswith(saved):
+                if not path.name.startswith(prefix):
                     path.unlink()
         ended = time.monotonic()
-        self._due = ended + max(SAVE_EVERY_S, (ended - started) / SAVING_SHARE)
+        self._next_save = ended + max(SAVE_EVERY_S, (ended - started) / MAX_SAVE_SHARE)
 
-    def take_up(self) -> None:
-        """Take up the sums that an interrupted run has left, of any number of processes."""
-        paths, facts = on_main_process(self._newest, self.device)
+    def restore(self) -> None:
+        """Restore the sums that an interrupted run saved; its world size may differ."""
+        paths, facts = on_main_process(self._newest_save, self.device)
         if not paths:
             return
         self.position, self.losses = facts["position"], dict(facts["losses"])
         state = process_state(self.device)
         for path in paths[state.process_index :: state.num_processes]:
-            found = read_cache(path, self.made_from)
-            assert found is not None, f"{path} has changed"
-            for name, value in found[0].items():
+            saved = read_cache(path, self.key)
+            assert saved is not None, f"{path} has changed"
+            for name, value in saved[0].items():
                 self.tensors[name] = self.tensors[name] + value if name in self.tensors else value
 
-    def _newest(self) -> tuple[list[Path], dict[str, Any]]:
-        """The files of the newest sums that are whole, one per process that made them; none where there are none."""
+    def _newest_save(self) -> tuple[list[Path], dict[str, Any]]:
+        """Return the files, one per rank, and the facts of the newest complete and valid save; empty without one."""
         assert self.folder is not None
-        saved: dict[tuple[str, str], list[Path]] = defaultdict(list)
+        by_save: dict[tuple[str, str], list[Path]] = defaultdict(list)
         for path in sorted(self.folder.glob("at-*.safetensors")):
-            _, position, num, _ = path.stem.split("-")
-            saved[position, num].append(path)
-        for (_, num), paths in sorted(saved.items(), reverse=True):
-            if len(paths) == int(num):
-                found = [read_cache(path, self.made_from) for path in paths]
-                facts = [one[1] for one in found if one is not None]
-                if len(facts) == len(found):
+            _, position, world_size, _ = path.stem.split("-")
+            by_save[position, world_size].append(path)
+        for (_, world_size), paths in sorted(by_save.items(), reverse=True):
+            if len(paths) == int(world_size):
+                entries = [read_cache(path, self.key) for path in paths]
+                facts = [entry[1] for entry in entries if entry is not None]
+                if len(facts) == len(entries):
                     return paths, facts[0]
         return [], {}
 
-    def _end(self, result: Path, made: CacheEntry) -> None:
+    def _finish(self, path: Path, result: CacheEntry) -> None:
         assert self.folder is not None
-        write_cache(result, made, self.made_from)
+        write_cache(path, result, self.key)
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def check_loss(loss: float, timestep: int) -> None:
     """Raise ModelError for a loss that is not finite."""
     if not math.isfinite(loss):
-        raise ModelError(f"the loss at timestep {timestep} is {loss}; the model or its images hold broken values")
+        raise ModelError(
+            f"the loss at timestep {timestep} is {loss}; check the model's weights and the images for non-finite values"
+        )

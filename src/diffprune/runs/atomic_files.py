@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all: write beside, fsync, rename."""
+"""Files and folders that appear complete or not at all: write a temporary neighbor, fsync, rename."""
 
 import errno
 import json
@@ -14,53 +14,54 @@ from safetensors import SafetensorError
 
 from diffprune.errors import FolderError
 
-PART = ".part"
-"""Ending of files and folders that are being written; what a killed run left of them goes when it is resumed."""
+PARTIAL_SUFFIX = ".part"
+"""Suffix of files and folders that are being written; a resumed run removes those of a killed run."""
 
 
 _NO_SPACE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
 
 
 @contextmanager
-def whole_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
-    """Yield an empty file beside `path` that takes its place only when the block succeeds.
+def atomic_file(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield an empty temporary file that replaces `path` if the block succeeds and is removed if it fails.
 
-    durable: on disk before it appears; False leaves that to an `os.sync` of the caller, who writes many files.
+    durable: fsync before the rename; False leaves that to an `os.sync` of the caller, who writes many files.
+    Raises FolderError if the file cannot be written.
     """
     try:
         make_folders(path.parent)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PART)
-        beside = Path(name)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL_SUFFIX)
+        temporary = Path(name)
         os.close(descriptor)
         try:
-            yield beside
+            yield temporary
             if durable:
-                with beside.open("rb") as file:
+                with temporary.open("rb") as file:
                     os.fsync(file.fileno())
-            os.chmod(beside, 0o666 & ~_umask())
-            os.replace(beside, path)
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
         except BaseException:
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
     except OSError as error:
         raise _cannot_write(path, error) from error
 
 
-def write_whole(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Write a file so that it appears complete or not at all (write beside, fsync, rename); see `whole_file`."""
-    with whole_file(path, durable=durable) as beside:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+def atomic_write(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Write a file by `atomic_file`."""
+    with atomic_file(path, durable=durable) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def remove_parts_of(path: Path) -> None:
-    """Remove what killed runs left beside a file that they were writing; for stages that leave a single file."""
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    for part in [p for p in beside if p.name.startswith(f".{path.name}.") and p.suffix == PART]:
+def remove_partials_of(path: Path) -> None:
+    """Remove the temporary files that killed runs left while they wrote the file `path`."""
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    for part in [p for p in siblings if p.name.startswith(f".{path.name}.") and p.suffix == PARTIAL_SUFFIX]:
         part.unlink(missing_ok=True)
 
 
 def check_replaceable(path: Path, mark: str) -> None:
-    """Raise FolderError unless `path` is free, or a file that holds `mark` and so came from the same stage."""
+    """Raise FolderError if `path` exists, unless it is a file that contains `mark` and so came from the same stage."""
     if not path.exists():
         return
     if not path.is_file() or mark.encode() not in path.read_bytes():
@@ -68,12 +69,12 @@ def check_replaceable(path: Path, mark: str) -> None:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write a JSON object whole, indented."""
-    write_whole(path, json.dumps(value, indent=2) + "\n")
+    """Write a JSON object atomically, indented by 2."""
+    atomic_write(path, json.dumps(value, indent=2) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises ValueError for anything else."""
+    """Read a JSON object; raise ValueError for any other JSON value and for invalid JSON."""
     value = json.loads(path.read_text())
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__}, expected a JSON object")
@@ -81,46 +82,49 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place only when the block succeeds."""
-    beside: Path | None = None
-    made: Sequence[Path] = ()
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder that replaces `folder` if the block succeeds and is removed if it fails.
+
+    Raises FolderError if the folder cannot be written.
+    """
+    temporary: Path | None = None
+    created: Sequence[Path] = ()
     try:
-        made = make_folders(folder.parent)
-        beside = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PART))
-        beside.chmod(0o777 & ~_umask())
-        yield beside
-        _fsync_tree(beside)
+        created = make_folders(folder.parent)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=PARTIAL_SUFFIX))
+        temporary.chmod(0o777 & ~_umask())
+        yield temporary
+        _fsync_tree(temporary)
         if folder.exists():
             shutil.rmtree(folder)
-        beside.rename(folder)
+        temporary.rename(folder)
     except (OSError, SafetensorError) as error:
         raise _cannot_write(folder, error) from error
     finally:
-        if beside is not None and beside.exists():
-            shutil.rmtree(beside, ignore_errors=True)
-        remove_empty(made)
+        if temporary is not None and temporary.exists():
+            shutil.rmtree(temporary, ignore_errors=True)
+        remove_empty_folders(created)
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Create a folder and those above it; returns the ones that were missing, deepest first."""
-    above = (folder, *folder.parents)
-    blocking = next((path for path in above if path.exists() and not path.is_dir()), None)
+    """Create a folder and its parents; return the created ones, deepest first. Raises FolderError for a file."""
+    parents = (folder, *folder.parents)
+    blocking = next((path for path in parents if path.exists() and not path.is_dir()), None)
     if blocking is not None:
         raise FolderError(f"cannot write below {blocking}: it is a file, expected a folder")
-    missing = [path for path in above if not path.exists()]
+    missing = [path for path in parents if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove unfinished files and folders that killed runs left below `folder`."""
-    for part in [*folder.rglob(f".*{PART}")]:
+def remove_partials(folder: Path) -> None:
+    """Remove the temporary files and folders that killed runs left anywhere below `folder`."""
+    for part in [*folder.rglob(f".*{PARTIAL_SUFFIX}")]:
         shutil.rmtree(part) if part.is_dir() else part.unlink(missing_ok=True)
 
 
-def remove_empty(folders: Sequence[Path]) -> None:
-    """Remove those of the folders that are empty."""
+def remove_empty_folders(folders: Sequence[Path]) -> None:
+    """Remove each folder that is empty."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

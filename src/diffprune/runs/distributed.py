@@ -1,4 +1,4 @@
-"""Several processes (torchrun, `accelerate launch`, SLURM) on one stage: shares, sums, signals, one `run.json`."""
+"""Collective operations between the ranks of one stage (torchrun, `accelerate launch`, SLURM)."""
 
 import os
 import signal
@@ -17,39 +17,42 @@ from torch import Tensor
 from diffprune.errors import DiffpruneError
 from diffprune.runs.run_record import Existing, Run, run_record
 
-PATIENCE = timedelta(days=7)
-"""How long processes wait for the first one, which compensates and saves alone; a launcher ends them when it fails."""
+COLLECTIVE_TIMEOUT = timedelta(days=7)
+"""Timeout of a barrier: rank 0 compensates and saves alone. A launcher ends the other ranks when rank 0 fails."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-"""What asks a process to stop: SLURM's pre-emption, and Ctrl-C."""
+"""Signals that ask a process to stop: pre-emption by SLURM, and Ctrl-C."""
 
 T = TypeVar("T")
 
 
 def process_state(device: str) -> PartialState:
-    """The state of this process; joins the others when started by a launcher, on CPUs where there is nothing else."""
+    """Return rank, world size and device of this process.
+
+    The first call joins the process group of a launcher. The backend is one for CPUs without an accelerator.
+    """
     if "FSDP_CPU_RAM_EFFICIENT_LOADING" in os.environ:
-        disable_fsdp_ram_efficient_loading()  # transformers would load text encoders in the first process alone
-    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=PATIENCE)
+        disable_fsdp_ram_efficient_loading()  # with it, transformers loads text encoders on rank 0 only
+    return PartialState(cpu=device == "cpu" or not torch.accelerator.is_available(), timeout=COLLECTIVE_TIMEOUT)
 
 
 def leave_process_group() -> None:
-    """Take leave of the other processes, at the end; one that just goes may abort on the threads of its group."""
+    """Wait for all ranks, then destroy the process group: exiting without this may abort in the group's threads."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 
 
 def rank_shard(batches: Sequence[T], device: str) -> Sequence[T]:
-    """Those of the batches that are this process's."""
+    """Return this rank's shard of `batches`."""
     state = process_state(device)
     return batches[state.process_index :: state.num_processes]
 
 
 def on_all_ranks(work: Callable[[], T], device: str) -> T:
-    """What `work` returns in this process; where it raises a DiffpruneError in one, every process raises it.
+    """Call `work` on every rank and return its result; a DiffpruneError on one rank is raised on all.
 
-    Without, the others would wait for the one that has failed.
+    Otherwise the other ranks would wait at their next barrier for the rank that failed.
     """
     if process_state(device).num_processes == 1:
         return work()
@@ -65,46 +68,45 @@ def on_all_ranks(work: Callable[[], T], device: str) -> T:
 
 
 def all_reduce_sum(values: Tensor, device: str) -> Tensor:
-    """The sum of a tensor over all processes, where it was; alone, the tensor itself."""
+    """Return the sum of a tensor over all ranks, on the tensor's device; on a single rank the tensor itself."""
     state = process_state(device)
     if state.num_processes == 1:
         return values
-    moved = values.to(state.device, copy=True)
-    torch.distributed.all_reduce(moved)
-    return moved.to(values.device)
+    reduced = values.to(state.device, copy=True)
+    torch.distributed.all_reduce(reduced)
+    return reduced.to(values.device)
 
 
 def on_main_process(work: Callable[[], T], device: str) -> T:
-    """What `work` returns in the main process, in every process; the others wait for it."""
+    """Call `work` on rank 0 and return its result on every rank; the other ranks wait."""
     state = process_state(device)
     if state.num_processes == 1:
         return work()
-    found = on_all_ranks(lambda: work() if state.is_main_process else None, device)
-    message = [found]
+    message = [on_all_ranks(lambda: work() if state.is_main_process else None, device)]
     broadcast_object_list(message)
     return cast(T, message[0])
 
 
 @contextmanager
 def recorded_signals() -> Iterator[list[int]]:
-    """Yield a list that `SIGNALS` are put into as they come, so that the one who asks for it can stop in good order.
+    """Record `SIGNALS` in a list instead of stopping the process; the caller checks the list and saves its state.
 
-    A second SIGINT interrupts at once, except under a launcher, which passes Ctrl-C on to processes that have had it.
-    Elsewhere than in the main thread, which alone receives signals, nothing is noted.
+    A second SIGINT raises KeyboardInterrupt, except under a launcher: it forwards a Ctrl-C that its ranks already got.
+    Only the main thread receives signals: in any other thread the list stays empty.
     """
-    noted: list[int] = []
+    received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield noted
+        yield received
         return
 
-    def note(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and signal.SIGINT in noted and "RANK" not in os.environ:
+    def record(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and signal.SIGINT in received and "RANK" not in os.environ:
             raise KeyboardInterrupt
-        noted.append(number)
+        received.append(number)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    before = {number: signal.signal(number, record) for number in SIGNALS}
     try:
-        yield noted
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -122,9 +124,9 @@ def shared_run(
     neutral: Collection[str] = (),
     resumable: bool = True,
 ) -> Iterator[Run]:
-    """As `records.run_record`: the main process keeps `run.json`, the others wait for it.
+    """Open one `run_record` for all ranks: rank 0 writes `run.json`, the other ranks wait for it.
 
-    Of a stage that is not resumable, `Run.folder` is right in the main process alone.
+    For a stage that is not resumable, `Run.folder` is valid on rank 0 only. Arguments are those of `run_record`.
     """
     state = process_state(device)
     if state.is_main_process:

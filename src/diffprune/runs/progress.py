@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar with rate and time left on a terminal, plain lines otherwise."""
+"""Progress of long loops on standard error: a bar on a terminal, plain lines otherwise."""
 
 import os
 import sys
@@ -9,15 +9,14 @@ from contextlib import contextmanager
 LINE_EVERY_S = 10.0
 
 Advance = Callable[[int, str], None]
-"""Called with the number of finished items and a short note to show beside the bar."""
+"""Function of the number of newly finished items and a short note to show after the bar."""
 
 
 @contextmanager
 def progress(description: str, total: int, unit: str, *, done: int = 0) -> Iterator[Advance]:
-    """Yield a function that reports finished items of `total` on standard error.
+    """Yield a function that reports finished items of `total`, with rate and time left.
 
-    Of several processes only the first reports. `done` items count as finished before the start (a resumed
-    run) and do not enter the rate.
+    Only rank 0 reports. done: number of items that a resumed run had finished; the rate does not count them.
     """
     show = _bar if sys.stderr.isatty() else _lines
     if os.environ.get("RANK", "0") != "0":

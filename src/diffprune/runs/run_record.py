@@ -1,47 +1,41 @@
-"""What a stage leaves on disk: whole files, and folders that say in `run.json` how they came about."""
+"""The `run.json` of a stage's output folder: when the stage runs, resumes, keeps or replaces a result."""
 
 import hashlib
 import json
-import os
-import platform
-import re
-import resource
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
 from diffprune.errors import FolderError
 from diffprune.runs.atomic_files import (
-    PART,
+    PARTIAL_SUFFIX,
+    atomic_folder,
     make_folders,
     read_json,
-    remove_empty,
-    remove_parts,
-    whole_folder,
+    remove_empty_folders,
+    remove_partials,
     write_json,
 )
+from diffprune.runs.environment import environment, peak_memory_mb
 
 RECORD_NAME = "run.json"
 
 LARGE_BYTES = 64_000_000
-Existing = Literal["refuse", "replace", "redo"]
-"""What to do with a result that is there already, see `run_record`."""
+"""Files above this size are identified by size and modification time, not by content."""
 
-_PACKAGES = ("diffprune", "torch", "diffusers", "torch-pruning", "accelerate", "safetensors")
+Existing = Literal["refuse", "replace", "redo"]
+"""What to do with an existing result, see `run_record`."""
 
 
 @dataclass
 class Run:
-    """A stage at work on its folder; `result` goes into `run.json` when the stage ends.
+    """A running stage and its output folder; `result` goes into `run.json` when the stage ends.
 
-    `finished_before` is True when the folder already holds the finished result of the same options.
+    finished_before: the folder already holds the finished result of the same options and inputs.
     """
 
     folder: Path
@@ -50,25 +44,25 @@ class Run:
 
 
 def identity(source: str | None) -> str | None:
-    """What an input is by content, as a hash; None for what is not a file or folder here.
+    """Return a hash that identifies the content of an input; None if it is not a local file or folder.
 
-    Of a stage's folder: its `run.json`. Of any other folder, and of files over 64 MB: names, sizes and times of last
-    change. Of a smaller file: its bytes.
+    A stage's output folder is identified by its `run.json`, a file up to 64 MB by its bytes. Larger files and other
+    folders are identified by names, sizes and modification times.
     """
     if source is None or not Path(source).exists():
         return None
     path = Path(source)
     if path.is_dir() and not (path / RECORD_NAME).is_file():
-        return _hash_of_files([p for p in sorted(path.rglob("*")) if p.is_file()], path)
+        return _hash_of_stats([p for p in sorted(path.rglob("*")) if p.is_file()], path)
     file = path / RECORD_NAME if path.is_dir() else path
     if file.stat().st_size > LARGE_BYTES:
-        return _hash_of_files([file], file.parent)
+        return _hash_of_stats([file], file.parent)
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
-def _hash_of_files(files: Sequence[Path], root: Path) -> str:
-    facts = [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+def _hash_of_stats(files: Sequence[Path], root: Path) -> str:
+    stats = [[str(p.relative_to(root)), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
+    return hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
 
 
 @contextmanager
@@ -82,115 +76,85 @@ def run_record(
     neutral: Collection[str] = (),
     resumable: bool = False,
 ) -> Iterator[Run]:
-    """Hold the `run.json` of a stage that writes into `Run.folder`.
+    """Run a stage that writes into `Run.folder`, and write its `run.json`.
 
-    A resumable stage works in `folder` itself, finds there what an interrupted run of the same options and
-    inputs left, and its `run.json` says "running" until the end; when it fails before it has left anything else,
-    the folder goes. Any other stage works beside `folder`, which appears only when the stage has succeeded.
+    resumable: the stage works in `folder` itself and continues an interrupted run of the same options and inputs.
+    Its `run.json` says "running" until the end. If it fails before it wrote any file, the folder is removed.
+    A stage that is not resumable works in a temporary folder that becomes `folder` when the stage succeeds.
 
-    existing: a finished result of the same options and inputs is kept, unless this says "redo"; one of other options
-    or inputs is refused, unless this says "redo" or "replace". What is replaced goes only when the new run has
-    succeeded. neutral: options that do not change the result.
-    Raises FolderError when the folder is not ours, is refused as said, or holds one of the inputs.
+    existing: a finished result of the same options and inputs is kept, except with "redo". A result of other options
+    or inputs is an error, except with "replace" and "redo". The old result is removed when the new run has succeeded.
+    neutral: options that do not change the result.
+    Raises FolderError if diffprune did not make `folder`, if its result may not be replaced, or if `folder` contains
+    one of the inputs.
     """
-    given = {
+    request = {
         "options": _as_json(options),
         "inputs": {name: {"source": source, "identity": identity(source)} for name, source in inputs.items()},
     }
-    before = _record_there(folder, stage)
+    before = _existing_record(folder, stage)
     _check_inputs_outside(folder, inputs)
-    same = before is not None and not _differences(before, given, neutral)
+    same = before is not None and not _differences(before, request, neutral)
     finished = before is not None and before.get("status") == "finished"
     if before is not None and same and finished and existing != "redo":
         yield Run(folder, finished_before=True, result=before["result"])
         return
     if before is not None and not same and existing == "refuse":
         raise FolderError(
-            f"{folder} holds a {before.get('status', 'broken')} `diffprune {stage}` made otherwise "
-            f"({_differences(before, given, neutral)}); add --overwrite to replace it or choose another --out"
+            f"{folder} holds a {before.get('status', 'damaged')} `diffprune {stage}` with other options or inputs "
+            f"({_differences(before, request, neutral)}); add --overwrite to replace it, or choose another --out"
         )
-    head = {"stage": stage, "status": "running", **given, **environment()}
+    head = {"stage": stage, "status": "running", **request, **environment()}
     started = time.monotonic()
-
-    def finish(run: Run) -> None:
-        tail = {
-            "status": "finished",
-            "wall_time_s": round(time.monotonic() - started, 3),
-            "peak_memory_mb": peak_memory_mb(),
-            "result": run.result,
-        }
-        write_json(run.folder / RECORD_NAME, {**head, **tail})
-
     if resumable:
-        aside = _put_aside(folder) if folder.exists() and (finished or not same) else None
-        made = make_folders(folder)
-        remove_parts(folder)
-        write_json(folder / RECORD_NAME, head)
-        run = Run(folder, finished_before=False)
-        try:
+        with _resumable_folder(folder, head, keep_files=same and not finished):
+            run = Run(folder, finished_before=False)
             yield run
-        except Exception:
-            if aside is not None:
-                shutil.rmtree(folder)
-                aside.rename(folder)
-            elif [path for path in folder.rglob("*") if path.is_file()] == [folder / RECORD_NAME]:
-                shutil.rmtree(folder)
-                folder.mkdir()
-                remove_empty(made)
-            raise
-        finish(run)
-        shutil.rmtree(_aside(folder), ignore_errors=True)
+        _finish(run, head, started)
+        shutil.rmtree(_replaced_path(folder), ignore_errors=True)
     else:
-        with whole_folder(folder) as beside:
-            run = Run(beside, finished_before=False)
+        with atomic_folder(folder) as temporary:
+            run = Run(temporary, finished_before=False)
             yield run
-            finish(run)
+            _finish(run, head, started)
 
 
-def environment() -> dict[str, Any]:
-    """Versions, platform, git commit of the working folder and start time, for `run.json`."""
-    return {
-        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "versions": {"python": platform.python_version(), **_versions()},
-        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "git_commit": _git_commit(),
-    }
-
-
-def peak_memory_mb() -> int:
-    """Peak resident memory of this process so far, in MB."""
-    status = Path("/proc/self/status")
-    own = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
-    if own is not None:  # on Linux ru_maxrss counts what a parent held when it started this process
-        return int(int(own[1]) * 1024 / 1e6)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _git_commit() -> str | None:
+@contextmanager
+def _resumable_folder(folder: Path, head: Mapping[str, Any], *, keep_files: bool) -> Iterator[None]:
+    """Prepare the folder of a resumable stage; if the stage fails, restore the result that it was to replace."""
+    replaced = _move_replaced(folder) if folder.exists() and not keep_files else None
+    created = make_folders(folder)
+    remove_partials(folder)
+    write_json(folder / RECORD_NAME, head)
     try:
-        answer = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return answer.stdout.strip()
+        yield
+    except Exception:
+        if replaced is not None:
+            shutil.rmtree(folder)
+            replaced.rename(folder)
+        elif [path for path in folder.rglob("*") if path.is_file()] == [folder / RECORD_NAME]:
+            shutil.rmtree(folder)
+            folder.mkdir()
+            remove_empty_folders(created)
+        raise
 
 
-def _record_there(folder: Path, stage: str) -> dict[str, Any] | None:
-    """The `run.json` of an earlier run of this stage; None where the folder is free to use."""
+def _finish(run: Run, head: Mapping[str, Any], started: float) -> None:
+    tail = {
+        "status": "finished",
+        "wall_time_s": round(time.monotonic() - started, 3),
+        "peak_memory_mb": peak_memory_mb(),
+        "result": run.result,
+    }
+    write_json(run.folder / RECORD_NAME, {**head, **tail})
+
+
+def _existing_record(folder: Path, stage: str) -> dict[str, Any] | None:
+    """Return the `run.json` of an earlier run of this stage; None if the folder is missing or empty."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return None
     if not folder.is_dir():
-        raise FolderError(f"{folder} is a file, expected a folder to write to")
+        raise FolderError(f"{folder} is a file, expected a folder to write to; choose another --out")
     try:
         record = read_json(folder / RECORD_NAME)
     except (OSError, ValueError):
@@ -198,8 +162,8 @@ def _record_there(folder: Path, stage: str) -> dict[str, Any] | None:
     parts = ("options", "inputs", "result") if record.get("status") == "finished" else ("options", "inputs")
     if record.get("stage") != stage or not all(isinstance(record.get(part), dict) for part in parts):
         raise FolderError(
-            f"{folder} exists and was not made by `diffprune {stage}` (or its {RECORD_NAME} is damaged); "
-            "nothing was changed: choose another --out or remove the folder yourself"
+            f"{folder} exists and was not made by `diffprune {stage}`, or its {RECORD_NAME} is damaged. "
+            "Nothing was changed: choose another --out, or remove the folder yourself"
         )
     return record
 
@@ -208,36 +172,38 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _aside(folder: Path) -> Path:
-    return folder.absolute().with_name(f".{folder.absolute().name}.replaced{PART}")
+def _replaced_path(folder: Path) -> Path:
+    return folder.absolute().with_name(f".{folder.absolute().name}.replaced{PARTIAL_SUFFIX}")
 
 
-def _put_aside(folder: Path) -> Path:
-    """Move a result that is to be replaced out of the way; it stays until the new one is there."""
-    aside = _aside(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
-    return aside
+def _move_replaced(folder: Path) -> Path:
+    """Rename a result that is to be replaced; it is kept until the new one is complete."""
+    replaced = _replaced_path(folder)
+    shutil.rmtree(replaced, ignore_errors=True)
+    folder.rename(replaced)
+    return replaced
 
 
 def _check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> None:
+    output = folder.resolve()
     for name, source in inputs.items():
         if source is None or not Path(source).exists():
             continue
-        place, here = Path(source).resolve(), folder.resolve()
-        if place == here or here in place.parents:
-            raise FolderError(f"{name}: {source} lies in the folder to write, {folder}; choose another --out")
+        path = Path(source).resolve()
+        if path == output or output in path.parents:
+            raise FolderError(f"{name}: {source} is inside the output folder {folder}; choose another --out")
 
 
 def _differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: Collection[str]) -> str:
-    found = []
+    """List the options and inputs whose values differ; empty if there are none."""
+    differences = []
     for part in ("options", "inputs"):
-        old, new = before.get(part) or {}, after[part]
-        for name in {**old, **new}:
-            there, now = old.get(name), new.get(name)
-            if there == now or (part == "options" and name in neutral):
+        old_values, new_values = before.get(part) or {}, after[part]
+        for name in {**old_values, **new_values}:
+            old, new = old_values.get(name), new_values.get(name)
+            if old == new or (part == "options" and name in neutral):
                 continue
             if part == "inputs":
-                there, now = ((entry or {}).get("source") for entry in (there, now))
-            found.append(f"{name}: {there} there, {now} now" if there != now else f"{name}: {now} has changed since")
-    return ", ".join(found)
+                old, new = ((entry or {}).get("source") for entry in (old, new))
+            differences.append(f"{name}: was {old}, is {new}" if old != new else f"{name}: {new} has changed since")
+    return ", ".join(differences)

@@ -1,4 +1,4 @@
-"""Tensors and facts that a stage keeps while it works: written whole, verified when they are found again."""
+"""Checksummed on-disk cache of a stage's intermediate tensors."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffprune.runs.atomic_files import whole_file
+from diffprune.runs.atomic_files import atomic_file
 
 CacheEntry = tuple[dict[str, Tensor], dict[str, Any]]
 """Tensors by name, on the CPU, and facts as JSON types."""
@@ -22,40 +22,40 @@ _log = logging.getLogger(__name__)
 
 
 def partial_folder(path: Path) -> Path:
-    """The folder of what a stage keeps that leaves a single file; it goes when the file is there."""
+    """Return the cache folder of a stage whose result is the single file `path`; the stage removes it at its end."""
     return path.with_name(f"{path.name}.partial")
 
 
-def write_cache(path: Path, content: CacheEntry, made_from: Mapping[str, Any]) -> None:
-    """Write tensors and facts. made_from: what they depend on beside the version, as JSON types."""
+def write_cache(path: Path, content: CacheEntry, key: Mapping[str, Any]) -> None:
+    """Write tensors and facts atomically. key: what they depend on, as JSON types; the version is added to it."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in content[0].items()}
     facts = json.dumps(content[1])
-    metadata = {"made_from": _hash(made_from), "facts": facts, "digest": _digest(tensors, facts)}
-    with whole_file(path) as beside:
-        save_file(tensors, beside, metadata)
+    metadata = {"key": _key_hash(key), "facts": facts, "digest": _digest(tensors, facts)}
+    with atomic_file(path) as temporary:
+        save_file(tensors, temporary, metadata)
 
 
-def read_cache(path: Path, made_from: Mapping[str, Any]) -> CacheEntry | None:
-    """What was written; None where there is nothing, with a warning where it is damaged or made from something else."""
+def read_cache(path: Path, key: Mapping[str, Any]) -> CacheEntry | None:
+    """Read and verify a cache file; return None if it is missing, and None with a warning if it is not valid."""
     if not path.exists():
         return None
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if metadata["made_from"] != _hash(made_from):
-            raise ValueError("it was made from other inputs or by another version")
+        if metadata["key"] != _key_hash(key):
+            raise ValueError("it belongs to other inputs or to another version of diffprune")
         if metadata["digest"] != _digest(tensors, metadata["facts"]):
-            raise ValueError("its values are not those that were written")
+            raise ValueError("its checksum does not match its content")
         return tensors, json.loads(metadata["facts"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-        _log.warning("%s is made again: %s", path, error)
+        _log.warning("cannot use the cache %s, recomputing it: %s", path, error)
         return None
 
 
-def _hash(made_from: Mapping[str, Any]) -> str:
-    whole = json.dumps({"version": version("diffprune"), **made_from}, sort_keys=True)
-    return hashlib.sha256(whole.encode()).hexdigest()
+def _key_hash(key: Mapping[str, Any]) -> str:
+    text = json.dumps({"version": version("diffprune"), **key}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:

@@ -16,7 +16,7 @@ from diffprune.compute.placement import placed
 from diffprune.data.images import SEQUENCES
 from diffprune.options import SampleOptions
 from diffprune.pipelines.diffusion import DiffusionProcess, is_flow
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.distributed import process_state
 from diffprune.runs.progress import progress
 from diffprune.sampling.pipeline_sampling import check_prompts
@@ -111,7 +111,7 @@ def _write_sequence(pictures: list[Image.Image], folder: Path, index: int) -> No
     durations = [FRAME_MS] * (len(pictures) - 1) + [REST_MS]
     first, *others = [picture.convert("RGB") for picture in pictures]
     first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
-    write_whole(folder / f"{index:06d}.gif", buffer.getvalue())
+    atomic_write(folder / f"{index:06d}.gif", buffer.getvalue())
 
 
 def _picture(pixels: Tensor) -> Image.Image:
@@ -122,4 +122,4 @@ def _picture(pixels: Tensor) -> Image.Image:
 def _write_png(picture: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())

@@ -6,7 +6,7 @@ from typing import Any
 from diffprune.errors import PlanError
 from diffprune.planning import Plan, read_plan
 from diffprune.reporting.figures import kept_by_group
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 
 
@@ -22,7 +22,7 @@ def plan_analysis_stage(first: str, second: str | None, out: Path, *, existing: 
     with run_record(out, "analyze-plan", {}, {"plan": first, "other": second}, existing=existing) as run:
         if not run.finished_before:
             rows = _rows(plan, other)
-            write_whole(run.folder / "plan.png", kept_by_group(rows))
+            atomic_write(run.folder / "plan.png", kept_by_group(rows))
             run.result = {"groups": rows, **_together(plan, other)}
         return run.result
 

@@ -24,7 +24,7 @@ from diffprune.planning import allocate, check_patterns, score
 from diffprune.reporting.figures import error_by_ratio
 from diffprune.reporting.formats import block_of
 from diffprune.runs.accumulator import Accumulator
-from diffprune.runs.atomic_files import read_json, write_whole
+from diffprune.runs.atomic_files import atomic_write, read_json
 from diffprune.runs.progress import progress
 from diffprune.runs.run_record import Existing, run_record
 from diffprune.stages.plan_stage import calibration_of, remove_caches, resolve_auto_options, stage_caches
@@ -50,7 +50,7 @@ def sensitivity_stage(
             store, sums = stage_caches(run.folder, inputs, options)
             rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store, sums)
             remove_caches(run.folder)
-            write_whole(run.folder / "sensitivity.png", error_by_ratio(rows))
+            atomic_write(run.folder / "sensitivity.png", error_by_ratio(rows))
             run.result = {"parts": rows}
         return run.result
 
@@ -76,7 +76,7 @@ def _measure(
         for part, mine, ratio in left:
             error = _error(denoiser, groups, mine, scores, ratio, batches, whole)
             rows.append({"part": part, "ratio": ratio, "error": error, "relative_error": error / power})
-            write_whole(notes, json.dumps({"rows": rows}))
+            atomic_write(notes, json.dumps({"rows": rows}))
             advance(1, f"{part} {ratio:g}: {error / power:.3g}")
     return rows
 

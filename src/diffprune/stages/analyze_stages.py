@@ -13,7 +13,7 @@ from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.planning import Plan, read_plan
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.reporting.figures import quality_by_stage
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 from diffprune.sampling.image_folder import sample_to_folder
 from diffprune.stages.evaluate_stage import measure
@@ -40,7 +40,7 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Ex
     ) as run:
         if not run.finished_before:
             rows = _measure(model.pipeline, stages, options, run.folder)
-            write_whole(run.folder / "stages.png", quality_by_stage(rows))
+            atomic_write(run.folder / "stages.png", quality_by_stage(rows))
             run.result = {"stages": rows}
         return run.result
 

@@ -22,7 +22,7 @@ from diffprune.errors import OptionError
 from diffprune.options import ConvertOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.loading import denoiser_of, load_model, with_denoiser
-from diffprune.runs.atomic_files import write_whole
+from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 
 
@@ -59,7 +59,7 @@ def convert_stage(
         if not run.finished_before:
             found = _converted(format, source, options, run.folder)
             found.model.save_pretrained(run.folder)
-            write_whole(run.folder / "README.md", _card(format, source, found))
+            atomic_write(run.folder / "README.md", _card(format, source, found))
             run.result = _result(format, found)
         return run.result
 
@@ -117,7 +117,7 @@ def _check(format: str, source: str, options: ConvertOptions) -> None:
 
 
 def _converted(format: str, source: str, options: ConvertOptions, beside: Path | None) -> _Converted:
-    with fetched(source, sha256=options.sha256, beside=beside) as path:
+    with fetched(source, sha256=options.sha256, folder=beside) as path:
         checkpoint = read_checkpoint(path)
         found = _FORMATS[format](checkpoint.content, options, source)
     foreign = (f"not read, since only code could: {', '.join(checkpoint.foreign)}",) if checkpoint.foreign else ()

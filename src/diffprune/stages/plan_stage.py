@@ -38,7 +38,7 @@ from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, 
 from diffprune.planning.plan import KeptUnits
 from diffprune.planning.widths import resolve_round_to
 from diffprune.runs.accumulator import Accumulator
-from diffprune.runs.atomic_files import check_replaceable, remove_parts_of
+from diffprune.runs.atomic_files import check_replaceable, remove_partials_of
 from diffprune.runs.distributed import on_main_process, process_state, shared_run
 from diffprune.runs.run_record import Existing, identity
 from diffprune.runs.tensor_cache import partial_folder
@@ -166,7 +166,7 @@ def _plan_to_file(
     made_from = {name: identity(given) for name, given in inputs.items()}
     model = _loaded(source)
     if there is None:
-        on_main_process(partial(remove_parts_of, out), options.device)
+        on_main_process(partial(remove_partials_of, out), options.device)
         made = make_plan(model, options, *stage_caches(partial_folder(out), inputs, options))
         there = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
         on_main_process(partial(there.save, out), options.device)

@@ -25,7 +25,7 @@ from diffprune.planning import Plan, read_plan
 from diffprune.pruning.compensation import Compensation, compensate
 from diffprune.pruning.on_disk import prune_folder, stored_model
 from diffprune.pruning.surgery import check_weights, prune_denoiser
-from diffprune.runs.atomic_files import whole_folder, write_json
+from diffprune.runs.atomic_files import atomic_folder, write_json
 from diffprune.runs.distributed import on_main_process, shared_run
 from diffprune.runs.run_record import Existing
 from diffprune.stages.plan_stage import (
@@ -103,7 +103,7 @@ def _calibrating(plan: Plan, options: PruneOptions, *, bare: bool = False) -> Pl
 
 def publish(model: DiffusionPipeline | ModelMixin, folder: Path) -> None:
     """Save a model and move it into the stage's folder, its index last."""
-    with whole_folder(folder / ".pipeline") as beside:
+    with atomic_folder(folder / ".pipeline") as beside:
         model.save_pretrained(beside)
     saved = folder / ".pipeline"
     for part in sorted(saved.iterdir(), key=lambda p: p.name == "model_index.json"):

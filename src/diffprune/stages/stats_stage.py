@@ -14,9 +14,10 @@ from diffprune.evaluation.inception_features import gather, open_set
 from diffprune.options import StatsOptions
 from diffprune.options.keyword_options import with_options
 from diffprune.runs.accumulator import Accumulator
-from diffprune.runs.atomic_files import remove_parts_of
+from diffprune.runs.atomic_files import remove_partials_of
 from diffprune.runs.distributed import on_main_process, process_state
-from diffprune.runs.run_record import Existing, environment, identity
+from diffprune.runs.environment import environment
+from diffprune.runs.run_record import Existing, identity
 from diffprune.runs.tensor_cache import partial_folder
 
 
@@ -46,7 +47,7 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
     """Write the statistics of an image set to `out` (.npz), whole.
 
     Statistics of the same options and images that are there already are kept, others are refused; with `existing`
-    as in `records.run_record` they are made anew. Files that are not ours are never replaced. Sums are kept beside
+    as in `run_record` they are computed again. Files that are not ours are never replaced. Sums are kept beside
     `out` meanwhile, for the same call after an interruption.
     """
     if out.suffix != ".npz":
@@ -62,9 +63,9 @@ def stats_stage(source: str, options: StatsOptions, out: Path, *, existing: Exis
     if found is not None and not same and existing == "refuse":
         raise FolderError(f"{out} holds statistics made otherwise; add --overwrite or choose another --out")
     if found is None or not same or existing == "redo":
-        on_main_process(functools.partial(remove_parts_of, out), options.device)
+        on_main_process(functools.partial(remove_partials_of, out), options.device)
         sums = Accumulator(options.device, partial_folder(out), {**given, "batch_size": options.batch_size})
-        sums.take_up()
+        sums.restore()
         made = make_statistics(source, options, sums)
         details = {**given, **environment(), **made.details}
         found = ImageStatistics(made.by_metric, made.num_images, made.protocol, details)

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.fsdp import StateDictType
 
 from diffprune.errors import FolderError
-from diffprune.runs.atomic_files import read_json, whole_folder, write_json
+from diffprune.runs.atomic_files import atomic_folder, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
 """Folder of the checkpoints below the stage's own."""
@@ -42,7 +42,7 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
     keep: how many of the newest stay. Raises FolderError where it cannot be written.
     """
     accelerator.wait_for_everyone()
-    with whole_folder(folder / f"step-{step:07d}") if accelerator.is_main_process else nullcontext() as mine:
+    with atomic_folder(folder / f"step-{step:07d}") if accelerator.is_main_process else nullcontext() as mine:
         message: list[Any] = [mine]
         broadcast_object_list(message)
         try:

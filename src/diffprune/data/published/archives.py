@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from diffprune.data.published.archive_items import Archive, Item, is_image
 from diffprune.data.published.lmdb_images import DATABASE, open_database
 from diffprune.errors import DataError, OptionError
-from diffprune.runs.atomic_files import whole_folder
+from diffprune.runs.atomic_files import atomic_folder
 
 FFHQ_RESOLUTION = 256
 
@@ -93,7 +93,7 @@ def _extract(archive: zipfile.ZipFile, member: str, scratch: Path) -> None:
     """Put an lmdb on disk, whole; kept where an interrupted run left it."""
     if (scratch / DATABASE).exists():
         return
-    with whole_folder(scratch) as beside, archive.open(member) as packed, (beside / DATABASE).open("wb") as file:
+    with atomic_folder(scratch) as beside, archive.open(member) as packed, (beside / DATABASE).open("wb") as file:
         try:
             shutil.copyfileobj(packed, file, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:

@@ -17,7 +17,7 @@ from diffprune.data.published.archive_items import Archive, Item
 from diffprune.errors import DataError
 from diffprune.options.data_options import DataOptions
 from diffprune.options.image_options import SizedPreset
-from diffprune.runs.atomic_files import read_json, whole_file, write_json, write_whole
+from diffprune.runs.atomic_files import atomic_file, atomic_write, read_json, write_json
 from diffprune.runs.progress import progress
 
 CORRUPT = "corrupt.json"
@@ -76,7 +76,7 @@ def _write_files(items: Iterator[Item], folder: Path, options: DataOptions, adva
                 yield item
 
     for name, content in _readable(missing(), folder, options, advance):
-        write_whole(folder / name, content, durable=False)
+        atomic_write(folder / name, content, durable=False)
 
 
 def _write_parquet(items: Iterator[Item], folder: Path, options: DataOptions, advance: Advance) -> None:
@@ -90,7 +90,7 @@ def _write_parquet(items: Iterator[Item], folder: Path, options: DataOptions, ad
         if path.exists():
             advance(len(part))
             continue
-        with whole_file(path) as beside, ParquetWriter(str(beside), schema) as writer:
+        with atomic_file(path) as beside, ParquetWriter(str(beside), schema) as writer:
             for rows in _chunks(_readable(part, folder, options, advance), NUM_PER_ROW_GROUP):
                 cells: list[dict[str, Any]] = [{"bytes": content, "path": name} for name, content in rows]
                 writer.write_table(pyarrow.table({"image": cells}, schema=schema))
