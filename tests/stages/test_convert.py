@@ -203,7 +203,7 @@ USAGE: dict[str, tuple[list[str], str]] = {
     "other weights": (["ddpm", "x", "--weights", "emma"], "weights: got 'emma', expected one of ema, raw"),
     "half a checksum": (["ddpm", "x", "--sha256", "abc"], "sha256: got 'abc'"),
     "an address without checksum": (["ddpm", "https://example.org/model.ckpt"], "sha256: missing"),
-    "an address that is not served": (["ddpm", "ftp://example.org/model.ckpt"], "expected an http or https address"),
+    "an address that is not served": (["ddpm", "ftp://example.org/model.ckpt"], "expected an http or https URL"),
     "two at once": (["ldm", "ftp://x/y", "--heads", "2"], "arch: missing"),
 }
 
