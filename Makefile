@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 INSTALLED = $(VENV)/.installed
 
-.PHONY: demo test lint slow clean
+.PHONY: demo test slow lint docs clean
 
 demo: $(INSTALLED)
 	$(VENV)/bin/diffprune demo
@@ -19,10 +19,13 @@ lint: $(INSTALLED)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --editable '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) .ci-venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .ci-venv build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -167,7 +167,7 @@ def needs_images(words: list[str], flag: str) -> bool:
     return flag != "--timestep-stride" or "--data" in words
 
 
-LONG_PAGES = ("prune-your-own-model", "prune-a-large-model", "quick-start", "choose-a-criterion")
+LONG_PAGES = ("prune-your-own-model", "prune-a-large-model", "tutorial", "choose-a-criterion")
 
 
 @pytest.mark.parametrize(

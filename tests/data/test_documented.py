@@ -6,7 +6,7 @@ from pathlib import Path
 from diffprune.data.presets import PRESETS
 from diffprune.stages.data_stage import _PUBLISHED
 
-PAGE = Path(__file__).parents[2] / "docs" / "data-sets.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "prepare-images.md"
 
 
 def rows(first_heading: str) -> list[list[str]]:

@@ -14,7 +14,7 @@ from diffprune.options.recipe import read_recipe
 from diffprune.options.shipped_recipes import shipped_recipes
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "published-system.md").read_text()
+PAGE = (ROOT / "docs" / "reference" / "published-system.md").read_text()
 LAUNCHER = "accelerate launch --num_processes 4 -m diffprune "
 
 

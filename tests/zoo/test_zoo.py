@@ -43,7 +43,7 @@ pytestmark = [  # diffusers' own
     pytest.mark.filterwarnings("ignore:Unwrapped parameters:UserWarning"),  # torch-pruning's
 ]
 
-PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "families.md"
 
 
 @pytest.fixture(autouse=True)

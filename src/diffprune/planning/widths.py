@@ -20,7 +20,7 @@ Background User's Guide). CPUs without AVX-512: AVX2 holds 8 values in fp32."""
 
 WIDTH_OF_AVX512 = 16
 """oneDNN lays channels out in blocks of 16 there (Understanding Memory Formats: nChw16c) and pads what is left over. In
-bf16 a register holds two such blocks, and multiples of 16 alone gained nothing (docs/speed.md)."""
+bf16 a register holds two such blocks, and multiples of 16 alone gained nothing (docs/benchmarks/speed.md)."""
 
 
 def resolve_round_to(options: Set) -> Set:
