@@ -10,6 +10,7 @@ import diffprune
 from diffprune.cli.main import main
 from diffprune.errors import PlanError
 from diffprune.planning import fingerprint
+from diffprune.runs.atomic_files import read_json
 from tests.conftest import tiny_unet
 
 
@@ -78,3 +79,42 @@ def test_values_may_be_given_by_name_and_paths_as_paths(pipeline: object, image_
     assert tuned.unet.config == small.unet.config
     with pytest.raises(TypeError, match="missing a required argument: 'plan'"):
         diffprune.prune(pipeline)
+
+
+def test_a_plan_holds_nothing_of_the_run_that_made_it(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    run = ["--device", "cpu", "--mixed-precision", "no", "--offload", "cpu", "--batch-size", "3"]
+    words = ["plan", str(pipeline_folder), "--data", str(image_folder), "--num-calibration-images", "4"]
+    assert main([*words, *run, "--timestep-stride", "10", "--out", str(tmp_path / "plan")]) == 0
+    plan = diffprune.read_plan(tmp_path / "plan" / "plan.json")
+    recorded = read_json(tmp_path / "plan" / "run.json")["options"]
+    of_run = {"device", "mixed_precision", "offload", "batch_size", "gradient_checkpointing"}
+    assert {*recorded} - {*plan.options} == of_run
+    assert recorded["batch_size"] == 3
+    assert plan.options["num_calibration_images"] == 4
+
+
+def test_a_plan_is_carried_out_with_options_of_another_run(
+    pipeline_folder: Path, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, plan = str(pipeline_folder), str(tmp_path / "plan" / "plan.json")
+    words = ["--data", str(image_folder), "--num-calibration-images", "4", "--timestep-stride", "10"]
+    assert main(["plan", model, *words, "--out", str(tmp_path / "plan")]) == 0
+    run = ["--device", "cpu", "--offload", "cpu", "--batch-size", "8", "--num-compensation-images", "8"]
+    pruned = ["prune", model, "--plan", plan, "--out", str(tmp_path / "pruned")]
+    assert main([*pruned, *run, "--mixed-precision", "bf16"]) == 0
+    options = read_json(tmp_path / "pruned" / "run.json")["options"]
+    assert (options["offload"], options["batch_size"], options["mixed_precision"]) == ("cpu", 8, "bf16")
+    capsys.readouterr()
+    assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "no"]) == 1
+    assert "mixed_precision: bf16 there, no now" in capsys.readouterr().err
+    assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "bf16"]) == 0
+    assert main(["prune", model, "--plan", plan, "--gradient-checkpointing", "--out", str(tmp_path / "x")]) == 2
+    assert "drop gradient_checkpointing" in capsys.readouterr().err
+
+
+def test_the_python_prune_takes_the_options_of_a_run(pipeline: object, image_folder: Path) -> None:
+    plan = diffprune.plan(pipeline, data=image_folder, num_calibration_images=4, timestep_stride=10)
+    small = diffprune.prune(pipeline, plan, device="cpu", batch_size=8, num_compensation_images=8)
+    assert small.unet.pruning_provenance[-1]["compensation"]["layers_fitted"] > 0

@@ -266,3 +266,10 @@ def test_the_classifier_recipe_reaches_its_accuracy(tmp_path: Path) -> None:
     walk(shipped_recipes()["digit-classifier"], tmp_path / "classifier")
     (record,) = (tmp_path / "classifier").rglob("run.json")
     assert read_json(record)["result"]["test_accuracy"] > 0.97
+
+
+def test_pruning_runs_as_the_plan_does_unless_its_section_says_otherwise() -> None:
+    plan = {"device": "cpu", "offload": "cpu", "batch_size": 8}
+    recipe = Recipe(name="x", model="digits", data="digits", plan=plan, prune={"batch_size": 4})
+    assert (recipe.pruning.device, recipe.pruning.offload, recipe.pruning.batch_size) == ("cpu", "cpu", 4)
+    assert recipe.variant("taylor")[1].offload == "cpu"

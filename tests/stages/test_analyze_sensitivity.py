@@ -81,3 +81,25 @@ def test_plans_for_different_models_are_refused(
         assert main(["plan", model, "--criterion", "random", "--out", str(tmp_path / f"{name}.json")]) == 0
     assert main(["analyze", "plan", str(tmp_path / "a.json"), str(tmp_path / "b.json"), "--out", str(tmp_path)]) == 1
     assert "plans for different models" in capsys.readouterr().err
+
+
+def test_another_analysis_of_plans_is_replaced_where_that_is_asked_for(
+    pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, ratio in (("a", "0.5"), ("b", "0.25")):
+        words = ["--criterion", "random", "--ratio", ratio, "--out", str(tmp_path / f"{name}.json")]
+        assert main(["plan", str(pipeline_folder), *words]) == 0
+    analyze_plan = ["analyze", "plan", "--out", str(tmp_path / "out")]
+    assert main([*analyze_plan, str(tmp_path / "a.json")]) == 0
+    assert main([*analyze_plan, str(tmp_path / "b.json")]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert main([*analyze_plan, str(tmp_path / "b.json"), "--overwrite"]) == 0
+    assert read_json(tmp_path / "out" / "run.json")["inputs"]["plan"]["source"] == str(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize("option", ["--ratio", "--keep-macs", "--rounds", "--ignore", "--min-units", "--ranking"])
+def test_sensitivity_refuses_options_of_a_budget(
+    option: str, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert analyze(pipeline_folder, tmp_path / "out", option, "1") == 2
+    assert f"no argument '{option}'" in capsys.readouterr().err

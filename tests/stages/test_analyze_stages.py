@@ -26,6 +26,7 @@ def test_each_stage_of_timesteps_gives_a_pruned_model(pipeline_folder: Path, tmp
     assert [plan["details"]["timesteps_used"] for plan in plans] == [7, 7, 6]
     assert plans[0]["groups"] != plans[2]["groups"]
     assert len(list((out / "stage-02").glob("*.png"))) == len(list((out / "original").glob("*.png"))) == 4
+    assert read_json(out / "run.json")["inputs"]["data"]["source"] == "digits"
     with Image.open(out / "stages.png") as plot:
         assert plot.size[0] > 300
 

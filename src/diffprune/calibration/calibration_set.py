@@ -13,7 +13,7 @@ from diffprune.data.images import ImageSet, open_images
 from diffprune.data.labels import labels_of
 from diffprune.data.presets import preprocessing_of
 from diffprune.errors import DataError, ModelError
-from diffprune.options import ImageOptions, PlanOptions, SampleOptions
+from diffprune.options import CalibrationOptions, ImageOptions, SampleOptions
 from diffprune.options.image_options import OnCorrupt
 from diffprune.pipelines.conditioning import select_rows
 from diffprune.pipelines.denoiser_interface import PLAIN, Convention
@@ -173,7 +173,7 @@ def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt
 
 
 def generate_images(
-    denoiser: nn.Module, process: DiffusionProcess, options: PlanOptions, device: torch.device
+    denoiser: nn.Module, process: DiffusionProcess, options: CalibrationOptions, device: torch.device
 ) -> LabeledImages:
     """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps.
 
@@ -193,7 +193,7 @@ def generate_images(
     return LabeledImages(torch.cat(drawn).float() / 127.5 - 1)
 
 
-def generation_options(options: PlanOptions) -> SampleOptions:
+def generation_options(options: CalibrationOptions) -> SampleOptions:
     """How a model draws its own calibration images."""
     return SampleOptions(
         num=options.num_calibration_images,
@@ -204,7 +204,7 @@ def generation_options(options: PlanOptions) -> SampleOptions:
 
 
 def calibrate(
-    drawn: LabeledImages, process: DiffusionProcess, options: PlanOptions, device: torch.device
+    drawn: LabeledImages, process: DiffusionProcess, options: CalibrationOptions, device: torch.device
 ) -> Calibration:
     """Calibration on clean images, each `num_noises` times with a noise of its own, by seed.
 
@@ -221,7 +221,7 @@ def calibrate(
     return with_noise(Calibration(clean, clean, process.scheduler, condition), options)
 
 
-def with_noise(calibration: Calibration, options: PlanOptions) -> Calibration:
+def with_noise(calibration: Calibration, options: CalibrationOptions) -> Calibration:
     """Every item `num_noises` times, each with a noise of its own, by seed."""
     again = torch.arange(len(calibration)).repeat_interleave(options.num_noises).tolist()
     clean = calibration.clean[again]

@@ -19,7 +19,7 @@ from diffprune.compute.placement import restored_devices
 from diffprune.data.images import ImageSet, load_batches
 from diffprune.data.presets import preprocessing_of
 from diffprune.errors import ModelError
-from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.options import CalibrationOptions, FinetuneOptions
 from diffprune.options.image_options import ImageOptions
 from diffprune.options.prompt_options import GenerationOptions
 from diffprune.pipelines.conditioning import are_alike, on_device, rows_of, select_rows
@@ -33,7 +33,7 @@ from diffprune.sampling.sampler import image_generator
 
 
 def calibrate_on_texts(
-    process: DiffusionProcess, options: PlanOptions, device: torch.device, store: LatentCache | None = None
+    process: DiffusionProcess, options: CalibrationOptions, device: torch.device, store: LatentCache | None = None
 ) -> Calibration:
     """Calibration of a text-conditioned model, as `training_latents`, each `num_noises` times."""
     texts = open_texts(process, options, options.num_calibration_images)
@@ -77,7 +77,7 @@ def training_latents(
 @contextmanager
 def _placed(pipeline: Any, options: Options, device: torch.device) -> Iterator[None]:
     """Compute on a device while it lasts; with `offload`, one network of the pipeline after the other."""
-    if not isinstance(options, PlanOptions) or options.offload == "none":
+    if not isinstance(options, CalibrationOptions) or options.offload == "none":
         pipeline.to(device)
         yield
         return

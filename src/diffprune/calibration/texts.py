@@ -11,7 +11,7 @@ from diffprune.calibration.calibration_set import GENERATED
 from diffprune.calibration.captions import open_captioned
 from diffprune.data.images import load_image, row_name, rows_at
 from diffprune.errors import DataError, OptionError
-from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.options import CalibrationOptions, FinetuneOptions
 from diffprune.pipelines.diffusion import DiffusionProcess
 from diffprune.pipelines.pipeline_call import call_options
 from diffprune.pipelines.prompts import Prompt, read_prompts
@@ -19,7 +19,7 @@ from diffprune.sampling.pipeline_sampling import check_images, check_text_encode
 
 _log = logging.getLogger(__name__)
 
-Options = PlanOptions | FinetuneOptions
+Options = CalibrationOptions | FinetuneOptions
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def _analyze_sensitivity(a: Arguments, given: ParsedOptions) -> Any:
 
 
 def _analyze_plan(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.analyze_plan", "plan_analysis_stage")(a.plan, a.other, a.out)
+    return _stage("stages.analyze_plan", "plan_analysis_stage")(a.plan, a.other, a.out, existing=_existing(a))
 
 
 def _convert(a: Arguments, given: ParsedOptions) -> Any:
@@ -238,6 +238,7 @@ COMMANDS: Mapping[str, Command] = {
         (),
         _analyze_plan,
         "required",
+        flags=(("overwrite", "replace a result made from other plans"),),
     ),
     "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
     "run": Command(

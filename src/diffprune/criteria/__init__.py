@@ -19,10 +19,10 @@ from diffprune.criteria.scores import Scores
 from diffprune.criteria.second_order import second_order
 from diffprune.criteria.taylor import taylor
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.runs.accumulator import Accumulator
 
-CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, PlanOptions, Accumulator], Scores]] = {
+CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, ScoringOptions, Accumulator], Scores]] = {
     "random": random,
     "magnitude": magnitude,
     "taylor": taylor,
@@ -35,7 +35,7 @@ CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration | None, Pl
     "obs": obs,
 }
 
-BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, PlanOptions, Accumulator], Scores]] = {
+BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, ScoringOptions, Accumulator], Scores]] = {
     "bypass": bypass,
     "cosine": cosine,
 }

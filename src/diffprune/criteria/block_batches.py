@@ -8,13 +8,13 @@ from torch import Tensor, nn
 from diffprune.calibration.calibration_set import Calibration, NoisyBatch
 from diffprune.criteria.score_pass import spaced_timesteps
 from diffprune.groups import fixed_blocks
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 
 STAYS = float("inf")
 """Score of a block that has to stay."""
 
 
-def spaced_batches(calibration: Calibration, options: PlanOptions, num_timesteps: int) -> Iterator[NoisyBatch]:
+def spaced_batches(calibration: Calibration, options: ScoringOptions, num_timesteps: int) -> Iterator[NoisyBatch]:
     """Yield the calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
     for t in spaced_timesteps(calibration, options, num_timesteps):
         yield from calibration.batches(t, options.batch_size)

@@ -12,14 +12,14 @@ from diffprune.calibration.calibration_set import Calibration, NoisyBatch
 from diffprune.criteria.block_batches import spaced_batches, with_fixed
 from diffprune.criteria.scores import Scores
 from diffprune.groups import Group, fixed_blocks
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator
 
 
 @torch.no_grad()
 def bypass(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> Scores:
     """Mean squared change of the prediction without the block, over images and timesteps.
 

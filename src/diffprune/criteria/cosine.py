@@ -13,14 +13,14 @@ from diffprune.criteria.block_batches import with_fixed
 from diffprune.criteria.score_pass import spaced_timesteps
 from diffprune.criteria.scores import Scores
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator
 
 
 @torch.no_grad()
 def cosine(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> Scores:
     """1 - cosine similarity of each token before and after the block, the mean over tokens, images and timesteps.
 

@@ -9,12 +9,12 @@ from diffprune.criteria.score_pass import loss_details, needed
 from diffprune.criteria.scores import Scores
 from diffprune.criteria.unit_gradients import unit_gradients
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.runs.accumulator import Accumulator
 
 
 def fisher(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Sum over images and timesteps of (sum of w * g over all parameters of a unit)^2, g of one image's loss.

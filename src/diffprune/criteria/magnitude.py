@@ -8,12 +8,12 @@ from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.score_pass import weights_of
 from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.runs.accumulator import Accumulator
 
 
 def magnitude(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Sum of w^2 over the conv and linear weights of a unit (Han et al. 2015, over groups as in DepGraph 2023).

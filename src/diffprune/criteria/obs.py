@@ -17,7 +17,7 @@ from diffprune.criteria.scores import Scores
 from diffprune.criteria.unit_gradients import random_directions
 from diffprune.errors import ModelError
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.distributed import all_reduce_sum, rank_shard
@@ -46,7 +46,7 @@ class _Consumer:
 
 
 def obs(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Units in the order in which they are cheapest to remove one after the other, with what each costs by then.
@@ -65,7 +65,7 @@ def obs(
 
 
 def _scored(
-    denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: PlanOptions, sums: Accumulator
+    denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> CacheEntry:
     """Scores of some of the groups; the processes share timesteps, then groups."""
     consumers = _collect(denoiser, part, images, options, sums)
@@ -106,7 +106,7 @@ def _size(denoiser: nn.Module, path: str) -> int:
 
 
 def _collect(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: PlanOptions, sums: Accumulator
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> dict[str, _Consumer]:
     layers: dict[str, Any] = {}
     for path in dict.fromkeys(path for group in groups for path in _taken_by(denoiser, group)):

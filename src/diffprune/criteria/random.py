@@ -8,12 +8,12 @@ from torch import nn
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.scores import Scores
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.runs.accumulator import Accumulator
 
 
 def random(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """Uniform in [0, 1), drawn by `options.seed` in the order of the groups. Needs no weights and no images."""

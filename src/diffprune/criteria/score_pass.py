@@ -15,7 +15,7 @@ from diffprune.calibration.calibration_set import Calibration, NoisyBatch
 from diffprune.criteria.scores import is_weighted
 from diffprune.errors import ModelError
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator, check_loss
 from diffprune.runs.distributed import process_state
@@ -59,7 +59,7 @@ def _layers(denoiser: nn.Module, groups: Sequence[Group]) -> list[tuple[str, Any
     return [(path, module) for path, module in denoiser.named_modules() if path in places]
 
 
-def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
+def scored_timesteps(num_timesteps: int, options: ScoringOptions) -> range:
     """The timesteps of a score pass: every n-th from the first to the last one asked for; `auto` makes it a hundred.
 
     num_timesteps: T of the model's schedule. Raises ModelError when it has none of them.
@@ -74,7 +74,7 @@ def scored_timesteps(num_timesteps: int, options: PlanOptions) -> range:
     return found[:: max(1, len(found) // NUM_SCORED) if stride == "auto" else stride]
 
 
-def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -> list[int]:
+def spaced_timesteps(calibration: Calibration, options: ScoringOptions, num: int) -> list[int]:
     """At most `num` timesteps, evenly spaced among those to be scored."""
     known = scored_timesteps(calibration.num_timesteps, options)
     num = min(num, len(known))
@@ -82,7 +82,7 @@ def spaced_timesteps(calibration: Calibration, options: PlanOptions, num: int) -
 
 
 def fold_gradients(
-    denoiser: nn.Module, calibration: Calibration, options: PlanOptions, weights: Weights, fold: Fold,
+    denoiser: nn.Module, calibration: Calibration, options: ScoringOptions, weights: Weights, fold: Fold,
     sums: Accumulator, *, threshold: float = 0.0, whole_timesteps: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Give `fold` the gradients dL_t/dw of `weights`, each in the middle of the backward pass, and drop it there.
@@ -144,7 +144,7 @@ def zeros_of(weights: Weights, sums: Accumulator) -> dict[str, Tensor]:
 
 
 def summed_gradients(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator, *, threshold: float, norms: bool,
 ) -> GradientSums:  # fmt: skip
     """G = sum over t of dL_t/dw with its sign, before the first t with L_t < threshold * (largest loss so far).
@@ -168,7 +168,7 @@ def needed(calibration: Calibration | None) -> Calibration:
     return calibration
 
 
-def _my_images(calibration: Calibration, options: PlanOptions) -> Calibration:
+def _my_images(calibration: Calibration, options: ScoringOptions) -> Calibration:
     """This process's share of the images; raises ModelError where there is none for some process."""
     state = process_state(options.device)
     if len(calibration) < state.num_processes:
@@ -188,7 +188,7 @@ def _loss(denoiser: nn.Module, batch: NoisyBatch, calibration: Calibration) -> T
 @torch.no_grad()
 def _reaches(
     limit: float, first: float, denoiser: nn.Module, images: Calibration, calibration: Calibration, timestep: int,
-    options: PlanOptions, sums: Accumulator,
+    options: ScoringOptions, sums: Accumulator,
 ) -> bool:  # fmt: skip
     """Whether L_t reaches a limit, of which `first` is the part of the first micro-batch of this process's images.
 

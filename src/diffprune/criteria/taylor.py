@@ -8,12 +8,12 @@ from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.score_pass import summed_gradients
 from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.runs.accumulator import Accumulator
 
 
 def taylor(
-    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
     """|sum of w * G| over the conv and linear weights of a unit, G the gradient summed over all timesteps.

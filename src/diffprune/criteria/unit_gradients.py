@@ -11,7 +11,7 @@ from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.activation_hooks import hooked_activations
 from diffprune.criteria.score_pass import scored_timesteps
 from diffprune.groups import Group
-from diffprune.options import PlanOptions
+from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator
 from diffprune.sampling.sampler import image_generator
@@ -19,7 +19,7 @@ from diffprune.sampling.sampler import image_generator
 Directions = Callable[[int], Tensor]
 
 
-def random_directions(calibration: Calibration, options: PlanOptions) -> Directions:
+def random_directions(calibration: Calibration, options: ScoringOptions) -> Directions:
     """For every timestep a direction v ~ N(0, I) of the output per image, by seed."""
 
     def directions(timestep: int) -> Tensor:
@@ -33,7 +33,7 @@ def unit_gradients(
     denoiser: nn.Module,
     groups: Sequence[Group],
     calibration: Calibration,
-    options: PlanOptions,
+    options: ScoringOptions,
     sums: Accumulator,
     directions: Directions | None = None,
 ) -> Iterator[dict[str, Tensor]]:

@@ -4,7 +4,9 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from diffprune.options.plan_options import Criterion, PlanOptions
+from diffprune.options.budget_options import KindOptions
+from diffprune.options.plan_options import PlanOptions
+from diffprune.options.scoring_options import Criterion, ScoringOptions
 
 
 class StagesOptions(PlanOptions):
@@ -18,7 +20,7 @@ class StagesOptions(PlanOptions):
     steps: int = Field(default=50, ge=1, description="DDIM steps of each image")
 
 
-class SensitivityOptions(PlanOptions):
+class SensitivityOptions(KindOptions, ScoringOptions):
     """How much the output suffers when one part alone is pruned."""
 
     criterion: Criterion | None = Field(default="magnitude", description="how units are scored")

@@ -31,7 +31,17 @@ def _width(value: Any) -> Any:
     return None if value is None else number_or_auto(value)
 
 
-class BudgetOptions(Options):
+class KindOptions(Options):
+    """Which kinds of units are considered."""
+
+    kinds: tuple[Kind, ...] | None = Field(
+        default=None,
+        min_length=1,
+        description="kinds of units that may go (default: all that the model has but whole blocks)",
+    )
+
+
+class BudgetOptions(KindOptions):
     """How many units go, and how the scores of different groups are held against each other."""
 
     ratio: Annotated[float | Mapping[str, float], PlainValidator(parse_ratio)] = Field(
@@ -58,11 +68,6 @@ class BudgetOptions(Options):
         default=None,
         description="keep channels and neurons in multiples of this number, the nearest; auto: what suits `device` "
         "(default: as many as the ratio or budget says)",
-    )
-    kinds: tuple[Kind, ...] | None = Field(
-        default=None,
-        min_length=1,
-        description="kinds of units that may go (default: all that the model has but whole blocks)",
     )
     ignore: tuple[str, ...] = Field(
         default=(), description="patterns of layers that lose nothing, such as 'conv_in' or 'mid_block.*'"

@@ -20,6 +20,7 @@ from diffprune.options import (
     Options,
     PlanOptions,
     PruneOptions,
+    RunOptions,
     SampleOptions,
     TrainOptions,
     parse_options,
@@ -125,7 +126,14 @@ class Recipe(Options):
             mine = {k: v for k, v in mine.items() if k not in OWN_OF_DIFF_PRUNING}
         criterion = "random" if name == "scratch" else name
         reinit = self.prune.reinit or name == "scratch"
-        return PlanOptions(**{**mine, "criterion": criterion}), self.prune.model_copy(update={"reinit": reinit})
+        return PlanOptions(**{**mine, "criterion": criterion}), self.pruning.model_copy(update={"reinit": reinit})
+
+    @property
+    def pruning(self) -> PruneOptions:
+        """The options of `prune`; those of the run that its section leaves out are those of `plan`."""
+        plan = PlanOptions() if self.plan is None else self.plan
+        run = {*RunOptions.model_fields} & plan.model_fields_set - self.prune.model_fields_set
+        return self.prune.model_copy(update={name: getattr(plan, name) for name in run})
 
     @property
     def judged_by(self) -> str | None:

@@ -18,7 +18,7 @@ from diffprune.compute.placement import checkpointed, placed
 from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
 from diffprune.criteria.block_batches import with_fixed
 from diffprune.groups import Group, find_groups, kept_blocks, remove_units
-from diffprune.options import PlanOptions
+from diffprune.options import PlanOptions, ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.planning.budget import Fitted, Kept, fit
 from diffprune.runs.accumulator import Accumulator
@@ -61,7 +61,7 @@ def choose_units(
 
 
 def score(
-    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
+    denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator | None = None, *, name: str = "scores",
 ) -> Scores:  # fmt: skip
     """Scores of the units within layers, and of the blocks, by the criterion of each.
@@ -106,7 +106,7 @@ def _once(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Score
 
 
 @torch.no_grad()
-def _computes(denoiser: ModelMixin, calibration: Calibration, options: PlanOptions) -> bool:
+def _computes(denoiser: ModelMixin, calibration: Calibration, options: ScoringOptions) -> bool:
     """Whether gradients can be taken of the denoiser as it is stored; of others an fp32 copy is scored.
 
     fp16 has no range for gradients, and CPUs compute it slowly. bf16 has the range of fp32; sums, which need more

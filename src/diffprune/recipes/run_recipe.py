@@ -75,7 +75,7 @@ def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | Non
     """Name -> folder of the pruned and the recovered model; of a compared criterion, in a folder of its own."""
     place = out if variant is None else out / variant
     prefix = "" if variant is None else f"{variant}-"
-    choose, carry_out = (recipe.section("plan"), recipe.prune) if variant is None else recipe.variant(variant)
+    choose, carry_out = (recipe.section("plan"), recipe.pruning) if variant is None else recipe.variant(variant)
     plan, pruned = place / "plan", place / "pruned"
     _say(f"plan {variant or ''}")
     plan_stage(original, choose, plan, existing="replace")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from diffprune.calibration.calibration_set import NoisyBatch
 from diffprune.calibration.latent_cache import LatentCache
+from diffprune.compute.autocast import resolve_precision
 from diffprune.compute.device import pick_device
 from diffprune.compute.placement import placed
 from diffprune.criteria import Scores
@@ -27,7 +28,7 @@ from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import atomic_write, read_json
 from diffprune.runs.progress import progress
 from diffprune.runs.run_record import Existing, run_record
-from diffprune.stages.plan_stage import calibration_of, remove_caches, resolve_auto_options, stage_caches
+from diffprune.stages.plan_stage import calibration_of, remove_caches, stage_caches
 
 ROWS_NAME = "rows.json"
 
@@ -40,7 +41,7 @@ def sensitivity_stage(
     Leaves `sensitivity.png`, and in run.json per part and ratio: the mean squared change of the prediction over the
     calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
     """
-    options = resolve_auto_options(options)
+    options = resolve_precision(options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     with run_record(
         out, "analyze-sensitivity", options.resolved(), inputs, existing=existing, neutral=options.neutral,
@@ -61,7 +62,7 @@ def _measure(
     """One row per part and ratio; what an interrupted run noted is not measured again."""
     denoiser = denoiser_of(model)
     groups = find_groups(denoiser, kinds=options.kinds)
-    check_patterns(groups, options)
+    check_patterns(groups, BudgetOptions(kinds=options.kinds))
     calibration = calibration_of(model, denoiser, options, store)
     device = pick_device(options.device)
     scores = score(denoiser, groups, calibration, options, sums)

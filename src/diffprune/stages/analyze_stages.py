@@ -10,6 +10,7 @@ from diffprune.errors import ModelError, OptionError
 from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.pipelines.prompts import files_of
 from diffprune.planning import Plan, read_plan
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.reporting.figures import quality_by_stage
@@ -34,7 +35,7 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Ex
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
     stages = _stages(process_of(model.pipeline).num_timesteps, options)
-    inputs = {"model": source}
+    inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     with run_record(
         out, "analyze-stages", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
     ) as run:

@@ -28,7 +28,7 @@ from diffprune.compute.cost import cost_of
 from diffprune.compute.device import pick_device
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, remove_units
-from diffprune.options import UNCALIBRATED_CRITERIA, PlanOptions
+from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, ScoringOptions
 from diffprune.options.keyword_options import with_options
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import denoiser_of, has_weights
@@ -103,7 +103,7 @@ def plan_and_calibration(
         class_name=type(denoiser).__name__,
         fingerprint=fingerprint(denoiser),
         criterion=chosen.criterion,
-        options=options.resolved(),
+        options=options.choice(),
         details=chosen.details,
         before=cost_of(denoiser),
         after=cost_of(small),
@@ -140,7 +140,7 @@ def resolve_auto_options(options: Set) -> Set:
 
 
 def stage_caches(
-    folder: Path, inputs: Mapping[str, str | None], options: PlanOptions
+    folder: Path, inputs: Mapping[str, str | None], options: ScoringOptions
 ) -> tuple[LatentCache, Accumulator]:
     """What a stage keeps in a folder while it works: latents and sums of scores. inputs: what it reads."""
     store = latent_cache_in(folder, inputs)
@@ -171,7 +171,7 @@ def _plan_to_file(
         there = made.model_copy(update={"details": {**made.details, "made_from": made_from}})
         on_main_process(partial(there.save, out), options.device)
     else:
-        asked = {**options.resolved(), "criterion": options.criterion or there.criterion}
+        asked = {**options.choice(), "criterion": options.criterion or there.criterion}
         same = there.options == asked and there.details.get("made_from") == made_from
         if not same or there.fingerprint != fingerprint(denoiser_of(model)):
             raise FolderError(
@@ -194,7 +194,7 @@ def _loaded(source: str) -> Model:
 def calibration_of(
     model: Model,
     denoiser: ModelMixin,
-    options: PlanOptions,
+    options: CalibrationOptions,
     store: LatentCache | None = None,
     *,
     fewer_will_do: bool = False,

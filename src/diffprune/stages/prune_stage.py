@@ -13,9 +13,10 @@ from torch import nn
 from diffprune.artifact.pruned_classes import PrunedMixin
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.calibration.latent_cache import LatentCache
+from diffprune.compute.autocast import resolve_precision
 from diffprune.errors import OptionError
 from diffprune.groups import find_groups
-from diffprune.options import OF_CALIBRATION, UNCALIBRATED_CRITERIA, PlanOptions, PruneOptions
+from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, PruneOptions, RunOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.loading import denoiser_of, with_denoiser
 from diffprune.pipelines.model_card import copy_model_card
@@ -84,11 +85,13 @@ def apply_plan(
     return (small if isinstance(model, nn.Module) else with_denoiser(model, small)), done
 
 
-def _calibrating(plan: Plan, options: PruneOptions, *, bare: bool = False) -> PlanOptions | None:
+def _calibrating(plan: Plan, options: PruneOptions, *, bare: bool = False) -> CalibrationOptions | None:
     """The options of the images for compensation; None where it is not wanted, or not possible and not asked for."""
     asked = "compensate" in options.model_fields_set and options.compensate
-    known = {name: value for name, value in plan.options.items() if name in OF_CALIBRATION}
-    by = PlanOptions.model_validate({**known, **({} if options.data is None else {"data": options.data})})
+    chosen = {name: value for name, value in plan.options.items() if name in CalibrationOptions.model_fields}
+    run = options.model_dump(include={*RunOptions.model_fields})
+    data = {} if options.data is None else {"data": options.data}
+    by = CalibrationOptions.model_validate({**chosen, **run, **data})
     lacking = None
     if options.reinit:
         lacking = "fresh weights have nothing to keep"
@@ -132,7 +135,7 @@ def prune_stage(
     if plan_file is not None and plan_options.model_fields_set - shared:
         given = ", ".join(sorted(plan_options.model_fields_set - shared))
         raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
-    plan_options = resolve_auto_options(plan_options)
+    options, plan_options = resolve_precision(options), resolve_auto_options(plan_options)
     by = {} if plan_file is not None else plan_options.resolved()
     calibrating = plan_options if plan_file is None else _calibrating(read_plan(plan_file), options) or plan_options
     inputs = {
@@ -141,9 +144,10 @@ def prune_stage(
         "data": options.data or calibrating.data,
         **files_of(calibrating.prompts),
     }
-    device = plan_options.device
+    device = options.device
+    recorded = {**by, **options.resolved()}
     with shared_run(
-        out, "prune", {**by, **options.resolved()}, inputs, device=device, existing=existing, neutral=options.neutral
+        out, "prune", recorded, inputs, device=device, existing=existing, neutral=plan_options.neutral
     ) as run:
         if not run.finished_before:
             kept, model, calibration = run.folder / "plan.json", None, None
