@@ -14,7 +14,8 @@ from diffprune.data.images import open_images
 from diffprune.errors import DataError
 from diffprune.evaluation.digit_classifier import load_classifier
 from diffprune.evaluation.frechet import frechet_distance
-from diffprune.evaluation.paired_metrics import mse, pairs, ssim
+from diffprune.evaluation.image_pairs import matched_pairs
+from diffprune.evaluation.paired_metrics import mse, ssim
 
 
 def gaussian(seed: int, num: int = 300, size: int = 6) -> torch.Tensor:
@@ -55,7 +56,7 @@ def write(folder: Path, names: dict[str, int]) -> Path:
 def test_pairs_are_matched_by_index_and_never_by_order(tmp_path: Path) -> None:
     ours = write(tmp_path / "a", {"9.png": 9, "10.png": 10, "100.png": 100})
     theirs = write(tmp_path / "b", {"img_0009.png": 9, "img_0010.png": 10, "img_0100.png": 100})
-    assert [(a.name, b.name) for a, b in pairs(ours, theirs)] == [
+    assert [(a.name, b.name) for a, b in matched_pairs(ours, theirs)] == [
         ("9.png", "img_0009.png"),
         ("10.png", "img_0010.png"),
         ("100.png", "img_0100.png"),

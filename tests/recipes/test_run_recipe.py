@@ -59,7 +59,7 @@ def test_a_recipe_walks_the_road_and_keeps_what_is_finished(walked: Path) -> Non
     metrics = json.loads((out / "metrics" / "pruned" / "pairs" / "run.json").read_text())["result"]
     assert set(metrics) == {"ssim", "mse"}
     page = (out / "report.html").read_text()
-    for expected in ("original", "pruned", "recovered", "SSIM", "Fréchet distance", "What each block gave"):
+    for expected in ("original", "pruned", "recovered", "SSIM", "Fréchet distance", "Parameters per block"):
         assert expected in page
 
     before = written(out)
@@ -111,9 +111,9 @@ def test_sets_are_judged_against_statistics_and_protocols_never_mix(
     assert metrics["statistics"].keys() == {"fid", "protocol"}
     protocol = metrics["statistics"]["protocol"]["fid"]["hash"]
     page = (out / "report.html").read_text()
-    assert "<th>FID</th>" in page
-    assert "<th>inception score</th>" in page
-    assert "<th>protocol</th>" not in page
+    assert '<th scope="col">FID</th>' in page
+    assert '<th scope="col">inception score</th>' in page
+    assert '<th scope="col">protocol</th>' not in page
     assert f"{protocol}: network" in page
 
     images = str(out / "samples" / "original")

@@ -1,9 +1,9 @@
-"""Figures as people read them; one way for the terminal and the page."""
+"""Format metric names and values for people: the terminal and the report page use the same text."""
 
 from collections.abc import Mapping
 from typing import Any
 
-NAMES = {
+TITLES = {
     "params": "parameters",
     "macs": "MACs",
     "attention_macs": "attention MACs",
@@ -27,22 +27,28 @@ NAMES = {
     "num_images": "images",
     "num_reference_images": "reference images",
     "num_groups": "groups",
+    "num_corrupt": "corrupt images",
     "class_name": "class",
-    "other_params_after": "parameters of the other",
-    "other_macs_after": "MACs of the other",
+    "other_params_after": "parameters after, other plan",
+    "other_macs_after": "MACs after, other plan",
 }
+"""Field of a result -> its title, where underscores to spaces is not enough."""
+
+_COSTS = ("params", "macs", "latency_ms", "images_per_s")
 
 
 def title_of(name: str) -> str:
-    """A figure's name for people."""
+    """Return the title of a field, such as `FID` or `MACs before`."""
+    if name in TITLES:
+        return TITLES[name]
     for suffix in ("_before", "_after"):
         if name.endswith(suffix):
             return f"{title_of(name.removesuffix(suffix))} {suffix[1:]}"
-    return NAMES.get(name, name.replace("_", " "))
+    return name.replace("_", " ")
 
 
 def text_of(name: str, value: Any) -> str:
-    """A figure's value for people: 1.113M parameters, 0.064G MACs, four significant digits elsewhere."""
+    """Return a value as text: 1.113M parameters, 0.064G MACs, four significant digits of other numbers."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
@@ -56,26 +62,41 @@ def text_of(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{k} {text_of(k, v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return " | ".join(text_of(name, v) for v in value)
+        return ", ".join(text_of(name, v) for v in value)
     return str(value)
 
 
 def protocol_of(facts: Mapping[str, Any]) -> str:
-    """How a number came about, in one line: its facts, the hash in front, the note last."""
-    rest = [f"{title_of(name)} {value}" for name, value in facts.items() if name not in ("hash", "note")]
+    """Return a metric's protocol as one line: its hash, its facts, its note."""
+    stated = [f"{title_of(name)} {value}" for name, value in facts.items() if name not in ("hash", "note")]
     note = f" ({facts['note']})" if "note" in facts else ""
-    return f"{facts['hash']}: {', '.join(rest)}{note}"
+    return f"{facts['hash']}: {', '.join(stated)}{note}"
 
 
 def change_of(name: str, value: Any, first: Any) -> str:
-    """A cost relative to the first row's, such as 0.55x; empty for other figures."""
-    if name not in ("params", "macs", "latency_ms", "images_per_s") or not first or not value or value == first:
+    """Return a cost relative to the first row's, such as 0.55x; empty for other metrics and for equal costs."""
+    if name not in _COSTS or not first or not value or value == first:
         return ""
     return f"{value / first:.2f}x"
 
 
+def requested_of(options: Mapping[str, Any]) -> str:
+    """Return what a plan's options ask to remove or keep, such as `remove 40% of the units of each group`."""
+    shares = {"keep_params": "the parameters", "keep_macs": "the MACs", "keep_latency": "the latency"}
+    budgets = [f"keep {options[name]:.0%} of {noun}" for name, noun in shares.items() if options.get(name)]
+    if options.get("max_latency_ms"):
+        budgets.append(f"keep latency below {options['max_latency_ms']:g} ms")
+    if budgets:
+        return " and ".join(budgets)
+    ratio = options.get("ratio")
+    ratios = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
+    everywhere = ratios.pop("*", None)
+    stated = [] if everywhere is None else [f"remove {everywhere:.0%} of the units"]
+    return ", ".join([*stated, *(f"{share:.0%} in {pattern}" for pattern, share in ratios.items())])
+
+
 def block_of(path: str) -> str:
-    """The block that a layer belongs to: the entry of a list, or of a list below it in UNets."""
+    """Return the block that a layer belongs to: the entry of a list, or in UNets of a list inside a level."""
     parts = path.split(".")
     if parts[0] in ("down_blocks", "up_blocks"):
         return ".".join(parts[:4])

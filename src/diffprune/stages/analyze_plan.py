@@ -5,7 +5,7 @@ from typing import Any
 
 from diffprune.errors import PlanError
 from diffprune.planning import Plan, read_plan
-from diffprune.reporting.figures import kept_by_group
+from diffprune.reporting.analysis_figures import kept_by_group
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 

@@ -22,7 +22,7 @@ from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.pipelines.predict import predict
 from diffprune.pipelines.prompts import files_of
 from diffprune.planning import allocate, check_patterns, score
-from diffprune.reporting.figures import error_by_ratio
+from diffprune.reporting.analysis_figures import error_by_ratio
 from diffprune.reporting.formats import block_of
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import atomic_write, read_json

@@ -13,7 +13,7 @@ from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.planning import Plan, read_plan
 from diffprune.pruning.surgery import prune_denoiser
-from diffprune.reporting.figures import quality_by_stage
+from diffprune.reporting.analysis_figures import quality_by_stage
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 from diffprune.sampling.image_folder import sample_to_folder

@@ -6,7 +6,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffprune.compute.device import pick_device
 from diffprune.data.digits import SIZE
@@ -15,10 +14,11 @@ from diffprune.errors import DataError, OptionError
 from diffprune.evaluation.clip_score import load_clip, with_prompts
 from diffprune.evaluation.digit_classifier import embed_all, load_classifier
 from diffprune.evaluation.frechet import frechet_distance
+from diffprune.evaluation.image_pairs import files_by_index, load_pairs, matched_pairs
 from diffprune.evaluation.inception_evaluation import NUM_CORRUPT, OF_INCEPTION, Work, comparison
 from diffprune.evaluation.inception_metrics import Numbers, Protocols, check_number
 from diffprune.evaluation.lpips import load_perceptual
-from diffprune.evaluation.paired_metrics import by_index, mse, pairs, psnr, ssim
+from diffprune.evaluation.paired_metrics import mse, psnr, ssim
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.prompts import read_prompts
@@ -91,7 +91,7 @@ def _belongs(name: str, metric: str) -> bool:
 
 
 def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
-    matched = pairs(Path(images), Path(reference), options.num)
+    matched = matched_pairs(Path(images), Path(reference), options.num)
     device = pick_device(options.device)
     functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
     protocols: Protocols = {}
@@ -104,7 +104,7 @@ def _pairs(images: str, reference: str, metrics: Sequence[str], options: Evaluat
         def look() -> Tensor:
             sums = torch.zeros(len(functions), dtype=torch.float64)
             for batch in rank_shard(_cut(matched, options.batch_size), options.device):
-                ours, theirs = (side.to(device) for side in _stacked(batch))
+                ours, theirs = (side.to(device) for side in load_pairs(batch))
                 for index, function in enumerate(functions.values()):
                     sums[index] += float(function(ours, theirs).double().sum())
             return sums
@@ -134,7 +134,7 @@ def _digits(images: str, reference: str, metrics: Sequence[str], options: Evalua
 def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
     assert options.prompts is not None
     texts = [prompt.text for prompt in read_prompts(options.prompts)]
-    matched = with_prompts(by_index(Path(images)), texts, options.num)
+    matched = with_prompts(files_by_index(Path(images)), texts, options.num)
     clip = load_clip(options.clip_model, pick_device(options.device))
 
     def work() -> tuple[Numbers, Protocols]:
@@ -155,14 +155,6 @@ def _prompts(images: str, reference: str, metrics: Sequence[str], options: Evalu
     return work
 
 
-def _stacked(batch: Sequence[tuple[Path, Path]]) -> tuple[Tensor, Tensor]:
-    first, second = ([_pixels(pair[side]) for pair in batch] for side in (0, 1))
-    for (a, b), left, right in zip(batch, first, second, strict=True):
-        if left.shape != right.shape:
-            raise DataError(f"{a} is {tuple(left.shape)} and {b} is {tuple(right.shape)}; pairs need one shape")
-    return torch.stack(first), torch.stack(second)
-
-
 def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
@@ -175,8 +167,3 @@ def _first(images: ImageSet, num: int | None) -> int:
 
 def _batches(images: ImageSet, num: int, size: int) -> list[Tensor]:
     return [torch.stack([images[i] for i in range(start, min(start + size, num))]) for start in range(0, num, size)]
-
-
-def _pixels(path: Path) -> Tensor:
-    pixels: Tensor = pil_to_tensor(load_image(path))
-    return pixels.float() / 255
