@@ -3,6 +3,7 @@
 import io
 import re
 from html import escape
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -20,7 +21,7 @@ _CSS_COLORS = {
     MUTED: "var(--muted)",
 }  # fmt: skip
 
-_PAGE_STYLE = {
+_PAGE_STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "diffprune", "font.size": 9,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": LINE, "xtick.color": INK, "ytick.color": INK,
     "xtick.labelcolor": INK, "ytick.labelcolor": INK, "grid.color": LINE, "axes.spines.top": False,
