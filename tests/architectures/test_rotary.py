@@ -73,7 +73,7 @@ def test_a_module_without_such_tables_is_refused(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "pruning.json").read_text())
     manifest["rotary_heads"]["proj_in"] = [0]
     (tmp_path / "pruning.json").write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match="proj_in: no attention with rotary tables"):
+    with pytest.raises(ManifestError, match="proj_in: not an attention with rotary tables"):
         diffprune.LTXVideoTransformer3DModel.from_pretrained(tmp_path)
 
 

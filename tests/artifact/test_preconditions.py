@@ -32,7 +32,7 @@ def flux() -> FluxTransformer2DModel:
     )  # fmt: skip
 
 
-def with_config_of_quantised() -> Any:
+def with_config_of_quantized() -> Any:
     config = {**flux().config, "quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     return FluxTransformer2DModel.from_config(config)
 
@@ -44,7 +44,7 @@ def with_weights_of_8_bits() -> Any:
     return model
 
 
-def with_layers_of_a_quantiser() -> Any:
+def with_layers_of_a_quantizer() -> Any:
     """A layer as bitsandbytes has it: a subclass of nn.Linear from its package."""
     model = flux()
     kind = type("Linear8bitLt", (nn.Linear,), {"__module__": "bitsandbytes.nn.modules"})
@@ -95,15 +95,15 @@ def cast_layer_by_layer() -> Any:
 
 
 UNSOUND: dict[str, tuple[Callable[[], Any], str, str]] = {
-    "quantised by its config": (with_config_of_quantised, "quantised: its config", "quantise the result"),
+    "quantized by its config": (with_config_of_quantized, "quantized: its config", "quantize the result"),
     "8-bit weights": (
         with_weights_of_8_bits,
-        "quantised: transformer_blocks.0.ff.net.2.weight",
+        "quantized: transformer_blocks.0.ff.net.2.weight",
         "prune the model in fp32",
     ),
-    "layers of a quantiser": (
-        with_layers_of_a_quantiser,
-        "quantised: transformer_blocks.1.ff.net.2",
+    "layers of a quantizer": (
+        with_layers_of_a_quantizer,
+        "quantized: transformer_blocks.1.ff.net.2",
         "prune the model",
     ),
     "compiled": (compiled_in_place, "compiled: the whole model", "compile the result"),
@@ -116,7 +116,7 @@ UNSOUND: dict[str, tuple[Callable[[], Any], str, str]] = {
         "shared: transformer_blocks.0.ff.net.2.weight and transformer_blocks.1.ff.net.2.weight",
         "copy.deepcopy",
     ),
-    "hooks": (cast_layer_by_layer, "offloaded, or changed by hooks", "load it anew"),
+    "hooks": (cast_layer_by_layer, "offloaded, or changed by hooks", "load it again"),
 }
 
 
@@ -165,7 +165,7 @@ def test_a_wrapped_denoiser_is_asked_for_bare() -> None:
     pipeline = tiny_pipeline()
     pipeline.unet = torch.compile(pipeline.unet, backend="eager")
     for model in (pipeline, pipeline.unet):
-        with pytest.raises(diffprune.ModelError, match=r"wrapped by torch.compile; give .*_orig_mod"):
+        with pytest.raises(diffprune.ModelError, match=r"wrapped by torch.compile; pass .*_orig_mod"):
             diffprune.plan(model, criterion="magnitude")
     wrapped = peft.get_peft_model(tiny_unet(), peft.LoraConfig(r=2, target_modules=["to_q"]))
     with pytest.raises(diffprune.ModelError, match="merge_and_unload"):
@@ -189,7 +189,7 @@ def test_an_offloaded_pipeline_is_asked_for_without_hooks() -> None:
 
 @pytest.mark.parametrize("method", ["bitsandbytes", "torchao", "quanto"])
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_quantised_folder_is_refused_from_the_command_line(
+def test_a_quantized_folder_is_refused_from_the_command_line(
     method: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "model"
@@ -199,7 +199,7 @@ def test_a_quantised_folder_is_refused_from_the_command_line(
     for command, model in (("plan", folder), ("prune", folder), ("plan", config)):
         assert main([command, str(model), "--criterion", "magnitude", "--out", str(tmp_path / "out")]) == 1
         message = capsys.readouterr().err
-        assert "quantise" in message
+        assert "quantize" in message
         assert "Traceback" not in message
         assert not (tmp_path / "out").exists()
 

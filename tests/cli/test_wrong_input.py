@@ -189,8 +189,8 @@ DAMAGED_MANIFESTS: dict[str, tuple[Callable[[dict], None], str]] = {
     "missing module": (set_width("mid_block.resnets.7", "in_channels", 8), "mid_block.resnets.7: no such module"),
     "not a width": (set_width("conv_in", "training", 1), "conv_in.training: not a width of a Conv2d"),
     "code in its place": (set_width("conv_in", "forward", 1), "conv_in.forward: not a width"),
-    "ragged norm groups": (set_width("conv_norm_out", "num_groups", 3), "cannot be normalised in 3 equal groups"),
-    "another class": (lambda m: m.update(class_name="UNet1DModel"), "describes a UNet1DModel"),
+    "ragged norm groups": (set_width("conv_norm_out", "num_groups", 3), "cannot be divided into 3 equal norm groups"),
+    "another class": (lambda m: m.update(class_name="UNet1DModel"), "is for a UNet1DModel"),
     "unknown part": (lambda m: m.update(hooks=[]), "hooks: no such option"),
     "widths that do not fit the weights": (set_width("conv_out", "in_channels", 4), "weights do not fit"),
 }

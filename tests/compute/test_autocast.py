@@ -129,5 +129,5 @@ def test_attention_that_is_not_trained_or_is_over_many_tokens_is_computed_in_bf1
     unet = tiny_unet()
     with torch.no_grad(), autocast_forward(BF16, unet, CPU), torch.autocast("cpu", torch.bfloat16):
         assert not isinstance(short_attention_in_fp32(), TorchFunctionMode)
-    monkeypatch.setattr(autocast, "FEW_TOKENS", 8 * 8 - 1)
+    monkeypatch.setattr(autocast, "MAX_SHORT_TOKENS", 8 * 8 - 1)
     assert gradients_and_attention(unet, keeps_activations=True)[1] == {torch.bfloat16}

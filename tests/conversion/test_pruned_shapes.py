@@ -125,7 +125,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
             ]
             and cut("mid_block.attentions.0.to_out.0.weight", slice(None), slice(20))(t)
         ),
-        r"mid_block\.attentions\.0: its 20 rows are no whole number of heads of 8; give their number with --heads",
+        r"mid_block\.attentions\.0: its 20 rows cannot be divided into heads of 8; give their number with --heads",
     ),
 }
 
@@ -142,7 +142,7 @@ def test_what_shapes_cannot_explain_is_named(case: str) -> None:
 
 def test_a_number_of_heads_that_does_not_divide_is_refused() -> None:
     stock, small = pruned("several heads")
-    with pytest.raises(ModelError, match=r"are no whole number of rows for each of 5 heads"):
+    with pytest.raises(ModelError, match=r"cannot be divided into rows for each of 5 heads"):
         from_shapes(small.state_dict(), stock, heads=5, source="w")
 
 

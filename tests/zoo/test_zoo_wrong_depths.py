@@ -127,7 +127,7 @@ def test_blocks_that_are_used_in_a_way_of_their_own_have_to_stay(
 ) -> None:
     whole = tiny_model(name, **dense)
     number = len(whole.get_submodule(path))
-    with pytest.raises(ValueError, match=f"{path}: block {index} of a {name} has to stay"):
+    with pytest.raises(ValueError, match=f"{path}: block {index} of a {name} cannot be removed"):
         keep_blocks(whole, {path: [i for i in range(number) if i != index]})
 
 

@@ -1,4 +1,4 @@
-"""The manifest `pruning.json`: what differs from the stock config, module by module, and where it came from."""
+"""The manifest `pruning.json`: widths and heads that differ from the stock config, and how they were pruned."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,11 +17,11 @@ from diffprune.artifact.slicing import (
     CONVOLUTIONS,
     WIDTH_ATTRIBUTES,
     WIDTHS,
-    fit_attention,
     layer_type,
     linear_below,
     number,
     set_number,
+    update_attention,
     width,
 )
 from diffprune.errors import ManifestError, ModelError
@@ -34,9 +34,9 @@ MANIFEST_NAME = "pruning.json"
 class Manifest(BaseModel):
     """Widths, heads and norm groups of a pruned denoiser where they differ from its stock config.
 
-    modules: module path -> attribute -> value, each at least 1 and at most the stock value.
-    rotary_heads: path of an attention -> the stock heads it kept, where its rotary tables are made for all of them.
-    provenance: one entry per pruning, oldest first; free-form facts for people.
+    modules: module path -> attribute -> value, from 1 to the stock value.
+    rotary_heads: path of an attention whose rotary tables hold all stock heads -> the stock heads that it kept.
+    provenance: one entry per pruning, oldest first; facts in free form.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,19 +48,21 @@ class Manifest(BaseModel):
     provenance: list[dict[str, Any]] = Field(default_factory=list)
 
     def to_json(self) -> str:
-        """The text of `pruning.json`."""
+        """Return the text of `pruning.json`."""
         return json.dumps(self.model_dump(), indent=1) + "\n"
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read and check a `pruning.json`; raises ManifestError that says what is wrong with it."""
+    """Read and validate a `pruning.json`; raise ManifestError with all mistakes."""
     try:
         value = read_json(path)
     except (OSError, ValueError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
-    found = value.get("format_version")
-    if not _is_int(found) or found != 1:
-        raise ManifestError(f"{path} has format version {found!r}, this diffprune reads version 1; upgrade diffprune")
+    format_version = value.get("format_version")
+    if not _is_int(format_version) or format_version != 1:
+        raise ManifestError(
+            f"{path} has format version {format_version!r}, this diffprune reads version 1; upgrade diffprune"
+        )
     try:
         return Manifest.model_validate(value)
     except ValidationError as error:
@@ -69,23 +71,23 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, Any]]) -> Manifest:
-    """Describe `model` by its difference to `stock`, a fresh model of the same config.
+    """Return the differences of `model` from `stock`, a fresh model of the same config.
 
-    Raises ModelError for a model that has other layers than its config says.
+    Raises ModelError if the model has other layers than its config describes.
     """
-    others = sorted({path for path, _ in model.named_modules()} ^ {path for path, _ in stock.named_modules()})
-    if others:
+    unexpected = sorted({path for path, _ in model.named_modules()} ^ {path for path, _ in stock.named_modules()})
+    if unexpected:
         raise ModelError(
-            f"{others[0]} and {len(others) - 1} more layers are not what the config of this {type(model).__name__} "
-            "describes, so that it could not be loaded again; save adapters by themselves (save_lora_adapter) or "
-            "fuse_lora() and unload_lora(); save before fuse_qkv_projections(); give shared layers a copy each"
+            f"{unexpected[0]} and {len(unexpected) - 1} more layers do not match the config of this "
+            f"{type(model).__name__}, which could not load them. Save adapters with save_lora_adapter, or call "
+            "fuse_lora() and unload_lora(); save before fuse_qkv_projections(); copy shared layers"
         )
     modules: dict[str, dict[str, int]] = {}
-    for (path, ours), theirs in zip(model.named_modules(), stock.modules(), strict=True):
+    for (path, module), stock_module in zip(model.named_modules(), stock.modules(), strict=True):
         changed = {
             name: value
-            for name in sorted(WIDTH_ATTRIBUTES & vars(ours).keys())
-            if (value := number(ours, name)) is not None and value != number(theirs, name)
+            for name in sorted(WIDTH_ATTRIBUTES & vars(module).keys())
+            if (value := number(module, name)) is not None and value != number(stock_module, name)
         }
         if changed:
             modules[path] = changed
@@ -94,13 +96,13 @@ def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, A
 
 
 def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
-    """Resize a stock `model` in place to what the manifest describes; resized weights are left uninitialised.
+    """Resize a stock `model` in place to the widths of the manifest; resized weights are not initialized.
 
-    Raises ManifestError, before anything is changed, for a path, attribute or size that cannot be.
+    Raises ManifestError, before any change, with every path, attribute and size that does not fit the model.
     """
-    mistakes = _mistakes(manifest.modules, model) or list(_rotary_mistakes(manifest, model))
+    mistakes = _width_mistakes(manifest.modules, model) or list(_rotary_mistakes(manifest, model))
     if manifest.class_name not in {kind.__name__ for kind in type(model).__mro__}:
-        mistakes.insert(0, f"it describes a {manifest.class_name}, the config a {type(model).__name__}")
+        mistakes.insert(0, f"the manifest is for a {manifest.class_name}, the config for a {type(model).__name__}")
     if mistakes:
         shown = "\n".join(f"  {m}" for m in mistakes[:10])
         more = f"\n  ... and {len(mistakes) - 10} more" if len(mistakes) > 10 else ""
@@ -114,60 +116,60 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
             _allocate(module, kind)
     for path, heads in manifest.rotary_heads.items():
         keep_rotary(model.get_submodule(path), heads)
-    fit_attention(model)
+    update_attention(model)
 
 
 def _rotary_mistakes(manifest: Manifest, model: nn.Module) -> Iterator[str]:
     known = dict(model.named_modules())
     for path, changes in manifest.modules.items():
         if "heads" in changes and path not in manifest.rotary_heads and spans_heads(known[path]):
-            yield f"{path}: its rotary tables are made for all heads; rotary_heads must name those it kept"
+            yield f"{path}: its rotary tables hold all stock heads; rotary_heads must list the heads it kept"
     for path, heads in manifest.rotary_heads.items():
         module = known.get(path)
         if module is None or not spans_heads(module):
-            yield f"{path}: no attention with rotary tables for all heads"
+            yield f"{path}: not an attention with rotary tables of all stock heads"
             continue
         stock = number(module, "heads") or 0
-        left = manifest.modules.get(path, {}).get("heads", stock)
-        if heads != sorted(set(heads)) or len(heads) != left or not all(0 <= head < stock for head in heads):
-            yield f"{path}: got rotary heads {heads}, expected {left} of 0 to {stock - 1}, ascending"
+        num_heads = manifest.modules.get(path, {}).get("heads", stock)
+        if heads != sorted(set(heads)) or len(heads) != num_heads or not all(0 <= head < stock for head in heads):
+            yield f"{path}: got rotary heads {heads}, expected {num_heads} of 0 to {stock - 1}, ascending"
 
 
-def _mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> list[str]:
-    found = []
+def _width_mistakes(modules: Mapping[str, Mapping[str, int]], model: nn.Module) -> list[str]:
+    mistakes = []
     known = dict(model.named_modules())
     for path, changes in modules.items():
         if path not in known:
-            found.append(f"{path}: no such module")
+            mistakes.append(f"{path}: no such module")
             continue
         module = known[path]
         for name, value in changes.items():
             stock = number(module, name)
             if name not in WIDTH_ATTRIBUTES or stock is None:
-                found.append(f"{path}.{name}: not a width of a {type(module).__name__}")
+                mistakes.append(f"{path}.{name}: not a width of a {type(module).__name__}")
             elif not 1 <= value <= stock:
-                found.append(f"{path}.{name}: got {value}, expected 1 to {stock} (the stock width)")
+                mistakes.append(f"{path}.{name}: got {value}, expected 1 to {stock} (the stock width)")
         channels = changes.get("num_channels", getattr(module, "num_channels", None))
         groups = changes.get("num_groups", getattr(module, "num_groups", None))
         if isinstance(module, nn.GroupNorm) and groups and channels and channels % groups:
-            found.append(f"{path}: {channels} channels cannot be normalised in {groups} equal groups")
-    return found or [mistake for path in known for mistake in _disagreements(path, known, modules)]
+            mistakes.append(f"{path}: {channels} channels cannot be divided into {groups} equal norm groups")
+    return mistakes or [mistake for path in known for mistake in _disagreements(path, known, modules)]
 
 
 def _disagreements(
     path: str, known: Mapping[str, nn.Module], modules: Mapping[str, Mapping[str, int]]
 ) -> Iterator[str]:
-    """Attributes of one module that repeat a width in the stock model but would not after the changes."""
+    """Yield the attributes of a module that repeat a layer's width in the stock model, but not after the changes."""
     module = known[path]
     for attribute, (below, dim) in MIRRORS.get(type(module).__name__, {}).items():
         layer = known.get(f"{path}.{below}")
         kind = None if layer is None else layer_type(layer)
         if layer is None or kind is None or number(module, attribute) != width(layer, dim):
             continue
-        told = modules.get(path, {}).get(attribute, width(layer, dim))
-        there = modules.get(f"{path}.{below}", {}).get(WIDTHS[kind][dim], width(layer, dim))
-        if told != there:
-            yield f"{path}.{attribute}: got {told}, expected {there} (the width of {below})"
+        mirrored = modules.get(path, {}).get(attribute, width(layer, dim))
+        actual = modules.get(f"{path}.{below}", {}).get(WIDTHS[kind][dim], width(layer, dim))
+        if mirrored != actual:
+            yield f"{path}.{attribute}: got {mirrored}, expected {actual} (the width of {below})"
     queries = linear_below(module, "to_q")
     for attribute in HEADS if queries is not None else ():
         stock_heads = number(module, attribute) or 1
@@ -175,7 +177,7 @@ def _disagreements(
             rows = modules.get(f"{path}.to_q", {}).get("out_features", queries.out_features)
             heads = modules.get(path, {}).get(attribute, stock_heads)
             if rows % heads:
-                yield f"{path}.{attribute}: got {heads} heads, to_q has {rows} rows, which are not {heads} equal heads"
+                yield f"{path}.{attribute}: got {heads} heads; the {rows} rows of to_q are not a multiple of {heads}"
 
 
 def _allocate(module: nn.Module, kind: type[nn.Module]) -> None:

@@ -1,8 +1,7 @@
-"""Make diffusers accept `diffprune` as a library of pipeline components, in whichever order both are imported.
+"""Register `diffprune` with diffusers as a library of pipeline components, in either order of import.
 
-diffusers' hub download checks the library names of `model_index.json` against a table before anything is
-loaded. The entry is made when diffusers' loading module is imported; this module itself imports neither
-diffusers nor torch.
+diffusers checks the library names in `model_index.json` against a table before it downloads or loads anything.
+An import hook adds the entry when diffusers is imported: this module imports neither diffusers nor torch.
 """
 
 import importlib.util
@@ -17,7 +16,7 @@ _ENTRY = {"ModelMixin": ["save_pretrained", "from_pretrained"]}
 
 
 def register_with_diffusers() -> None:
-    """Add diffprune to diffusers' table now, or as soon as diffusers is imported."""
+    """Add diffprune to diffusers' table, now or when diffusers is imported."""
     module = sys.modules.get(_TABLE_MODULE)
     if module is not None:
         _register(module)

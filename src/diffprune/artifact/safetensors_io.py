@@ -1,7 +1,7 @@
-"""Weights of a folder, a tensor at a time: what its safetensors hold, and files of the same kind written in one pass.
+"""Read and write the safetensors of a folder with one tensor in memory at a time.
 
-The format is safetensors' own (https://github.com/huggingface/safetensors), whose writer takes all tensors of a file
-at once. Sizes and names of shards, and their index, are those of `save_pretrained`.
+Format: https://github.com/huggingface/safetensors, whose own writer needs all tensors of a file at once. Shard sizes,
+shard names and the index are those of `save_pretrained`.
 """
 
 import json
@@ -19,46 +19,46 @@ from diffprune.runs.atomic_files import atomic_write
 
 NAME = "diffusion_pytorch_model"
 MAX_SHARD_SIZE = "10GB"
-"""That of `save_pretrained`."""
+"""The default of `save_pretrained`."""
 
 FLOATING = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 _CODES = {dtype: code for code, dtype in FLOATING.items()}
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A tensor in a file. dtype: as safetensors calls it."""
+class StoredTensor:
+    """Location of a tensor in a safetensors file. dtype: the code of safetensors, such as "BF16"."""
 
     path: Path
     dtype: str
     shape: tuple[int, ...]
 
 
-def stored_tensors(folder: Path) -> dict[str, Stored]:
-    """Name -> tensor of a folder's safetensors, from their headers alone.
+def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Return name -> stored tensor of a folder's safetensors; reads their headers only.
 
-    Of a folder that holds variants (`model.fp16.safetensors`), the files without one count, as they are what is loaded.
+    Ignores files of variants (`model.fp16.safetensors`), which diffusers does not load by default.
     """
-    found: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if "." not in path.stem:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118
                     part = file.get_slice(name)
-                    found[name] = Stored(path, part.get_dtype(), tuple(part.get_shape()))
-    return found
+                    tensors[name] = StoredTensor(path, part.get_dtype(), tuple(part.get_shape()))
+    return tensors
 
 
-def read_tensor(name: str, stored: Stored) -> Tensor:
-    """One tensor, in a memory map that lasts as long as it does: what is not looked at is not read."""
+def read_tensor(name: str, stored: StoredTensor) -> Tensor:
+    """Return one tensor as a view of the memory-mapped file: only accessed pages are read from disk."""
     with safe_open(stored.path, framework="pt") as file:
         return cast(Tensor, file.get_tensor(name))
 
 
 def write_shards(folder: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:
-    """Write weights as `save_pretrained` does, but holding one tensor at a time.
+    """Write the files of `save_pretrained` with one tensor in memory at a time.
 
-    tensors: name -> shape and floating-point dtype, on the meta device. value: name -> the tensor itself.
+    tensors: name -> tensor on the meta device, with shape and floating-point dtype. value: name -> tensor with values.
     """
     split = split_torch_state_dict_into_shards(
         dict(tensors), filename_pattern=f"{NAME}{{suffix}}.safetensors", max_shard_size=MAX_SHARD_SIZE
@@ -71,7 +71,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Tensor], value: Callable[[s
 
 
 def _write_file(path: Path, tensors: Mapping[str, Tensor], value: Callable[[str], Tensor]) -> None:
-    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # so that all lie aligned
+    names = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # keeps every tensor aligned
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:

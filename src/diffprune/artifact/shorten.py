@@ -1,4 +1,4 @@
-"""The smaller model of a stock config that is left of a denoiser without some of its blocks."""
+"""Remove whole blocks from a denoiser: build the same class from a config with fewer blocks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -11,26 +11,27 @@ from diffprune.artifact.manifest import apply_manifest, manifest_of
 from diffprune.artifact.pruned_classes import empty_model, stock_class, stock_model
 
 Moves = Mapping[str, str | None]
-"""Path of a module -> where it is after blocks have gone; None for one that is gone."""
+"""Path of a module -> its path after blocks were removed; None for a removed module."""
 
 
 def keep_blocks(denoiser: ModelMixin, kept: Mapping[str, Sequence[int]]) -> ModelMixin:
-    """The denoiser with only the kept blocks of the named lists, its weights shared; `denoiser` is untouched.
+    """Return a denoiser with the kept blocks only; it shares its weights with `denoiser`, which does not change.
 
-    kept: name of a list -> indices, ascending. The result is built from the stock config with fewer blocks, so that it
-    is a stock model where no widths were pruned. Raises ValueError for a block that has to stay.
+    kept: name of a block list -> indices, ascending. Lists that are not in it keep all blocks.
+    The result is built from the stock config with fewer blocks: it is a stock model if no widths were pruned.
+    Raises ValueError for a block that cannot be removed.
     """
     config: dict[str, Any] = {**cast(Any, denoiser).config}
-    config.pop("_use_default_values", None)  # names entries that diffusers would set back to their defaults
+    config.pop("_use_default_values", None)  # diffusers would reset the entries that it lists to their defaults
     moved = moves(denoiser, kept)
     for blocks in block_lists(denoiser):
         if blocks.name not in kept:
             continue
         indices = kept[blocks.name]
-        lacking = blocks.fixed - {*indices}
-        if lacking or not (indices or blocks.may_empty):
+        missing = blocks.fixed - {*indices}
+        if missing or not (indices or blocks.may_empty):
             raise ValueError(
-                f"{blocks.name}: block {min(lacking, default=0)} of a {type(denoiser).__name__} has to stay"
+                f"{blocks.name}: block {min(missing, default=0)} of a {type(denoiser).__name__} cannot be removed"
             )
         config |= blocks.shorter(config, indices)
     widths = manifest_of(denoiser, stock_model(denoiser), [])
@@ -41,38 +42,38 @@ def keep_blocks(denoiser: ModelMixin, kept: Mapping[str, Sequence[int]]) -> Mode
     fresh.load_state_dict(_renamed(denoiser.state_dict(), moved), assign=True)
     device = next(denoiser.parameters()).device
     if device.type != "meta":
-        cast(nn.Module, fresh).to(device)  # the tables: the weights are there
+        cast(nn.Module, fresh).to(device)  # buffers; the shared weights are on it already
     return fresh.train(denoiser.training)
 
 
 def moves(denoiser: nn.Module, kept: Mapping[str, Sequence[int]]) -> Moves:
-    """What moves and what is gone when only the kept blocks of the named lists remain: name -> indices."""
-    gone = {
+    """Return the new path of every module that moves or is removed. kept: name of a block list -> indices."""
+    removed = {
         path
-        for found in block_lists(denoiser)
-        if found.name in kept
-        for index, unit in enumerate(found.units)
-        if index not in kept[found.name]
+        for blocks in block_lists(denoiser)
+        if blocks.name in kept
+        for index, unit in enumerate(blocks.units)
+        if index not in kept[blocks.name]
         for path in unit
     }
-    moved: dict[str, str | None] = dict.fromkeys(gone)
-    for parent in {path.rpartition(".")[0] for path in gone}:
+    moved: dict[str, str | None] = dict.fromkeys(removed)
+    for parent in {path.rpartition(".")[0] for path in removed}:
         modules = denoiser.get_submodule(parent)
         if isinstance(modules, nn.ModuleList):
-            left = [path for i in range(len(modules)) if (path := f"{parent}.{i}") not in gone]
-            moved |= {path: f"{parent}.{position}" for position, path in enumerate(left)}
+            remaining = [path for i in range(len(modules)) if (path := f"{parent}.{i}") not in removed]
+            moved |= {path: f"{parent}.{position}" for position, path in enumerate(remaining)}
     return moved
 
 
 def path_after(path: str, moved: Moves) -> str | None:
-    """Where a module or parameter is after blocks have moved up; None when its block is gone."""
+    """Return the path of a module or parameter after blocks were removed; None if its own block was."""
     end = -1
     while end < len(path):
         end = path.find(".", end + 1)
         end = len(path) if end == -1 else end
         if path[:end] in moved:
-            place = moved[path[:end]]
-            return None if place is None else place + path[end:]
+            new = moved[path[:end]]
+            return None if new is None else new + path[end:]
     return path
 
 

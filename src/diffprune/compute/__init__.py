@@ -1,1 +1,1 @@
-"""Where and how things are computed: device, precision, placement, cost."""
+"""Where and how a denoiser is computed: device, offload, precision, costs."""

@@ -1,4 +1,4 @@
-"""The precision that denoisers compute in, chosen by device: bf16 by autocast where the device has units for it."""
+"""Autocast dtype of a denoiser: bf16 on devices with native bf16 units, fp32 elsewhere, or as the user chose."""
 
 import functools
 from collections.abc import Iterator
@@ -17,40 +17,40 @@ from diffprune.options.option_set import PrecisionOptions
 Set = TypeVar("Set", bound=PrecisionOptions)
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
-"""Names, among the capabilities that torch tells of a CPU, of instructions that multiply in bf16."""
+"""Capabilities of a CPU, as torch names them, that multiply in bf16."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-"""Precisions that autocast multiplies in."""
+"""Autocast dtype of each value of `mixed_precision` except `no`."""
 
-FEW_TOKENS = 128
-"""Queries and keys up to which attention is trained in fp32 on CPUs."""
+MAX_SHORT_TOKENS = 128
+"""Largest number of queries and of keys for which attention is trained in fp32 on CPUs."""
 
 
 def resolve_precision(options: Set) -> Set:
-    """The options as they are recorded, with `auto` settled: bf16 where the device is fast in it."""
+    """Return the options with `mixed_precision` resolved: `auto` is bf16 if the device has bf16 units, else `no`."""
     return options.model_copy(update={"mixed_precision": _precision_on(pick_device(options.device), options)})
 
 
 def _precision_on(device: torch.device, options: PrecisionOptions) -> str:
-    """What is computed in on a device, where `auto` leaves it to that."""
+    """Return the resolved `mixed_precision` on a device."""
     if options.mixed_precision != "auto":
         return options.mixed_precision
     return "bf16" if is_fast_in_bf16(device) else "no"
 
 
 def is_fast_in_bf16(device: torch.device) -> bool:
-    """Whether a device has units for bf16: GPUs of compute capability 8.0 and above, CPUs with AVX512-BF16 or AMX."""
+    """Return whether a device has bf16 units: GPUs from compute capability 8.0, CPUs with AVX512-BF16 or AMX."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    told: Any = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and any(bool(told.get(name)) for name in BF16_UNITS)
+    capabilities: Any = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and any(bool(capabilities.get(name)) for name in BF16_UNITS)
 
 
 def short_attention_in_fp32() -> AbstractContextManager[Any]:
-    """To be entered inside of autocast: what is trained on a CPU computes attention over few tokens in fp32.
+    """Compute attention over at most `MAX_SHORT_TOKENS` tokens in fp32 when training on a CPU; enter inside autocast.
 
-    torch's backward pass of it in bf16 takes up to nine times as long; beyond `FEW_TOKENS` the two are near
-    each other, or bf16 ahead.
+    torch's backward pass of short attention in bf16 takes up to nine times as long as in fp32. For longer sequences
+    the two are close, or bf16 is faster.
     """
     return _ShortAttentionInFp32() if _trains_under_autocast() else nullcontext()
 
@@ -69,7 +69,7 @@ class _ShortAttentionInFp32(TorchFunctionMode):
 
 
 def _is_short(query: Tensor, key: Tensor, *rest: Any, **more: Any) -> bool:
-    return max(query.shape[-2], key.shape[-2]) <= FEW_TOKENS
+    return max(query.shape[-2], key.shape[-2]) <= MAX_SHORT_TOKENS
 
 
 def _in_fp32(value: Any) -> Any:
@@ -78,10 +78,10 @@ def _in_fp32(value: Any) -> Any:
 
 @contextmanager
 def autocast_forward(options: PrecisionOptions, denoiser: nn.Module, device: torch.device) -> Iterator[None]:
-    """Forward passes of a denoiser compute in the precision asked for while it lasts, whoever calls them.
+    """Run every forward pass of a denoiser under autocast, whoever calls it; weights, gradients and output are fp32.
 
-    device: where they compute, wherever the weights wait. With `bf16` products are computed in it by autocast; weights,
-    their gradients and the output are fp32. (`fp16`, of training alone, is timed so; its losses are scaled elsewhere.)
+    device: the device that computes, also when the weights are offloaded from it. `fp16` is for training only: the
+    trainer scales its losses, and this function is used to time it.
     """
     precision = _precision_on(device, options)
     if precision == "no":

@@ -1,8 +1,9 @@
-"""What a denoiser costs: parameters, multiply-accumulates, and time on the clock."""
+"""Costs of a denoiser: parameters, multiply-accumulates, and measured latency."""
 
 import contextlib
 import copy
 import io
+import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -14,7 +15,6 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, flex_attention, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 from diffprune.architectures.example_inputs.derived_inputs import Inputs
@@ -22,21 +22,21 @@ from diffprune.architectures.families import family_of
 from diffprune.artifact.slicing import is_weighted, on_meta
 
 _ATTENTION_OPS = ("attention", "bmm")
-"""Operators that multiply two activations; on the meta device attention runs as two batched products."""
+"""Operators that multiply two activations; on the meta device attention runs as two batched matrix products."""
 
-_WARM_UP = 5
-"""Passes before the first timed one: libraries choose and cache kernels per shape."""
+_WARM_UP_PASSES = 5
+"""Untimed passes: libraries choose and cache kernels per shape."""
 
 MIN_RUN_TIME_S = 1.0
-"""How long passes are timed for their median."""
+"""Minimum total time of the timed passes."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters, and multiply-accumulates of one forward pass of one image.
+    """Number of parameters, and of multiply-accumulates (MACs) in one forward pass of one image.
 
-    macs: torch-pruning's count of layers, which the published figures follow.
-    attention_macs: the two products of each attention (q k^T and weights v), which that count leaves out.
+    macs: MACs of the layers as torch-pruning counts them; published figures use this count.
+    attention_macs: MACs of q k^T and of weights times v in each attention, which that count omits.
     """
 
     params: int
@@ -44,34 +44,34 @@ class Cost:
     attention_macs: int
 
     def as_dict(self) -> dict[str, int]:
-        """The fields as a plain dict."""
+        """Return the fields as a plain dict."""
         return asdict(self)
 
 
 def cost_of(denoiser: nn.Module) -> Cost:
-    """Count on a copy on the meta device: no weights are needed and nothing is computed."""
-    return _counted(denoiser)[0]
+    """Count parameters and MACs on a copy on the meta device, without weights or computation."""
+    return _count_without_values(denoiser)[0]
 
 
 def macs_by_layer(denoiser: nn.Module) -> dict[str, int]:
-    """MACs of each layer that the count knows, by path; together they are `Cost.macs`."""
-    return _counted(denoiser)[1]
+    """Return the MACs of each counted layer, by path; their sum is `Cost.macs`."""
+    return _count_without_values(denoiser)[1]
 
 
-def _counted(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
+def _count_without_values(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
     try:
         shadow = on_meta(denoiser).eval().requires_grad_(False)
         return _count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
-    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
+    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass reads values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
-        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
+        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # the counter knows its batched products
             return _count(shadow, inputs)
 
 
 def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
     for layer in model.modules():
-        if isinstance(layer, nn.Linear):  # torch-pruning's counting looks at the first argument only
+        if isinstance(layer, nn.Linear):  # torch-pruning's counter reads positional arguments only
             layer.register_forward_pre_hook(lambda _, args, named: ((*args, *named.values()), {}), with_kwargs=True)
     with contextlib.redirect_stdout(io.StringIO()), _dense_flex_attention():
         macs, params, by_module, _ = torch_pruning.utils.count_ops_and_params(model, inputs, layer_wise=True)
@@ -87,7 +87,7 @@ def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
 
 @contextlib.contextmanager
 def _dense_flex_attention() -> Iterator[None]:
-    """Count torch's flexible attention as if no block of it were left out: it runs on no device without values."""
+    """Replace flex attention by dense attention, to count it: it does not run on the meta device."""
     module: Any = flex_attention
     original = module.flex_attention
 
@@ -102,60 +102,60 @@ def _dense_flex_attention() -> Iterator[None]:
 
 
 class WithoutValues(TorchDispatchMode):
-    """Computes no floating-point values: zeros of the right shape, which take no memory, stand for them.
+    """Replace every floating-point result by expanded zeros of the same shape, which take no memory or time.
 
-    Whole numbers and truth values are computed, of zeros where they come from floats: forward passes look at them.
+    Integers and booleans are computed, because forward passes read them; those computed from floats see zeros.
     """
 
     def __init__(self) -> None:
         cast(Any, super()).__init__()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run operators that give whole numbers, or no new tensor, as they are; of all others only the shapes."""
-        given = kwargs or {}
+        """Run operators that return integers or views; infer only the output shapes of all others."""
+        kwargs = kwargs or {}
         if func._schema.is_mutable:
-            return args[0] if _is_stand_in(args[0]) else func(*args, **given)
+            return args[0] if _is_expanded_zero(args[0]) else func(*args, **kwargs)
         if any(result.alias_info is not None for result in func._schema.returns):
             try:
-                return func(*args, **given)
-            except RuntimeError:  # a view that wants real strides
-                return func(*tree_map(lambda v: v.contiguous() if _is_stand_in(v) else v, args), **given)
+                return func(*args, **kwargs)
+            except RuntimeError:  # a view that needs real strides
+                return func(*tree_map(lambda v: v.contiguous() if _is_expanded_zero(v) else v, args), **kwargs)
         try:
-            there = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, given))
-            shapes = func(*there[0], **there[1])
+            meta_args, meta_kwargs = tree_map(lambda v: v.to("meta") if isinstance(v, Tensor) else v, (args, kwargs))
+            shapes = func(*meta_args, **meta_kwargs)
         except (NotImplementedError, RuntimeError):  # the shape depends on values
-            return func(*args, **given)
+            return func(*args, **kwargs)
         if not all(isinstance(v, Tensor) and v.is_meta and v.is_floating_point() for v in tree_leaves(shapes)):
-            return func(*args, **given)
+            return func(*args, **kwargs)
         return tree_map(lambda v: torch.zeros((), dtype=v.dtype).expand(v.shape), shapes)
 
 
-def _is_stand_in(value: Any) -> bool:
-    """Whether a tensor is one zero that stands for many."""
+def _is_expanded_zero(value: Any) -> bool:
+    """Return whether a tensor is a single value expanded to a shape."""
     return isinstance(value, Tensor) and value.numel() > 1 and not any(value.stride())
 
 
 def _with_zeros(model: nn.Module) -> nn.Module:
-    """A copy on the CPU: weights of products on the meta device, other parameters zero, buffers real."""
-    left_out = {id(layer.weight) for layer in model.modules() if is_weighted(layer)}
+    """Return a copy with weights of layers on the meta device, zeros as other parameters, and real buffers."""
+    weights = {id(layer.weight) for layer in model.modules() if is_weighted(layer)}
     shadows = {
-        id(p): nn.Parameter(torch.zeros(p.shape, device="meta" if id(p) in left_out else "cpu"), requires_grad=False)
+        id(p): nn.Parameter(torch.zeros(p.shape, device="meta" if id(p) in weights else "cpu"), requires_grad=False)
         for p in model.parameters()
     }
     return copy.deepcopy(model, dict(shadows))
 
 
 def latency_ms(denoiser: nn.Module, *, batch_size: int = 1) -> float:
-    """Median time of one forward pass in milliseconds, on the model's device and in its dtype."""
+    """Measure the median time of one forward pass in milliseconds, on the model's device and in its dtype."""
     parameter = next(denoiser.parameters())
     inputs = family_of(denoiser).example_inputs(denoiser, batch_size, parameter.device)
     inputs = tree_map(lambda v: v.to(parameter.dtype) if torch.is_tensor(v) and v.is_floating_point() else v, inputs)
     was_training = denoiser.training
     denoiser.eval()
     with torch.no_grad():
-        for _ in range(_WARM_UP):
+        for _ in range(_WARM_UP_PASSES):
             denoiser(**inputs)
-        timer = Timer(
+        timer = _benchmark().Timer(
             "denoiser(**inputs)",
             globals={"denoiser": denoiser, "inputs": inputs},
             num_threads=torch.get_num_threads(),
@@ -163,3 +163,18 @@ def latency_ms(denoiser: nn.Module, *, batch_size: int = 1) -> float:
         measured = timer.blocked_autorange(min_run_time=MIN_RUN_TIME_S)
     denoiser.train(was_training)
     return float(measured.median * 1e3)
+
+
+def _benchmark() -> Any:
+    """Import torch.utils.benchmark when it is needed, without its warning about a missing CUDA runtime.
+
+    It imports torch.utils.cpp_extension, which warns on machines that have the CUDA toolkit but no CUDA device.
+    """
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        from torch.utils import benchmark
+    finally:
+        logger.setLevel(level)
+    return benchmark

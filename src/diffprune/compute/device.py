@@ -1,4 +1,4 @@
-"""The torch device that a name stands for."""
+"""Resolve the `device` option to a torch device."""
 
 import torch
 
@@ -6,15 +6,18 @@ from diffprune.errors import ModelError
 
 
 def pick_device(name: str) -> torch.device:
-    """Resolve a device option: `auto` is CUDA, then MPS, then CPU."""
+    """Return the torch device of that name; `auto` is CUDA, then MPS, then CPU.
+
+    Raises ModelError for a device that torch cannot use on this machine, and for `meta`.
+    """
     if name != "auto":
         try:
             device = torch.device(name)
             torch.empty(0, device=device)
         except (RuntimeError, AssertionError) as error:
-            raise ModelError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+            raise ModelError(f"device {name!r} is not available: {str(error).splitlines()[0]}") from error
         if device.type == "meta":
-            raise ModelError("device 'meta' holds no values; give one that computes, such as cpu or cuda")
+            raise ModelError("device 'meta' is not supported: it computes no values; use one such as cpu or cuda")
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

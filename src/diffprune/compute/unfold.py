@@ -1,4 +1,4 @@
-"""What a layer's output depends on, position by position: rows of a least-squares problem."""
+"""Unfold a layer's input into the rows of a least-squares problem, one row per sampled output position."""
 
 import math
 from dataclasses import dataclass
@@ -12,54 +12,57 @@ from diffprune.artifact.slicing import CONVOLUTIONS
 
 
 @dataclass(frozen=True)
-class Places:
-    """Sampled positions of a layer's output: entry of the first dimension and flat position within it, (rows,) each."""
+class OutputPositions:
+    """Sampled positions of a layer's output: index in the first dimension and flat position in it, (rows,) each."""
 
     entries: Tensor
     positions: Tensor
 
 
 def is_supported(layer: nn.Module) -> bool:
-    """Whether a layer is a linear function of windows that are known here."""
+    """Return whether `inputs_at` supports a layer: linear layers, and convolutions padded with zeros by numbers."""
     if isinstance(layer, CONVOLUTIONS):
         return layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
     return isinstance(layer, nn.Linear)
 
 
-def draw_places(layer: nn.Module, x: Tensor, per_entry: int, generator: torch.Generator) -> Places:
-    """At most `per_entry` different positions for each entry of an output's first dimension, all where there are fewer.
+def sample_positions(layer: nn.Module, x: Tensor, per_entry: int, generator: torch.Generator) -> OutputPositions:
+    """Draw up to `per_entry` distinct positions for each entry of the output's first dimension.
 
-    x: the layer's input, (N, C, ...) of a convolution, (N, ..., C) of a linear layer.
+    x: the layer's input, (N, C, ...) for a convolution, (N, ..., C) for a linear layer.
     """
     num = math.prod(
         _windows(layer, x).shape[2 : 2 + len(layer.kernel_size)] if isinstance(layer, CONVOLUTIONS) else x.shape[1:-1]
     )
-    taken = min(num, per_entry)
-    order = torch.rand(len(x), num, generator=generator).argsort(1)[:, :taken]
-    entries = torch.arange(len(x)).repeat_interleave(taken)
-    return Places(entries.to(x.device), order.flatten().to(x.device))
+    num_drawn = min(num, per_entry)
+    order = torch.rand(len(x), num, generator=generator).argsort(1)[:, :num_drawn]
+    entries = torch.arange(len(x)).repeat_interleave(num_drawn)
+    return OutputPositions(entries.to(x.device), order.flatten().to(x.device))
 
 
-def outputs_at(layer: nn.Module, output: Tensor, places: Places) -> Tensor:
-    """A layer's output at the sampled positions: (rows, C)."""
+def outputs_at(layer: nn.Module, output: Tensor, sampled: OutputPositions) -> Tensor:
+    """Return a layer's output at the sampled positions, (rows, C)."""
     if isinstance(layer, CONVOLUTIONS):
-        return output.flatten(2)[places.entries, :, places.positions]
-    return output.reshape(len(output), -1, output.shape[-1])[places.entries, places.positions]
+        return output.flatten(2)[sampled.entries, :, sampled.positions]
+    return output.reshape(len(output), -1, output.shape[-1])[sampled.entries, sampled.positions]
 
 
-def inputs_at(layer: nn.Module, x: Tensor, places: Places) -> Tensor:
-    """What the layer's output at the sampled positions depends on, as its weight has it: (rows, groups, d)."""
+def inputs_at(layer: nn.Module, x: Tensor, sampled: OutputPositions) -> Tensor:
+    """Return the inputs that the output depends on at the sampled positions, (rows, groups, d).
+
+    groups: of a grouped convolution, else 1. d: number of inputs of one output, in the order of the flattened weight.
+    """
     if not isinstance(layer, CONVOLUTIONS):
-        return x.reshape(len(x), -1, x.shape[-1])[places.entries, places.positions][:, None]
+        return x.reshape(len(x), -1, x.shape[-1])[sampled.entries, sampled.positions][:, None]
     windows = _windows(layer, x)
-    where = torch.unravel_index(places.positions, windows.shape[2 : 2 + len(layer.kernel_size)])
-    at: tuple[Any, ...] = (places.entries, slice(None), *where)
-    rows = windows[at]
+    coordinates = torch.unravel_index(sampled.positions, windows.shape[2 : 2 + len(layer.kernel_size)])
+    index: tuple[Any, ...] = (sampled.entries, slice(None), *coordinates)
+    rows = windows[index]
     return rows.reshape(len(rows), layer.groups, -1)
 
 
 def _windows(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor) -> Tensor:
-    """A view (N, C, positions ..., kernel ...) of a convolution's padded input."""
+    """Return a view (N, C, positions ..., kernel ...) of a convolution's padded input."""
     assert not isinstance(layer.padding, str)
     windows = functional.pad(x, [side for padding in reversed(layer.padding) for side in (padding, padding)])
     for axis, (size, step, spread) in enumerate(zip(layer.kernel_size, layer.stride, layer.dilation, strict=True), 2):

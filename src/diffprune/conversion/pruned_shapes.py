@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from diffprune.architectures.families import Dim, family_of
 from diffprune.artifact.manifest import apply_manifest, manifest_of
 from diffprune.artifact.pruned_classes import pruned_class, stock_class, stock_model
-from diffprune.artifact.slicing import AXES, WIDTHS, follow_widths, layer_type, on_meta
+from diffprune.artifact.slicing import AXES, WIDTHS, layer_type, on_meta, update_widths
 from diffprune.conversion.exact_loading import filled, mismatches, shapes_of, shown
 from diffprune.conversion.state_dicts import some
 from diffprune.errors import ManifestError, ModelError
@@ -34,7 +34,7 @@ def from_shapes(tensors: Mapping[str, Tensor], original: ModelMixin, *, heads: i
     if wrong:
         raise ModelError(f"{len(wrong)} modules cannot be explained by narrower layers: " + some(wrong))
     try:
-        follow_widths(stock, small, heads=heads)
+        update_widths(stock, small, heads=heads)
         manifest = manifest_of(small, stock, [])
         apply_manifest(manifest, stock_model(original))
     except ValueError as error:

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprune.artifact.slicing import Place
+from diffprune.artifact.slicing import LayerDim
 
-Take = Callable[[Place, Tensor, Tensor], None]
+Take = Callable[[LayerDim, Tensor, Tensor], None]
 """Called with a place, the values there and their gradient."""
 
 
@@ -35,24 +35,24 @@ class _Tap(torch.autograd.Function):
 
 
 @contextmanager
-def hooked_activations(denoiser: nn.Module, places: Sequence[Place], take: Take) -> Iterator[None]:
+def hooked_activations(denoiser: nn.Module, places: Sequence[LayerDim], take: Take) -> Iterator[None]:
     """While it lasts, backward passes hand the values and gradients at places to `take`; parameters get no gradient."""
     root = torch.zeros((), requires_grad=True)
     wanted = [(parameter, parameter.requires_grad) for parameter in denoiser.parameters()]
 
-    def tap(place: Place, values: Any) -> Any:
+    def tap(place: LayerDim, values: Any) -> Any:
         if not values.is_floating_point():
             return values
 
         return cast(Any, _Tap).apply(values, root, partial(take, place))
 
-    def before(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], place: Place) -> Any:
+    def before(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], place: LayerDim) -> Any:
         if inputs:
             return (tap(place, inputs[0]), *inputs[1:]), named
         name, values = next(iter(named.items()))
         return (), {**named, name: tap(place, values)}
 
-    def behind(layer: nn.Module, inputs: Any, output: Any, place: Place) -> Any:
+    def behind(layer: nn.Module, inputs: Any, output: Any, place: LayerDim) -> Any:
         return tap(place, output)
 
     handles = []

@@ -8,9 +8,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprune.artifact.slicing import Place, channel_axis
+from diffprune.artifact.slicing import LayerDim, channel_axis
 from diffprune.calibration.calibration_set import Calibration
-from diffprune.compute.unfold import draw_places, inputs_at, is_supported
+from diffprune.compute.unfold import inputs_at, is_supported, sample_positions
 from diffprune.criteria.activation_hooks import hooked_activations
 from diffprune.criteria.score_pass import needed, spaced_timesteps
 from diffprune.criteria.scores import Scores
@@ -116,17 +116,17 @@ def _collect(
         zeros(f"{path} sensitivity", len(layers[path].weight))
         zeros(f"{path} num")
 
-    def take(place: Place, values: Tensor, gradient: Tensor) -> None:
+    def take(place: LayerDim, values: Tensor, gradient: Tensor) -> None:
         path, layer = place[0], layers[place[0]]
         if place[1] == "in":
-            rows = inputs_at(layer, values, draw_places(layer, values, PER_IMAGE, generator))[:, 0]
+            rows = inputs_at(layer, values, sample_positions(layer, values, PER_IMAGE, generator))[:, 0]
             sums.tensors[f"{path} hessian"] += (rows.float().T @ rows.float()).double()
             sums.tensors[f"{path} num"] += len(rows)
         else:
             squares = gradient.double().square().movedim(channel_axis(layer, gradient), -1)
             sums.tensors[f"{path} sensitivity"] += squares.flatten(0, -2).sum(0)
 
-    places: list[Place] = [(path, dim) for path in layers for dim in ("in", "out")]
+    places: list[LayerDim] = [(path, dim) for path in layers for dim in ("in", "out")]
     directions = random_directions(calibration, options)
     for t in sums.iterate(spaced_timesteps(calibration, options, NUM_TIMESTEPS), "sums", "timesteps"):
         generator = image_generator(options.seed + 1, t)

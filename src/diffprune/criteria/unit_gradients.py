@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from diffprune.artifact.slicing import Place, channel_axis
+from diffprune.artifact.slicing import LayerDim, channel_axis
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.activation_hooks import hooked_activations
 from diffprune.criteria.score_pass import scored_timesteps
@@ -49,11 +49,11 @@ def unit_gradients(
     columns it is that of x * dL/dx, with x the layer's input and the derivative taken through this layer alone.
     Image losses are means over pixels, so one backward pass serves the whole micro-batch.
     """
-    places: list[Place] = sorted({(part.module, part.dim) for group in groups for part in group.slices})
+    places: list[LayerDim] = sorted({(part.module, part.dim) for group in groups for part in group.slices})
     for t in sums.iterate(scored_timesteps(calibration.num_timesteps, options), "scores", "timesteps"):
         along = None if directions is None else directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
-            by_place: dict[Place, Tensor] = {}
+            by_place: dict[LayerDim, Tensor] = {}
             take = partial(_take, denoiser, by_place)
             with hooked_activations(denoiser, places, take):
                 output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
@@ -65,7 +65,9 @@ def unit_gradients(
             yield {g.name: _by_unit(g, by_place, len(batch.noisy)) for g in groups}
 
 
-def _take(denoiser: nn.Module, by_place: dict[Place, Tensor], place: Place, values: Tensor, gradient: Tensor) -> None:
+def _take(
+    denoiser: nn.Module, by_place: dict[LayerDim, Tensor], place: LayerDim, values: Tensor, gradient: Tensor
+) -> None:
     product = _by_channel(denoiser.get_submodule(place[0]), values, gradient)
     by_place[place] = by_place.get(place, 0.0) + product
 
@@ -78,7 +80,7 @@ def _by_channel(layer: nn.Module, tensor: Tensor, gradient: Tensor) -> Tensor:
     return product.sum(others).cpu() if others else product.cpu()
 
 
-def _by_unit(group: Group, by_place: Mapping[Place, Tensor], num_images: int) -> Tensor:
+def _by_unit(group: Group, by_place: Mapping[LayerDim, Tensor], num_images: int) -> Tensor:
     """By image and unit; where a layer sees frames or tokens as a batch, those of one image follow each other."""
     total = torch.zeros(num_images, group.num_units, dtype=torch.float64)
     for part in group.slices:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from diffprune.architectures.families import Dim
-from diffprune.artifact.slicing import Kept, Place, number, width
+from diffprune.artifact.slicing import KeptIndices, LayerDim, number, width
 from diffprune.options import Kind
 
 
@@ -53,12 +53,12 @@ class Group:
     least: int = 1
 
 
-def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> Kept:
+def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> KeptIndices:
     """What remains of the model when each group keeps the named units only.
 
     kept_units: group name -> units to keep; groups that are not named keep all.
     """
-    masks: dict[Place, Tensor] = {}
+    masks: dict[LayerDim, Tensor] = {}
     numbers: dict[tuple[str, str], int] = {}
     rotary: dict[str, tuple[int, ...]] = {}
     for group in groups:
@@ -77,4 +77,4 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
             now = numbers.get((count.module, count.attribute))
             before = number(model.get_submodule(count.module), count.attribute) if now is None else now
             numbers[count.module, count.attribute] = (before or 0) - int(removed.sum()) * count.per_unit
-    return Kept({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers, rotary)
+    return KeptIndices({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers, rotary)

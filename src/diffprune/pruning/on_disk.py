@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError
 from torch import nn
 
-from diffprune.artifact.safetensors_io import FLOATING, Stored, stored_tensors
+from diffprune.artifact.safetensors_io import FLOATING, StoredTensor, stored_tensors
 from diffprune.errors import DiffpruneError
 from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.loading import DENOISER_COMPONENTS, PICKLES, stored_architecture
@@ -35,7 +35,7 @@ class StoredModel:
     component: str | None
     others: tuple[str, ...]
     denoiser: ModelMixin
-    weights: Mapping[str, Stored]
+    weights: Mapping[str, StoredTensor]
 
 
 def stored_model(source: str) -> StoredModel | None:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from diffprune.artifact.manifest import manifest_of
 from diffprune.artifact.preconditions import check_sound
 from diffprune.artifact.pruned_classes import PrunedMixin, pruned_class, stock_class, stock_model
-from diffprune.artifact.safetensors_io import FLOATING, Stored, read_tensor, write_shards
+from diffprune.artifact.safetensors_io import FLOATING, StoredTensor, read_tensor, write_shards
 from diffprune.artifact.shorten import moves, path_after
-from diffprune.artifact.slicing import cut, cuts_of
+from diffprune.artifact.slicing import parameter_slices, slice_tensor
 from diffprune.errors import ModelError
 from diffprune.groups import Group, find_groups, kept_blocks, kept_indices, remove_units
 from diffprune.planning import Plan
@@ -48,7 +48,7 @@ def check_weights(denoiser: nn.Module, *, reinit: bool) -> None:
         raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
 
 
-def prune_stored(denoiser: ModelMixin, weights: Mapping[str, Stored], plan: Plan, out: Path) -> ModelMixin:
+def prune_stored(denoiser: ModelMixin, weights: Mapping[str, StoredTensor], plan: Plan, out: Path) -> ModelMixin:
     """Write what `prune_denoiser` would leave into the folder `out`, reading and writing one tensor at a time.
 
     denoiser: the architecture, on the meta device. weights: its tensors, by name. Returns the pruned architecture.
@@ -56,7 +56,7 @@ def prune_stored(denoiser: ModelMixin, weights: Mapping[str, Stored], plan: Plan
     """
     groups, kept = _fitting(denoiser, plan)
     small = _as_pruned(remove_units(denoiser, groups, kept), [*_history(denoiser), _provenance(plan, reinit=False)])
-    cuts = cuts_of(denoiser, kept_indices(groups, kept, denoiser))
+    cuts = parameter_slices(denoiser, kept_indices(groups, kept, denoiser))
     moved = moves(denoiser, kept_blocks(groups, kept))
     sources = {new: name for name in weights if (new := path_after(name, moved)) is not None}
     tensors = {
@@ -69,7 +69,7 @@ def prune_stored(denoiser: ModelMixin, weights: Mapping[str, Stored], plan: Plan
 
     def value(name: str) -> Tensor:
         source = sources[name]
-        return cut(read_tensor(source, weights[source]), cuts.get(source, ()))
+        return slice_tensor(read_tensor(source, weights[source]), cuts.get(source, ()))
 
     write_shards(out, tensors, value)
     return small

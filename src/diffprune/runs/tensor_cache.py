@@ -30,7 +30,7 @@ def write_cache(path: Path, content: CacheEntry, key: Mapping[str, Any]) -> None
     """Write tensors and facts atomically. key: what they depend on, as JSON types; the version is added to it."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in content[0].items()}
     facts = json.dumps(content[1])
-    metadata = {"key": _key_hash(key), "facts": facts, "digest": _digest(tensors, facts)}
+    metadata = {"key": _key_hash(key), "facts": facts, "digest": tensors_digest(tensors, facts)}
     with atomic_file(path) as temporary:
         save_file(tensors, temporary, metadata)
 
@@ -45,7 +45,7 @@ def read_cache(path: Path, key: Mapping[str, Any]) -> CacheEntry | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["key"] != _key_hash(key):
             raise ValueError("it belongs to other inputs or to another version of diffprune")
-        if metadata["digest"] != _digest(tensors, metadata["facts"]):
+        if metadata["digest"] != tensors_digest(tensors, metadata["facts"]):
             raise ValueError("its checksum does not match its content")
         return tensors, json.loads(metadata["facts"])
     except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
@@ -58,9 +58,10 @@ def _key_hash(key: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _digest(tensors: Mapping[str, Tensor], facts: str) -> str:
+def tensors_digest(tensors: Mapping[str, Tensor], facts: str = "") -> str:
+    """Return the SHA-256 of facts and of the names, dtypes, shapes and values of tensors, in hexadecimal."""
     digest = hashlib.sha256(facts.encode())
     for name, value in sorted(tensors.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy().data)
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

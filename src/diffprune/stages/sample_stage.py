@@ -8,7 +8,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffprune.compute.autocast import autocast_forward, resolve_precision
 from diffprune.compute.cost import cost_of, latency_ms
 from diffprune.compute.device import pick_device
-from diffprune.compute.placement import placed, weights_hash
+from diffprune.compute.placement import placed
 from diffprune.errors import ModelError
 from diffprune.options import SampleOptions
 from diffprune.options.keyword_options import with_input_and_options
@@ -17,6 +17,7 @@ from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.runs.distributed import process_state, shared_run
 from diffprune.runs.run_record import Existing
+from diffprune.runs.tensor_cache import tensors_digest
 from diffprune.sampling.image_folder import Sampled, image_path, sample_to_folder
 
 
@@ -28,7 +29,9 @@ def sample(model: Any, out: str | Path, options: SampleOptions) -> list[Path]:
     options has left are kept. Raises FolderError when the folder holds anything else.
     """
     folder = Path(out)
-    _draw(model, f"{type(denoiser_of(model)).__name__} {weights_hash(denoiser_of(model))}", options, folder, "refuse")
+    denoiser = denoiser_of(model)
+    source = f"{type(denoiser).__name__} {tensors_digest(denoiser.state_dict())[:32]}"
+    _draw(model, source, options, folder, "refuse")
     return [image_path(folder, i) for i in range(options.num_images)]
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from diffprune.compute.unfold import draw_places, inputs_at, outputs_at
+from diffprune.compute.unfold import inputs_at, outputs_at, sample_positions
 from diffprune.pruning.compensation.ridge import Correction, ResidualSums
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
@@ -53,7 +53,7 @@ class LayerFit:
         x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (entries,),
         of the first dimension of both.
         """
-        places = draw_places(self.layer, x, self.per_image, self.generator)
+        places = sample_positions(self.layer, x, self.per_image, self.generator)
         inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
         weight = _matrix(self.layer).to(x.device)
         now = torch.einsum("rgi,goi->rgo", inputs, weight)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprune.artifact.slicing import CHANNELS_FIRST, Place, channel_axis
+from diffprune.artifact.slicing import CHANNELS_FIRST, LayerDim, channel_axis
 from diffprune.compute.unfold import is_supported
 from diffprune.errors import ModelError
 from diffprune.pipelines.predict import predict
@@ -54,7 +54,7 @@ class Compensation:
 def fit_layers(
     dense: nn.Module,
     small: nn.Module,
-    kept: Mapping[Place, Tensor],
+    kept: Mapping[LayerDim, Tensor],
     paths: Mapping[str, str],
     batches: Sequence[WeightedBatch],
     *,
@@ -100,7 +100,7 @@ def fit_layers(
 
 def _fit_next(
     small: nn.Module,
-    kept: Mapping[Place, Tensor],
+    kept: Mapping[LayerDim, Tensor],
     paths: Mapping[str, str],
     batches: Sequence[WeightedBatch],
     walks: Sequence[tuple[Walk, Walk]],
