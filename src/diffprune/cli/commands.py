@@ -1,263 +1,196 @@
-"""The commands: what each takes beside its stage's options, and which stage it calls. Imports no torch."""
+"""The table of commands: what each takes, and which stage it calls. Imports no torch."""
 
-import argparse
-import importlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping
 
 from diffprune import options as sets
-from diffprune.errors import OptionError
-from diffprune.options import Options, parse_options
+from diffprune.cli import calls
+from diffprune.cli.command import Argument, Command
 
-MODEL = "pipeline or denoiser folder, hub id, config.json, or a built-in name (digits, ddpm-cifar10, ...)"
-IMAGES = "folder of images; for metrics of sets also a parquet file, a dataset id, `digits` or statistics (.npz)"
-REFERENCE = "what to compare with, as IMAGES; inception_score and clip_score need none"
-DATA = "folder of images, parquet file, dataset id or `digits`"
-
-Set = TypeVar("Set", bound=Options)
-Arguments = argparse.Namespace
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command: its arguments beside the stage's options, and the call."""
-
-    summary: str
-    positionals: Mapping[str, str]
-    options: tuple[type[Options], ...]
-    call: Callable[[Arguments, "ParsedOptions"], Any]
-    out: Literal["required", "optional", "default", None] = None
-    json: bool = True
-    extras: tuple[tuple[str, str], ...] = ()
-    flags: tuple[tuple[str, str], ...] = ()
-
-
-class ParsedOptions:
-    """The options of a command line, validated per option set."""
-
-    def __init__(self, values: dict[str, str]) -> None:
-        self._values = values
-
-    def __call__(self, kind: type[Set], **more: Any) -> Set:
-        """The values that belong to this option set, checked."""
-        mine = {k: v for k, v in self._values.items() if k in kind.model_fields}
-        return parse_options(kind, {**mine, **more}, what="command line")
-
-    def names(self) -> set[str]:
-        """The options that were given."""
-        return set(self._values)
-
-
-def _stage(module: str, name: str) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        from diffusers.utils import logging
-
-        logging.disable_progress_bar()
-        return getattr(importlib.import_module(f"diffprune.{module}"), name)(*args, **kwargs)
-
-    return call
-
-
-def _existing(a: Arguments) -> str:
-    return "redo" if a.overwrite else "refuse"
-
-
-def _inspect(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.inspect_stage", "inspect_stage")(a.model, given(sets.InspectOptions))
-
-
-def _plan(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.plan_stage", "plan_stage")(a.model, given(sets.PlanOptions), a.out, existing=_existing(a))
-
-
-def _data(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.data_stage", "data_stage")(
-        a.name, a.archive, given(sets.DataOptions), a.out, existing=_existing(a)
-    )
-
-
-def _prune(a: Arguments, given: ParsedOptions) -> Any:
-    chosen = given(sets.PruneOptions), given(sets.PlanOptions)
-    plan = Path(a.plan) if a.plan else None
-    return _stage("stages.prune_stage", "prune_stage")(a.model, *chosen, plan, a.out, existing=_existing(a))
-
-
-def _train(a: Arguments, given: ParsedOptions) -> Any:
-    if a.recipe is None:
-        return _stage("stages.train_stage", "train_stage")(given(sets.TrainOptions), a.out, existing=_existing(a))
-    from diffprune.options.recipe import read_recipe
-
-    recipe = read_recipe(a.recipe)
-    if recipe.train is None:
-        raise OptionError(f"{a.recipe} has no train section")
-    if given.names():
-        raise OptionError(f"the recipe holds the options of train; drop {', '.join(sorted(given.names()))}")
-    return _stage("stages.train_stage", "train_stage")(recipe.section("train"), a.out, existing=_existing(a))
-
-
-def _finetune(a: Arguments, given: ParsedOptions) -> Any:
-    options = given(sets.FinetuneOptions)
-    return _stage("stages.train_stage", "finetune_stage")(a.model, a.teacher, options, a.out, existing=_existing(a))
-
-
-def _sample(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.sample_stage", "sample_stage")(
-        a.model, given(sets.SampleOptions), a.out, existing=_existing(a)
-    )
-
-
-def _evaluate(a: Arguments, given: ParsedOptions) -> Any:
-    options = given(sets.EvaluateOptions)
-    return _stage("stages.evaluate_stage", "evaluate_stage")(
-        a.images, a.reference, options, a.out, existing=_existing(a)
-    )
-
-
-def _stats(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.stats_stage", "stats_stage")(a.images, given(sets.StatsOptions), a.out, existing=_existing(a))
-
-
-def _analyze_stages(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.analyze_stages", "stages_stage")(
-        a.model, given(sets.StagesOptions), a.out, existing=_existing(a)
-    )
-
-
-def _analyze_sensitivity(a: Arguments, given: ParsedOptions) -> Any:
-    options = given(sets.SensitivityOptions)
-    return _stage("stages.analyze_sensitivity", "sensitivity_stage")(a.model, options, a.out, existing=_existing(a))
-
-
-def _analyze_plan(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.analyze_plan", "plan_analysis_stage")(a.plan, a.other, a.out, existing=_existing(a))
-
-
-def _convert(a: Arguments, given: ParsedOptions) -> Any:
-    options = given(sets.ConvertOptions)
-    return _stage("stages.convert_stage", "convert_stage")(a.format, a.file, options, a.out, existing=_existing(a))
-
-
-def _report(a: Arguments, given: ParsedOptions) -> Any:
-    return _stage("stages.report_stage", "report_stage")([Path(d) for d in a.folders], a.out, title="diffprune")
-
-
-def _run(a: Arguments, given: ParsedOptions) -> Any:
-    from diffprune.options.recipe import read_recipe
-
-    changes = [*(a.set or []), *([f"compare=[{', '.join(a.compare)}]"] if a.compare else [])]
-    recipe = read_recipe(a.recipe, changes)
-    if a.dry_run:
-        return _stage("recipes.forecast", "forecast")(recipe, a.out)
-    return _stage("recipes.run_recipe", "run_stage")(recipe, a.out)
-
-
-def _demo(a: Arguments, given: ParsedOptions) -> Any:
-    from diffprune.options.recipe import read_recipe
-
-    return _stage("recipes.run_recipe", "run_stage")(read_recipe("demo"), a.out)
-
-
-def _recipes(a: Arguments, given: ParsedOptions) -> Any:
-    from diffprune.options.shipped_recipes import copy_recipe, describe_recipes, recipe_text
-
-    if a.name is None:
-        return {"recipes": describe_recipes()}
-    return recipe_text(a.name) if a.out is None else {"recipe": str(copy_recipe(a.name, a.out))}
-
+MODEL = "pipeline or denoiser folder, hub id, config.json or built-in name"
+IMAGES = "folder of images; for set metrics also DATA or statistics (.npz)"
+REFERENCE = "images or statistics to compare with; some metrics need none"
+DATA = "folder of images, parquet file, dataset id, or digits"
 
 COMMANDS: Mapping[str, Command] = {
-    "demo": Command("the whole road on handwritten digits, in minutes", {}, (), _demo, "default"),
-    "data": Command(
-        "make a published data set into images",
-        {"name": "cifar10, cifar100, celeba, lsun-church, lsun-bedroom or ffhq"},
-        (sets.DataOptions,),
-        _data,
-        "required",
-        extras=(
-            ("archive", "file, folder or URL of the archive (default: the official download, where there is one)"),
-        ),
+    "inspect": Command(
+        "show a model's size, cost and prunable units",
+        calls.inspect,
+        example=("diffprune inspect digits",),
+        positionals={"model": MODEL},
+        options=(sets.InspectOptions,),
     ),
-    "inspect": Command("what a model is and costs", {"model": MODEL}, (sets.InspectOptions,), _inspect),
-    "plan": Command("score units and choose which stay", {"model": MODEL}, (sets.PlanOptions,), _plan, "optional"),
+    "plan": Command(
+        "score units and choose which to keep",
+        calls.plan,
+        example=("diffprune plan digits --data digits --ratio 0.4 --out plan.json",),
+        positionals={"model": MODEL},
+        options=(sets.PlanOptions,),
+        most_used=("ratio", "keep_macs", "criterion", "data", "out"),
+        out="optional",
+    ),
     "prune": Command(
-        "carry out a plan",
-        {"model": MODEL},
-        (sets.PlanOptions, sets.PruneOptions),
-        _prune,
-        "required",
-        extras=(("plan", "plan.json to carry out, instead of the options of plan"),),
+        "prune a model",
+        calls.prune,
+        example=(
+            "diffprune prune digits --data digits --ratio 0.4 --out pruned",
+            "diffprune sample pruned --num 16 --steps 50 --out images-pruned",
+        ),
+        positionals={"model": MODEL},
+        options=(sets.PlanOptions, sets.PruneOptions),
+        arguments=(
+            Argument("plan", "plan.json to apply (default: make a plan with these options)", "what to remove", "FILE"),
+        ),
+        most_used=("ratio", "keep_macs", "criterion", "data", "out"),
+        out="required",
     ),
-    "convert": Command(
-        "bring a checkpoint of another system into diffusers form",
-        {"format": "ddpm, ldm or shapes", "file": "checkpoint: path, or http(s) address with --sha256"},
-        (sets.ConvertOptions,),
-        _convert,
-        "required",
+    "finetune": Command(
+        "recover a pruned model by training",
+        calls.finetune,
+        example=(
+            "diffprune finetune pruned --teacher digits --data digits --steps 300 --no-flip \\",
+            "    --out recovered",
+        ),
+        positionals={"model": MODEL},
+        options=(sets.FinetuneOptions,),
+        arguments=(
+            Argument(
+                "teacher",
+                "original model to distill from, as MODEL (default: none)",
+                "distillation",
+                "MODEL",
+            ),
+        ),
+        most_used=("teacher", "data", "steps", "batch_size", "out"),
+        out="required",
+    ),
+    "sample": Command(
+        "generate images with a model",
+        calls.sample,
+        example=("diffprune sample digits --num 64 --steps 50 --out images-original",),
+        positionals={"model": MODEL},
+        options=(sets.SampleOptions,),
+        most_used=("num", "steps", "seed", "batch_size", "out"),
+        out="required",
+    ),
+    "evaluate": Command(
+        "compare images with a reference",
+        calls.evaluate,
+        example=("diffprune evaluate images-pruned digits --metrics frechet_distance",),
+        positionals={"images": IMAGES, "reference?": REFERENCE},
+        options=(sets.EvaluateOptions,),
+        most_used=("metrics", "num", "batch_size", "device", "out"),
+        out="optional",
+    ),
+    "report": Command(
+        "make one HTML page of the results in some folders",
+        calls.report,
+        example=("diffprune report pruned images-pruned --out report.html",),
+        positionals={"folders+": "folders that earlier commands wrote"},
+        out="required",
+        overwrite=False,
+    ),
+    "run": Command(
+        "run all stages of a recipe",
+        calls.run,
+        example=("diffprune run digits --out runs/digits --set finetune.steps=100 --dry-run",),
+        positionals={"recipe": "name of a shipped recipe, or YAML file"},
+        arguments=(
+            Argument(
+                "set", "replace options of the recipe, such as finetune.steps=100", "recipe", "OPTION=VALUE", many=True
+            ),
+            Argument(
+                "compare",
+                "criteria to compare instead of the plan's\nscratch: random choice, fresh weights",
+                "recipe",
+                "NAME",
+                many=True,
+            ),
+            Argument("dry-run", "check the recipe and estimate its times, then stop", "recipe", flag=True),
+        ),
+        out="required",
+        overwrite=False,
+    ),
+    "demo": Command(
+        "prune and recover a small model of handwritten digits, in minutes",
+        calls.demo,
+        example=("diffprune demo",),
+        out="default",
+        overwrite=False,
     ),
     "train": Command(
         "train a denoiser from scratch",
-        {"recipe?": "recipe whose train section holds the options"},
-        (sets.TrainOptions,),
-        _train,
-        "required",
+        calls.train,
+        example=("diffprune train --architecture ddpm-digits --data digits --no-flip --steps 1500 --out trained",),
+        positionals={"recipe?": "recipe whose train section has the options"},
+        options=(sets.TrainOptions,),
+        most_used=("architecture", "data", "steps", "batch_size", "out"),
+        out="required",
     ),
-    "finetune": Command(
-        "recover a pruned model",
-        {"model": MODEL},
-        (sets.FinetuneOptions,),
-        _finetune,
-        "required",
-        extras=(("teacher", "original model for output distillation (as MODEL)"),),
+    "convert": Command(
+        "convert a checkpoint of another system to a diffusers folder",
+        calls.convert,
+        example=("diffprune convert ddpm model-790000.ckpt --arch ddpm-cifar10 --out models/ddpm-cifar10",),
+        positionals={"format": "ddpm, ldm or shapes", "file": "checkpoint: a path, or an http(s) URL with --sha256"},
+        options=(sets.ConvertOptions,),
+        out="required",
     ),
-    "sample": Command("draw images", {"model": MODEL}, (sets.SampleOptions,), _sample, "required"),
-    "evaluate": Command(
-        "compare images with a reference",
-        {"images": IMAGES, "reference?": REFERENCE},
-        (sets.EvaluateOptions,),
-        _evaluate,
-        "optional",
+    "data": Command(
+        "convert a published data set to image files",
+        calls.data,
+        example=("diffprune data cifar10 --archive cifar-10-python.tar.gz --out data/cifar10",),
+        positionals={"name": "cifar10, cifar100, celeba, lsun-church, lsun-bedroom or ffhq"},
+        options=(sets.DataOptions,),
+        arguments=(
+            Argument(
+                "archive", "file, folder or URL of the archive (default: official download)", "data set", "ARCHIVE"
+            ),
+        ),
+        most_used=("archive", "split", "format", "preset", "out"),
+        out="required",
     ),
     "stats": Command(
-        "statistics of an image set, to compare others with", {"images": DATA}, (sets.StatsOptions,), _stats, "required"
+        "compute the statistics of an image set, a reference for evaluate",
+        calls.stats,
+        example=("diffprune stats data/cifar10 --metrics fid --out cifar10.npz",),
+        positionals={"images": DATA},
+        options=(sets.StatsOptions,),
+        most_used=("metrics", "num", "batch_size", "device", "out"),
+        out="required",
     ),
     "analyze stages": Command(
-        "which timesteps make the best scores", {"model": MODEL}, (sets.StagesOptions,), _analyze_stages, "required"
+        "compare scores from different stages of timesteps",
+        calls.analyze_stages,
+        example=("diffprune analyze stages digits --data digits --num-stages 4 --out stages",),
+        positionals={"model": MODEL},
+        options=(sets.StagesOptions,),
+        most_used=("num_stages", "ratio", "data", "num", "out"),
+        out="required",
     ),
     "analyze sensitivity": Command(
-        "which parts of a model bear pruning",
-        {"model": MODEL},
-        (sets.SensitivityOptions,),
-        _analyze_sensitivity,
-        "required",
+        "measure the error of the output per pruned layer",
+        calls.analyze_sensitivity,
+        example=("diffprune analyze sensitivity digits --data digits --ratios 0.3 0.5 --out sensitivity",),
+        positionals={"model": MODEL},
+        options=(sets.SensitivityOptions,),
+        most_used=("by", "ratios", "criterion", "data", "out"),
+        out="required",
     ),
     "analyze plan": Command(
-        "what a plan keeps, drawn, or held against another",
-        {"plan": "plan.json", "other?": "plan.json of the same model to compare with"},
-        (),
-        _analyze_plan,
-        "required",
-        flags=(("overwrite", "replace a result made from other plans"),),
-    ),
-    "report": Command("one page of what stages left behind", {"folders+": "stage folders"}, (), _report, "required"),
-    "run": Command(
-        "all stages of a recipe",
-        {"recipe": "shipped recipe or YAML file"},
-        (),
-        _run,
-        "required",
-        extras=(
-            ("set+", "options in place of the recipe's, such as finetune.steps=100 sample.num=64"),
-            ("compare+", "criteria to walk the road with, in place of plan's; scratch is fresh weights"),
+        "draw what a plan keeps, or compare two plans",
+        calls.analyze_plan,
+        example=(
+            "diffprune plan digits --data digits --ratio 0.4 --out plan.json",
+            "diffprune analyze plan plan.json --out plan.png",
         ),
-        flags=(("dry-run", "check everything, tell what would be read, written and how long it takes, and stop"),),
+        positionals={"plan": "plan.json", "other?": "plan.json of the same model to compare with"},
+        out="required",
     ),
     "recipes": Command(
         "list the shipped recipes, print one, or copy one to a file",
-        {"name?": "recipe to print or copy (default: list all)"},
-        (),
-        _recipes,
-        "optional",
+        calls.recipes,
+        example=("diffprune recipes cifar10 --out my-recipe.yaml",),
+        positionals={"name?": "recipe to print or copy (default: list all)"},
+        out="optional",
+        overwrite=False,
     ),
 }

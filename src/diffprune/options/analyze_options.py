@@ -1,10 +1,11 @@
 """Options of the analyses."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
 from diffprune.options.budget_options import KindOptions
+from diffprune.options.option_set import Groups
 from diffprune.options.plan_options import PlanOptions
 from diffprune.options.scoring_options import Criterion, ScoringOptions
 
@@ -12,25 +13,30 @@ from diffprune.options.scoring_options import Criterion, ScoringOptions
 class StagesOptions(PlanOptions):
     """Which timesteps make the best scores: one pruned model per stage of timesteps."""
 
+    groups: ClassVar[Groups] = {"analysis": ("num_stages", "num", "steps")}
+
     threshold: float = Field(
-        default=0.0, ge=0, lt=1, description="diff-pruning: 0 scores every timestep of a stage, as published"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description=("diff-pruning: stop at this relative loss\n0 scores every timestep of a stage, as published"),
     )
-    num_stages: int = Field(default=10, ge=2, description="equal stages that the timesteps are divided into")
-    num: int = Field(default=64, ge=1, description="images drawn of every model")
-    steps: int = Field(default=50, ge=1, description="DDIM steps of each image")
+    num_stages: int = Field(default=10, ge=2, description="number of equal stages of timesteps")
+    num: int = Field(default=64, ge=1, description="images per model")
+    steps: int = Field(default=50, ge=1, description="DDIM steps per image")
 
 
 class SensitivityOptions(KindOptions, ScoringOptions):
     """How much the output suffers when one part alone is pruned."""
 
-    criterion: Criterion | None = Field(default="magnitude", description="how units are scored")
-    by: Literal["group", "block"] = Field(
-        default="block", description="prune one group at a time, or all groups of one block"
-    )
+    groups: ClassVar[Groups] = {"analysis": ("by", "ratios", "num_timesteps")}
+
+    criterion: Criterion | None = Field(default="magnitude", description="criterion that scores units")
+    by: Literal["group", "block"] = Field(default="block", description="prune one block or one group at a time")
     ratios: tuple[float, ...] = Field(
-        default=(0.1, 0.3, 0.5, 0.7), min_length=1, description="shares of units to remove from the part"
+        default=(0.1, 0.3, 0.5, 0.7), min_length=1, description="shares of units to remove"
     )
-    num_timesteps: int = Field(default=10, ge=1, description="evenly spaced timesteps that the error is measured at")
+    num_timesteps: int = Field(default=10, ge=1, description="number of evenly spaced timesteps for the error")
 
     @field_validator("ratios")
     @classmethod

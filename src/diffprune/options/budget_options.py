@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from diffprune.options.option_set import Options, number_or_auto
+from diffprune.options.option_set import Groups, Options, number_or_auto
 
 Kind = Literal["channels", "heads", "neurons", "blocks"]
 Ranking = Literal["local", "global", "isomorphic"]
@@ -34,60 +34,77 @@ def _width(value: Any) -> Any:
 class KindOptions(Options):
     """Which kinds of units are considered."""
 
+    groups: ClassVar[Groups] = {"what to remove": ("kinds",)}
+
     kinds: tuple[Kind, ...] | None = Field(
         default=None,
         min_length=1,
-        description="kinds of units that may go (default: all that the model has but whole blocks)",
+        description="kinds of units to remove (default: all except blocks)",
     )
 
 
 class BudgetOptions(KindOptions):
     """How many units go, and how the scores of different groups are held against each other."""
 
+    groups: ClassVar[Groups] = {
+        "what to remove": (
+            "ratio", "keep_macs", "keep_params", "keep_latency", "max_latency_ms", "latency_batch_size", "kinds",
+            "ignore", "ranking", "min_units", "max_ratio", "round_to", "rounds",
+        ),
+    }  # fmt: skip
+
     ratio: Annotated[float | Mapping[str, float], PlainValidator(parse_ratio)] = Field(
         default=DEFAULT_RATIO,
-        description="share of units to remove, between 0 and 1; for some layers another one by pattern, such as "
-        "0.3 'down_blocks.0.*=0.1' (the last pattern that matches counts)",
+        description=(
+            "pruning ratio: share of units to remove\nper layer: 0.3 'down_blocks.0.*=0.1' (the last match counts)"
+        ),
     )
     keep_params: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="budget: share of the parameters that stays at most; ratios then only say how layers compare",
+        description="budget: share of parameters to keep (default: no budget)",
     )
-    keep_macs: float | None = Field(default=None, gt=0, lt=1, description="budget: share of the MACs to keep at most")
+    keep_macs: float | None = Field(
+        default=None,
+        gt=0,
+        lt=1,
+        description=(
+            "budget: share of MACs to keep (default: no budget)\n"
+            "with a budget, ratio only weights layers against each other"
+        ),
+    )
     keep_latency: float | None = Field(
         default=None,
         gt=0,
         lt=1,
-        description="budget: share of the time of a forward pass that stays at most, timed on `device`",
+        description=("budget: share of latency to keep (default: no budget)\nlatency is timed on --device"),
     )
-    max_latency_ms: float | None = Field(default=None, gt=0, description="the same in milliseconds")
-    latency_batch_size: int = Field(default=1, ge=1, description="batch size of the passes that are timed")
+    max_latency_ms: float | None = Field(default=None, gt=0, description="budget: latency in ms (default: no budget)")
+    latency_batch_size: int = Field(default=1, ge=1, description="batch size of the timed forward passes")
     round_to: Annotated[int | Literal["auto"] | None, PlainValidator(_width)] = Field(
         default=None,
-        description="keep channels and neurons in multiples of this number, the nearest; auto: what suits `device` "
-        "(default: as many as the ratio or budget says)",
+        description=(
+            "round widths to multiples of N (default: no rounding)\nauto: multiples that are fast on --device"
+        ),
     )
-    ignore: tuple[str, ...] = Field(
-        default=(), description="patterns of layers that lose nothing, such as 'conv_in' or 'mid_block.*'"
-    )
+    ignore: tuple[str, ...] = Field(default=(), description="layers that keep all units, such as 'mid_block.*'")
     ranking: Ranking = Field(
         default="local",
-        description="local: every group loses its ratio; global: the lowest scores of all groups of one kind; "
-        "isomorphic: the lowest of all groups of one shape and role",
+        description=(
+            "groups whose scores are ranked together\n"
+            "local: each group alone; global: all of one kind; isomorphic: all of one shape and role"
+        ),
     )
     min_units: int = Field(
         default=1,
         ge=1,
-        description="units that stay in each group, at least; with 1, blocks that the model can do without may all go",
+        description=("minimum number of units kept per group\nwith 1, all removable blocks may be removed"),
     )
     max_ratio: float | None = Field(
-        default=None, gt=0, le=1, description="largest share that a group may lose (default: all but min_units)"
+        default=None, gt=0, le=1, description="maximum share of units removed per group (default: no limit)"
     )
-    rounds: int = Field(
-        default=1, ge=1, description="prune in so many equal steps, with the scores recomputed in between"
-    )
+    rounds: int = Field(default=1, ge=1, description="number of pruning steps, with new scores for each")
 
     @field_validator("max_latency_ms")
     @classmethod

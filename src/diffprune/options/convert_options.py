@@ -1,26 +1,33 @@
 """Options of `convert`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffprune.options.option_set import Options
+from diffprune.options.option_set import Groups, Options
 
 
 class ConvertOptions(Options):
     """Bringing a checkpoint of another system into diffusers form."""
 
+    groups: ClassVar[Groups] = {"checkpoint": ("arch", "weights", "heads", "sha256")}
+
     arch: str | None = Field(
         default=None,
-        description="ddpm: ddpm-cifar10, ddpm-celeba64, ddpm-lsun256 (default: found by the shapes) or a config.json; "
-        "ldm: celebahq-256, cin256-v2 or the research config (YAML); shapes: the unpruned MODEL or its config.json",
+        description=(
+            "architecture (default for ddpm: detected by the shapes)\n"
+            "ddpm: ddpm-cifar10, ddpm-celeba64, ddpm-lsun256 or config.json; ldm: celebahq-256, "
+            "cin256-v2 or the config (YAML); shapes: the unpruned MODEL or config.json"
+        ),
     )
     weights: Literal["ema", "raw"] | None = Field(
-        default=None, description="which weights of the file (default: ema where it has them, else raw)"
+        default=None, description="weights to read (default: ema if present, else raw)"
     )
     heads: int | None = Field(
-        default=None, ge=1, description="shapes: heads of each attention (default: heads keep their width)"
+        default=None, ge=1, description="shapes: heads per attention (default: the head width is kept)"
     )
     sha256: str | None = Field(
-        default=None, pattern="^[0-9a-fA-F]{64}$", description="checksum that FILE must have; an address needs one"
+        default=None,
+        pattern="^[0-9a-fA-F]{64}$",
+        description=("SHA-256 that FILE must have (default: no check)\nrequired for a URL"),
     )

@@ -1,11 +1,11 @@
 """Options of `data`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from diffprune.options.image_options import OnCorrupt, SizedPreset
-from diffprune.options.option_set import Options
+from diffprune.options.option_set import Groups, Options
 
 
 class DataOptions(Options):
@@ -13,20 +13,26 @@ class DataOptions(Options):
 
     neutral = frozenset({"num_workers"})
 
+    groups: ClassVar[Groups] = {
+        "data set": ("split", "resolution", "md5", "format"),
+        "image preparation": ("preset", "on_corrupt"),
+        "device and memory": ("num_workers",),
+    }  # fmt: skip
+
     split: Literal["train", "test"] = Field(default="train", description="part of cifar10 or cifar100")
     resolution: int | None = Field(
-        default=None, ge=1, description="ffhq: pixels in the keys of the lmdb, as in 256-00000 (default: 256)"
+        default=None,
+        ge=1,
+        description=("ffhq: resolution in the lmdb keys (default: 256)\n256 reads keys such as 256-00000"),
     )
     format: Literal["folder", "parquet"] = Field(
-        default="folder", description="one file per image, or parquet files with an image column"
+        default="folder", description="image files, or parquet with an image column"
     )
-    preset: SizedPreset | None = Field(
-        default=None, description="prepare the images so and store them as PNG (default: as they are)"
-    )
+    preset: SizedPreset | None = Field(default=None, description="preprocessing to apply (default: none, as published)")
     md5: str = Field(
         default="published",
         pattern="^(published|none|[0-9a-f]{32})$",
-        description="MD5 that the archive must have: the published one where there is one, another one, or none",
+        description="expected MD5: published, none or 32 hex digits",
     )
-    on_corrupt: OnCorrupt = Field(default="fail", description="at an image that cannot be read")
+    on_corrupt: OnCorrupt = Field(default="fail", description="what to do with an unreadable image")
     num_workers: int = Field(default=0, ge=0, description="processes that decode images")

@@ -1,7 +1,7 @@
 """Options of `evaluate` and `stats`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -21,6 +21,7 @@ MOMENT_METRICS = ("fid", "sfid")
 
 LONE_METRICS = ("inception_score", "clip_score")
 """Look at IMAGES alone."""
+from diffprune.options.option_set import Groups
 
 
 class InceptionOptions(PreparationOptions):
@@ -28,24 +29,36 @@ class InceptionOptions(PreparationOptions):
 
     neutral = frozenset({"device", "batch_size", "num_workers"})
 
+    groups: ClassVar[Groups] = {
+        "metrics": ("num",),
+        "image preparation": ("preset",),
+        "Inception": ("resize", "inception_weights"),
+        "device and memory": ("device", "batch_size", "num_workers"),
+    }  # fmt: skip
+
     preset: SizedPreset | None = Field(
         default=None,
         validate_default=True,
-        description="how images are prepared before Inception, on both sides (default: not at all; against statistics "
-        "of prepared images, as those, which images of that size are already)",
+        description=(
+            "preprocessing before Inception (default: none)\n"
+            "with statistics of preprocessed images: their preprocessing"
+        ),
     )
-    num: int | None = Field(default=None, ge=1, description="use the first N of IMAGES; left out: all")
+    num: int | None = Field(default=None, ge=1, description="use the first N images (default: all)")
     resize: Resize = Field(
         default="legacy",
-        description="how images reach Inception's 299x299 for fid and sfid: as pytorch-fid, as clean-fid, or as "
-        "torch-fidelity and the original graph (inception_score, kid, precision and recall always do the last)",
+        description=(
+            "resize to 299x299 for fid and sfid\n"
+            "legacy: as pytorch-fid; clean: as clean-fid; tensorflow: as torch-fidelity "
+            "(inception_score, kid, precision and recall always use it)"
+        ),
     )
     inception_weights: Path | None = Field(
-        default=None, description="file of Inception weights (.pth or .safetensors); left out: downloaded and checked"
+        default=None, description="Inception weights, .pth or .safetensors (default: download)"
     )
-    batch_size: int = Field(default=64, ge=1, description="images per batch")
+    batch_size: int = Field(default=64, ge=1, description="images per forward pass")
     num_workers: int = Field(default=0, ge=0, description="processes that decode and resize images")
-    device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")
+    device: str = Field(default="auto", description="torch device; auto: a GPU if there is one")
 
     @field_validator("preset")
     @classmethod
@@ -59,36 +72,49 @@ class InceptionOptions(PreparationOptions):
 class StatsOptions(InceptionOptions):
     """Statistics of an image set, to compare others with."""
 
+    groups: ClassVar[Groups] = {"metrics": ("metrics",)}
+
     metrics: tuple[Literal["fid", "sfid"], ...] = Field(
-        default=("fid",), min_length=1, description="metrics that the statistics serve"
+        default=("fid",), min_length=1, description="metrics that the statistics are for"
     )
 
 
 class EvaluateOptions(InceptionOptions):
     """Comparing two sets of images."""
 
+    groups: ClassVar[Groups] = {
+        "metrics": (
+            "metrics", "num", "seed", "kid_subsets", "kid_subset_size", "inception_splits", "neighborhood",
+            "lpips_network", "lpips_weights", "prompts", "clip_model",
+        ),
+    }  # fmt: skip
+
     metrics: tuple[Metric, ...] = Field(
         default=("ssim", "mse"),
         min_length=1,
-        description="ssim, mse, psnr and lpips compare pairs of one image index; frechet_distance (on digit features), "
-        "fid, sfid, kid, precision and recall compare sets; inception_score and clip_score take IMAGES alone",
+        description=(
+            "metrics to compute\n"
+            "image pairs: ssim, mse, psnr, lpips; image sets: frechet_distance (digit features), fid, "
+            "sfid, kid, precision, recall; IMAGES alone: inception_score, clip_score"
+        ),
     )
-    kid_subsets: int = Field(default=100, ge=1, description="kid: number of subsets drawn")
-    kid_subset_size: int = Field(default=1000, ge=2, description="kid: images per subset; each side needs as many")
-    inception_splits: int = Field(
-        default=10, ge=1, description="inception_score: parts its mean and std are taken over"
-    )
-    neighborhood: int = Field(default=3, ge=1, description="precision, recall: nearest neighbours that span a ball")
-    seed: int = Field(default=2020, ge=0, description="kid, inception_score: seed of subsets and of the shuffle")
+    kid_subsets: int = Field(default=100, ge=1, description="kid: number of subsets")
+    kid_subset_size: int = Field(default=1000, ge=2, description="kid: images per subset; each set needs as many")
+    inception_splits: int = Field(default=10, ge=1, description="inception_score: number of splits for mean and std")
+    neighborhood: int = Field(default=3, ge=1, description="precision, recall: number of nearest neighbors")
+    seed: int = Field(default=2020, ge=0, description="kid, inception_score: seed of subsets and shuffle")
     lpips_network: Literal["alex", "vgg", "squeeze"] = Field(default="alex", description="lpips: backbone")
     lpips_weights: Path | None = Field(
-        default=None, description="lpips: file of torchvision's backbone weights; left out: downloaded and checked"
+        default=None, description="lpips: torchvision weights of the backbone (default: download)"
     )
-    clip_model: str = Field(
-        default="openai/clip-vit-large-patch14", description="clip_score: CLIP model, a hub id or a folder"
-    )
+    clip_model: str = Field(default="openai/clip-vit-large-patch14", description="clip_score: CLIP model")
     prompts: Path | None = Field(
-        default=None, validate_default=True, description="clip_score: text file; line i (from 0) is image i's prompt"
+        default=None,
+        validate_default=True,
+        description=(
+            "clip_score: file of prompts, one per line (default: none)\n"
+            "line i, counted from 0, is the prompt of image i"
+        ),
     )
 
     @field_validator("prompts")

@@ -1,11 +1,11 @@
 """Options of every stage that reads images: how they are prepared, and what happens to a corrupt one."""
 
 import re
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from diffprune.options.option_set import Options
+from diffprune.options.option_set import Groups, Options
 
 SizedPreset = Literal["cifar10", "celeba64", "lsun256", "imagenet256"]
 Preset = Literal["model", SizedPreset]
@@ -22,21 +22,27 @@ _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 class PreparationOptions(Options):
     """What differs from a preset, and what happens to a corrupt image."""
 
+    groups: ClassVar[Groups] = {"image preparation": ("crop", "size", "fit", "filter", "on_corrupt")}
+
     crop: str | None = Field(
         default=None,
-        description="part taken before the resize: whole, square (at the centre) or rows and columns in pixels such "
-        "as 57:185,25:153 (default: the preset's)",
+        description=(
+            "crop before resizing (default: from the preset)\nwhole, square (centered), or pixels TOP:BOTTOM,LEFT:RIGHT"
+        ),
     )
     size: int | None = Field(
-        default=None, ge=1, description="height and width of the result in pixels (default: the preset's)"
+        default=None, ge=1, description="height and width after resizing (default: from the preset)"
     )
     fit: Fit | None = Field(
         default=None,
-        description="shorter side to the size, then centre crop; exact: stretch; halving: shorter, by area while twice "
-        "too large (default: the preset's)",
+        description=(
+            "how to resize (default: from the preset)\n"
+            "shorter: shorter side, then center crop; exact: stretch; halving: area averaging while "
+            "twice too large, then shorter"
+        ),
     )
-    filter: Filter | None = Field(default=None, description="antialiased filter of the resize (default: the preset's)")
-    on_corrupt: OnCorrupt = Field(default="fail", description="at an image that cannot be read")
+    filter: Filter | None = Field(default=None, description="antialiased resize filter (default: from the preset)")
+    on_corrupt: OnCorrupt = Field(default="fail", description="what to do with an unreadable image")
 
     @field_validator("crop")
     @classmethod
@@ -51,8 +57,15 @@ class PreparationOptions(Options):
 class ImageOptions(PreparationOptions):
     """How images are prepared for a model; a preset, and what differs from it."""
 
+    groups: ClassVar[Groups] = {"image preparation": ("preset",)}
+
     preset: Preset = Field(
-        default="model", description="how images are prepared; `model`: to the model's size, shorter side, centre crop"
+        default="model",
+        description=(
+            "preprocessing of the images\n"
+            "model (resize the shorter side to the model's size, center crop), cifar10, celeba64, "
+            "lsun256 or imagenet256"
+        ),
     )
 
 

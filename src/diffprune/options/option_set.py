@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from diffprune.errors import OptionError
 
+Groups = Mapping[str, tuple[str, ...]]
+"""Help group -> its options, the most needed first."""
+
 
 class Options(BaseModel):
     """Base of all option sets: frozen, and unknown names are mistakes.
@@ -17,7 +20,10 @@ class Options(BaseModel):
     """
 
     neutral: ClassVar[frozenset[str]] = frozenset()
-    """Options that do not change the result, so that an interrupted run may be resumed with others."""
+    """Options that do not change the result: an interrupted run may resume with other values."""
+
+    groups: ClassVar[Groups] = {}
+    """The help groups of the options that this class adds or moves (see `help_groups`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -42,22 +48,30 @@ class DeviceOptions(Options):
 
     neutral = frozenset({"device"})
 
-    device: str = Field(default="auto", description="torch device; auto takes a GPU where there is one")
+    groups: ClassVar[Groups] = {"device and memory": ("device",)}
+
+    device: str = Field(default="auto", description="torch device; auto: a GPU if there is one")
 
 
 class ComputeOptions(DeviceOptions):
     """Options of every stage that computes."""
 
-    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage")
+    groups: ClassVar[Groups] = {"output": ("seed",)}
+
+    seed: int = Field(default=0, ge=0, description="seed of all random numbers")
 
 
 class PrecisionOptions(DeviceOptions):
     """What stages that pass much through a denoiser compute in."""
 
+    groups: ClassVar[Groups] = {"device and memory": ("device", "mixed_precision")}
+
     mixed_precision: Literal["auto", "no", "bf16"] = Field(
         default="auto",
-        description="what the denoiser multiplies in: auto is bf16 where the device has units for it (GPUs since "
-        "Ampere, CPUs with AVX512-BF16 or AMX), else no, which is fp32 and alone gives the same result everywhere",
+        description=(
+            "autocast dtype; auto: bf16 if native, else fp32\n"
+            "auto, no (fp32) or bf16; native: GPUs since Ampere, CPUs with AVX512-BF16 or AMX"
+        ),
     )
 
 

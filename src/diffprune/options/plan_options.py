@@ -1,11 +1,11 @@
 """Options of `plan` and `inspect`."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from diffprune.options.budget_options import BudgetOptions
-from diffprune.options.option_set import PrecisionOptions
+from diffprune.options.option_set import Groups, PrecisionOptions
 from diffprune.options.run_options import RunOptions
 from diffprune.options.scoring_options import ScoringOptions
 
@@ -24,4 +24,6 @@ class PlanOptions(BudgetOptions, ScoringOptions):
 class InspectOptions(PrecisionOptions):
     """Looking at a model."""
 
-    latency: bool = Field(default=True, description="time a forward pass (models with weights only)")
+    groups: ClassVar[Groups] = {"output": ("latency",)}
+
+    latency: bool = Field(default=True, description="time a forward pass; needs weights")

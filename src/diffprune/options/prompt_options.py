@@ -1,29 +1,28 @@
 """Options of stages that run a text-conditioned pipeline."""
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field
 
-from diffprune.options.option_set import Options
+from diffprune.options.option_set import Groups, Options
 
 
 class PromptOptions(Options):
     """What a text-conditioned pipeline is called with."""
 
+    groups: ClassVar[Groups] = {"text and video models": ("prompts", "height", "width", "num_frames")}
+
     prompts: Path | None = Field(
         default=None,
-        description="text-conditioned models: file of prompts, one a line, used in turn; of a .jsonl the rows, which "
-        "may name images too",
+        description=(
+            "file of prompts, one per line, used in turn (default: none)\n"
+            "a .jsonl file has one object per line, which may also name images"
+        ),
     )
-    height: int | None = Field(
-        default=None, ge=1, description="text-conditioned models: height in pixels (default: the pipeline's own)"
-    )
-    width: int | None = Field(
-        default=None, ge=1, description="text-conditioned models: width in pixels (default: the pipeline's own)"
-    )
-    num_frames: int | None = Field(
-        default=None, ge=1, description="video models: frames of each video (default: the pipeline's own)"
-    )
+    height: int | None = Field(default=None, ge=1, description="image height in pixels (default: the pipeline's)")
+    width: int | None = Field(default=None, ge=1, description="image width in pixels (default: the pipeline's)")
+    num_frames: int | None = Field(default=None, ge=1, description="frames per video (default: the pipeline's)")
 
     def call(self) -> dict[str, int | None]:
         """The arguments of a pipeline's call beside its prompts; None is the pipeline's own default."""
@@ -38,12 +37,18 @@ class PromptOptions(Options):
 class GenerationOptions(PromptOptions):
     """How a model draws images of its own to learn from."""
 
-    generation_steps: int = Field(
-        default=20, ge=1, description="steps for each image that the model draws itself, with data `generated`"
-    )
+    groups: ClassVar[Groups] = {
+        "text and video models": (
+            "prompts", "height", "width", "num_frames", "generation_steps", "generation_guidance",
+        ),
+    }  # fmt: skip
+
+    generation_steps: int = Field(default=20, ge=1, description="data generated: sampling steps per image")
     generation_guidance: float | None = Field(
         default=None,
         ge=0,
-        description="guidance scale of images that a conditional model draws itself (default: none; the pipeline's own "
-        "where the denoiser is told it, as in FLUX.1-dev)",
+        description=(
+            "data generated: guidance scale (default: no guidance)\n"
+            "guidance-distilled models such as FLUX.1-dev: the pipeline's"
+        ),
     )

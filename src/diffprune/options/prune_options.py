@@ -1,9 +1,10 @@
 """Options of `prune`."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from diffprune.options.option_set import Groups
 from diffprune.options.run_options import RunOptions
 from diffprune.options.scoring_options import CALIBRATION_DATA
 
@@ -11,32 +12,45 @@ from diffprune.options.scoring_options import CALIBRATION_DATA
 class PruneOptions(RunOptions):
     """How a plan is carried out."""
 
+    groups: ClassVar[Groups] = {
+        "data": ("data",),
+        "compensation": (
+            "compensate", "num_compensation_images", "compensation_weighting", "rescale_queries", "reinit",
+        ),
+        "output": ("seed",),
+    }  # fmt: skip
+
     data: str | None = Field(default=None, description=CALIBRATION_DATA)
     compensate: bool = Field(
         default=True,
-        description="put what the removed units did into those that stay, layer by layer, by least squares on "
-        "calibration images (without images, such as after criterion magnitude, the weights are kept as they are)",
+        description=(
+            "refit the kept weights by least squares on data\nwithout calibration images the weights are unchanged"
+        ),
     )
     num_compensation_images: int | None = Field(
         default=None,
         ge=1,
-        description="noised images that layers are fitted on, all at once; a quarter as many more are held out "
-        "(default: 256; fewer, down to 8, where an image or latent has more than 16,384 values)",
+        description=(
+            "noised images to fit on (default: 256)\n"
+            "8 to 256 where an image has more than 16,384 values; a quarter more are held out"
+        ),
     )
     compensation_weighting: Literal["uniform", "snr", "log"] = Field(
         default="uniform",
-        description="what timesteps count in compensation: all alike, snr (the least noisy less) or log (the noisiest "
-        "most)",
+        description=(
+            "weights of the timesteps in the fit\n"
+            "uniform; snr: less weight for the least noisy; log: most weight for the noisiest"
+        ),
     )
-    reinit: bool = Field(
-        default=False, description="fresh weights in the pruned architecture (the scratch-training baseline)"
-    )
+    reinit: bool = Field(default=False, description="new random weights, the train-from-scratch baseline")
     rescale_queries: bool = Field(
         default=False,
-        description="where heads grow narrower: multiply queries by sqrt(new / old width), so that attention weighs as "
-        "if the missing ones were zero (off: the published rule)",
+        description=(
+            "scale queries by sqrt(new / old head width)\n"
+            "attention then weighs as if removed dimensions were zero; off: as published"
+        ),
     )
-    seed: int = Field(default=0, ge=0, description="seed of everything random in this stage, such as fresh weights")
+    seed: int = Field(default=0, ge=0, description="seed of all random numbers")
 
     @field_validator("rescale_queries")
     @classmethod

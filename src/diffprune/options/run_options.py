@@ -1,10 +1,10 @@
 """Options of a run of `plan` or `prune`: where and how it computes. No plan records them."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from diffprune.options.option_set import PrecisionOptions
+from diffprune.options.option_set import Groups, PrecisionOptions
 
 
 class RunOptions(PrecisionOptions):
@@ -12,11 +12,12 @@ class RunOptions(PrecisionOptions):
 
     neutral = PrecisionOptions.neutral | {"batch_size", "offload"}
 
+    groups: ClassVar[Groups] = {"device and memory": ("device", "batch_size", "mixed_precision", "offload")}
+
     batch_size: int = Field(
-        default=32, ge=1, description="images per forward and backward pass (memory only; scores do not depend on it)"
+        default=32, ge=1, description=("images per forward and backward pass\nit affects memory only")
     )
     offload: Literal["none", "cpu"] = Field(
         default="none",
-        description="cpu: keep weights and sums in main memory while units are scored and layers are compensated, and "
-        "copy weights to the device layer by layer; combine with gradient_checkpointing",
+        description=("cpu: hold weights in CPU memory, move them by layer\ncombine with --gradient-checkpointing"),
     )

@@ -1,10 +1,10 @@
 """Options of `sample`."""
 
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from diffprune.options.option_set import ComputeOptions, PrecisionOptions
+from diffprune.options.option_set import ComputeOptions, Groups, PrecisionOptions
 from diffprune.options.prompt_options import PromptOptions
 
 Sampler = Literal["ddim", "ddpm"]
@@ -18,35 +18,42 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
 
     neutral = frozenset({"device", "batch_size"})
 
+    groups: ClassVar[Groups] = {
+        "images": ("num", "classes", "per_class", "interpolate", "sequence"),
+        "sampler": ("steps", "scheduler", "sampler", "grid", "eta", "guidance_scale"),
+        "text and video models": ("prompts", "negative_prompt"),
+        "device and memory": ("device", "batch_size"),
+    }  # fmt: skip
+
     num: int = Field(default=64, ge=1, description="number of images")
-    steps: int = Field(default=100, ge=1, description="members of the timestep grid, before repeats are dropped")
+    steps: int = Field(default=100, ge=1, description="timesteps of the grid, before duplicates are dropped")
     scheduler: str | None = Field(
         default=None,
-        description="diffusers scheduler class to denoise with, in place of sampler and grid; `own` is the model's",
+        description=("diffusers scheduler class (default: --sampler and --grid)\nown: the scheduler of the model"),
     )
-    sampler: Sampler = Field(default="ddim", description="DDIM or ancestral DDPM steps")
+    sampler: Sampler = Field(default="ddim", description="DDIM or ancestral DDPM")
     grid: Grid = Field(default="uniform", description="spacing of the timesteps")
-    eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of the ancestral noise (0 is deterministic)")
+    eta: float = Field(default=0.0, ge=0, le=1, description="DDIM: share of ancestral noise; 0 is deterministic")
     classes: str | None = Field(
         default=None,
-        description="class-conditional models: classes to draw in turn, such as 0-9 or 3,5,8 (default: all)",
+        description=("classes to sample in turn (default: all)\nsuch as 0-9 or 3,5,8"),
     )
-    per_class: int | None = Field(default=None, ge=1, description="images of each class, in place of num")
+    per_class: int | None = Field(
+        default=None, ge=1, description="images per class, instead of --num (default: not used)"
+    )
     guidance_scale: float | None = Field(
         default=None,
         ge=0,
-        description="strength of classifier-free guidance (1: none; default: none, text-conditioned models their own)",
+        description=(
+            "classifier-free guidance scale; 1 is none (default: none)\ntext-conditioned models: the pipeline's"
+        ),
     )
-    negative_prompt: str | None = Field(
-        default=None, description="text-conditioned models: what the images should not show"
-    )
-    sequence: bool = Field(
-        default=False, description="also keep the image after every step, as images and as an animation"
-    )
+    negative_prompt: str | None = Field(default=None, description="what the images should not show (default: none)")
+    sequence: bool = Field(default=False, description="also save the images of every step, and an animation")
     interpolate: tuple[int, int] | None = Field(
-        default=None, description="draw the images on the arc between the noises of these two image indices"
+        default=None, description="interpolate the noises of two image indices (default: off)"
     )
-    batch_size: int = Field(default=64, ge=1, description="images per forward pass (the images do not depend on it)")
+    batch_size: int = Field(default=64, ge=1, description="images per forward pass; does not change the images")
 
     @field_validator("classes")
     @classmethod

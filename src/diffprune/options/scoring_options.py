@@ -1,11 +1,11 @@
 """Options of scores: the calibration set, and the criterion that scores units on it."""
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from diffprune.options.image_options import ImageOptions
-from diffprune.options.option_set import ComputeOptions, number_or_auto
+from diffprune.options.option_set import ComputeOptions, Groups, number_or_auto
 from diffprune.options.prompt_options import GenerationOptions
 from diffprune.options.run_options import RunOptions
 
@@ -18,9 +18,9 @@ UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""
 
 CALIBRATION_DATA = (
-    "images to calibrate on: a folder, a parquet file, a dataset id, `digits`, or `generated`: drawn by the model "
-    "itself; for text-conditioned models with captions, as in finetune (where a plan is carried out: default those it "
-    "was made with)"
+    "calibration images (default: those of the plan, else none)\n"
+    "a folder, parquet file, dataset id, digits, or generated (by the model itself); with captions for "
+    "text-conditioned models; criteria random and magnitude need no images"
 )
 
 OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
@@ -32,9 +32,11 @@ T = TypeVar("T")
 class CalibrationOptions(GenerationOptions, ImageOptions, RunOptions, ComputeOptions):
     """The images or latents that a model is scored and compensated on."""
 
+    groups: ClassVar[Groups] = {"data": ("data", "num_calibration_images", "num_noises")}
+
     data: str | None = Field(default=None, description=CALIBRATION_DATA)
-    num_calibration_images: int = Field(default=128, ge=1, description="images in the calibration batch")
-    num_noises: int = Field(default=1, ge=1, description="noises drawn for each calibration image")
+    num_calibration_images: int = Field(default=128, ge=1, description="number of calibration images")
+    num_noises: int = Field(default=1, ge=1, description="noise samples per calibration image")
 
 
 class ScoringOptions(CalibrationOptions):
@@ -42,34 +44,51 @@ class ScoringOptions(CalibrationOptions):
 
     neutral = RunOptions.neutral | {"gradient_checkpointing"}
 
+    groups: ClassVar[Groups] = {
+        "how to score": (
+            "criterion", "threshold", "timestep_stride", "first_timestep", "last_timestep", "power", "norms",
+            "block_criterion", "block_timesteps",
+        ),
+        "device and memory": ("device", "batch_size", "mixed_precision", "offload", "gradient_checkpointing"),
+    }  # fmt: skip
+
     criterion: Criterion | None = Field(
         default=None,
-        description="how units are scored (default: diff-pruning; random for an architecture without weights)",
+        description=(
+            "criterion that scores units (default: diff-pruning)\n"
+            "random, magnitude, taylor, diff-pruning, first-order, second-order, absolute, fisher, "
+            "gn-fisher, obs"
+        ),
     )
     threshold: float = Field(
         default=0.05,
         ge=0,
         lt=1,
-        description="diff-pruning: stop at the first timestep with loss / largest loss below this",
+        description=(
+            "diff-pruning: stop at this relative loss\n"
+            "scoring stops at the first timestep with loss / largest loss below it"
+        ),
     )
     timestep_stride: Annotated[int | Literal["auto"], PlainValidator(number_or_auto)] = Field(
         default="auto",
-        description="score every n-th timestep only; auto: a hundred of them, evenly spaced (1 is the published pass)",
+        description=("score every N-th timestep; auto: 100 timesteps\n1: every timestep, as published"),
     )
-    first_timestep: int = Field(default=0, ge=0, description="first timestep to score, 0 being the least noisy")
+    first_timestep: int = Field(default=0, ge=0, description="first timestep to score; 0 is the least noisy")
     last_timestep: int | None = Field(default=None, ge=0, description="last timestep to score (default: the noisiest)")
     power: Literal[1, 2] = Field(default=1, description="diff-pruning: sum of |w*G| (1) or of (w*G)^2 (2)")
-    norms: bool = Field(default=False, description="diff-pruning: add |w*G| of the norm weights")
+    norms: bool = Field(default=False, description="diff-pruning: add |w*G| of norm weights")
     block_criterion: Literal["bypass", "cosine"] = Field(
         default="bypass",
-        description="kinds with blocks: error of the output without the block, or what it turns its input by",
+        description=(
+            "blocks: criterion that scores them\n"
+            "bypass: error of the output without the block; cosine: angle between its input and its "
+            "output"
+        ),
     )
-    block_timesteps: int = Field(
-        default=10, ge=1, description="kinds with blocks: evenly spaced timesteps that blocks are scored at"
-    )
+    block_timesteps: int = Field(default=10, ge=1, description="blocks: number of evenly spaced timesteps to score")
     gradient_checkpointing: bool = Field(
         default=False,
-        description="keep no activations inside blocks while scoring and compute them anew: less memory, more time",
+        description="recompute activations: less memory, slower",
     )
 
     @field_validator("last_timestep")

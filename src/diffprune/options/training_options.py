@@ -1,18 +1,19 @@
 """Options of `train`, `finetune` and the digit classifier."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.image_options import ImageOptions
-from diffprune.options.option_set import ComputeOptions, PrecisionOptions
+from diffprune.options.option_set import ComputeOptions, Groups, PrecisionOptions
 from diffprune.options.prompt_options import GenerationOptions
 
 Optimizer = Literal["adafactor", "adagrad", "adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd", "soap"]
 
-OF_OPTIMIZER = (
-    "of torch.optim (sgd and rmsprop with momentum 0.9), or soap: Adam in the eigenbasis of Shampoo, which takes fewer "
-    "steps and more memory"
+OPTIMIZER_HELP = (
+    "optimizer\n"
+    "adafactor, adagrad, adam, adamax, adamw, nadam, radam, rmsprop, sgd (of torch.optim; rmsprop and sgd with "
+    "momentum 0.9) or soap (Adam in the eigenbasis of Shampoo: fewer steps, more memory)"
 )
 
 
@@ -24,90 +25,113 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
         "preview_steps", "tracker",
     }  # fmt: skip
 
+    groups: ClassVar[Groups] = {
+        "data": ("data", "flip", "class_dropout"),
+        "training": (
+            "steps", "batch_size", "learning_rate", "optimizer", "schedule", "warmup_steps", "weight_decay",
+            "grad_clip", "accumulation_steps", "ema_decay", "dropout", "timestep_sampling",
+        ),
+        "device and memory": ("device", "mixed_precision", "gradient_checkpointing", "num_workers"),
+        "validation": ("num_validation_images", "validate_every", "early_stop"),
+        "checkpoints and logs": (
+            "checkpoint_every", "keep_checkpoints", "log_every", "preview_every", "preview_steps", "tracker",
+        ),
+    }  # fmt: skip
+
     data: str | None = Field(
         default=None,
-        description="training images: a folder, a parquet file, a dataset id or `digits`; for class-conditional models "
-        "with a column `label`, or a sub-folder per class; for text-conditioned ones with a column `text` or "
-        "`caption`, a metadata.jsonl in the folder, or `generated`: drawn by the model itself",
+        description=(
+            "training images (required)\n"
+            "a folder, parquet file, dataset id, digits, or generated (by the model itself); classes: "
+            "column label or a subfolder per class; texts: column text or caption, or metadata.jsonl"
+        ),
     )
     steps: int = Field(default=1000, ge=1, description="optimizer steps")
-    batch_size: int = Field(
-        default=128, ge=1, description="images per optimizer step, over all processes and accumulation"
-    )
+    batch_size: int = Field(default=128, ge=1, description="images per optimizer step, over all ranks")
     accumulation_steps: int = Field(default=1, ge=1, description="backward passes per optimizer step")
     gradient_checkpointing: bool = Field(
         default=False,
-        description="keep no activations inside blocks, compute them again in the backward pass: less memory, slower",
+        description="recompute activations: less memory, slower",
     )
-    optimizer: Optimizer = Field(default="adamw", description=OF_OPTIMIZER)
+    optimizer: Optimizer = Field(default="adamw", description=OPTIMIZER_HELP)
     learning_rate: float = Field(
-        default=None, validate_default=True, gt=0, description="peak learning rate (default: 1e-3 of soap, else 2e-4)"
+        default=None, validate_default=True, gt=0, description="peak learning rate (default: 1e-3 for soap, else 2e-4)"
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay")
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant", description="learning rate after the warm-up"
     )
     warmup_steps: int = Field(default=0, ge=0, description="steps of linear warm-up")
-    grad_clip: float | None = Field(default=1.0, gt=0, description="largest gradient norm; none switches clipping off")
+    grad_clip: float | None = Field(default=1.0, gt=0, description="maximum gradient norm; none: no clipping")
     ema_decay: float = Field(
         default=0.9999,
         ge=0,
         lt=1,
-        description="limit of the weights' moving average; step n uses min(this, n/(9+n)), an average over about the "
-        "last n/9 steps, so that short runs do not hang on their start",
+        description=(
+            "maximum decay of the EMA weights\nstep n uses min(decay, n/(9+n)): an average of about the last n/9 steps"
+        ),
     )
     dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="dropout probability while training (default: as is)"
+        default=None, ge=0, lt=1, description="dropout probability (default: as in the model)"
     )
     class_dropout: float = Field(
         default=0.0,
         ge=0,
         lt=1,
-        description="class-conditional models: share of images whose class is kept from the model, for guidance",
+        description=(
+            "share of images trained without their class\nenables classifier-free guidance of class-conditional models"
+        ),
     )
     flip: bool = Field(
         default=True,
-        description="mirror half of the images (switch off for digits or text); latents of text-conditioned models are "
-        "computed once and not mirrored",
+        description=(
+            "mirror half of the images; off for digits or text\n"
+            "cached latents of text-conditioned models are not mirrored"
+        ),
     )
     timestep_sampling: Literal["auto", "uniform", "logit-normal"] = Field(
         default="auto",
-        description="how training draws timesteps: uniform, or logit-normal, where those in the middle come more often "
-        "(auto: logit-normal for flow matching, uniform for others)",
+        description=(
+            "distribution of the training timesteps\n"
+            "uniform; logit-normal: more in the middle; auto: logit-normal for flow matching, else "
+            "uniform"
+        ),
     )
     # More than other stages take, which the type checker minds: training scales its losses, as fp16 needs.
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(  # type: ignore[assignment]
         default="auto",
-        description="precision of forward and backward: auto is bf16 where the device has units for it (GPUs since "
-        "Ampere, CPUs with AVX512-BF16 or AMX), else no, which is fp32",
+        description=(
+            "autocast dtype; auto: bf16 if native, else fp32\n"
+            "auto, no (fp32), bf16 or fp16; native: GPUs since Ampere, CPUs with AVX512-BF16 or AMX"
+        ),
     )
     num_workers: int = Field(default=0, ge=0, description="processes that decode images")
     num_validation_images: int = Field(
         default=0,
         ge=0,
-        description="images held out from training, each with a noise and a timestep, on which the EMA weights are "
-        "measured; the best weights are the result (0: none, and the last are)",
+        description=(
+            "held-out images; 0: no validation\n"
+            "the result is then the EMA weights with the lowest validation error, else the last"
+        ),
     )
     validate_every: int = Field(default=100, ge=1, description="steps between validations")
     early_stop: int | None = Field(
         default=None,
         ge=1,
-        description="stop when the validation error has not fallen for so many validations (default: never)",
+        description="stop after N validations without progress (default: never)",
     )
     checkpoint_every: int = Field(default=500, ge=1, description="steps between checkpoints")
     keep_checkpoints: int = Field(
-        default=2, ge=1, description="checkpoints that stay while training; a damaged one gives way to the one before"
+        default=2,
+        ge=1,
+        description=("number of checkpoints to keep\na damaged checkpoint is replaced by the one before it"),
     )
     log_every: int = Field(default=10, ge=1, description="steps between logged losses")
-    preview_every: int = Field(
-        default=0, ge=0, description="steps between image grids drawn with the EMA weights (0: none)"
-    )
+    preview_every: int = Field(default=0, ge=0, description="steps between previews of EMA samples; 0: none")
     preview_steps: int = Field(
-        default=50, ge=1, description="inference steps of a preview, with the model's own scheduler"
+        default=50, ge=1, description=("sampling steps of a preview\nwith the model's scheduler")
     )
-    tracker: Literal["tensorboard", "wandb", "none"] = Field(
-        default="tensorboard", description="where losses are logged"
-    )
+    tracker: Literal["tensorboard", "wandb", "none"] = Field(default="tensorboard", description="where to log losses")
 
     @field_validator("learning_rate", mode="before")
     @classmethod
@@ -126,10 +150,12 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
 class TrainOptions(TrainingOptions):
     """Training from scratch."""
 
-    architecture: str = Field(default="ddpm-cifar10", description="built-in architecture or the path of a config.json")
-    num_train_timesteps: int = Field(default=1000, ge=2, description="T, timesteps of the noise schedule")
+    groups: ClassVar[Groups] = {"model": ("architecture", "num_train_timesteps", "beta_schedule", "prediction_type")}
+
+    architecture: str = Field(default="ddpm-cifar10", description="built-in architecture or config.json")
+    num_train_timesteps: int = Field(default=1000, ge=2, description="T, number of timesteps of the noise schedule")
     beta_schedule: Literal["linear", "squaredcos_cap_v2"] = Field(
-        default="linear", description="noise schedule (linear runs from 1e-4 to 0.02 at any T)"
+        default="linear", description=("noise schedule\nlinear (1e-4 to 0.02 at any T) or squaredcos_cap_v2")
     )
     prediction_type: Literal["epsilon", "v_prediction", "sample"] = Field(
         default="epsilon", description="what the denoiser predicts"
@@ -139,39 +165,49 @@ class TrainOptions(TrainingOptions):
 class FinetuneOptions(GenerationOptions, TrainingOptions):
     """Recovery of a pruned model."""
 
-    num_generated: int = Field(
-        default=256, ge=1, description="text-conditioned models: images that the model draws itself to learn from"
-    )
+    groups: ClassVar[Groups] = {
+        "data": ("data", "num_generated"),
+        "training": ("steps", "batch_size", "learning_rate", "optimizer", "lora_rank", "loss_weighting"),
+        "distillation": ("teacher_weight", "feature_weight", "teacher_dtype"),
+    }  # fmt: skip
 
-    optimizer: Optimizer = Field(default="soap", description=OF_OPTIMIZER)
+    num_generated: int = Field(default=256, ge=1, description="data generated: number of images to generate")
+
+    optimizer: Optimizer = Field(default="soap", description=OPTIMIZER_HELP)
     teacher_weight: float = Field(
         default=0.7,
         gt=0,
         le=1,
-        description="with a teacher: weight of its output in the loss; the rest weighs the noise error",
+        description=("weight of the teacher's output in the loss\nthe noise error has 1 minus this weight"),
     )
     lora_rank: int | None = Field(
         default=None,
         ge=1,
-        description="train adapters of this rank beside frozen weights, merged at the end, where training all weights "
-        "takes too much memory (default: all weights train)",
+        description=(
+            "train LoRA adapters of this rank (default: all weights)\n"
+            "base weights are frozen and adapters are merged at the end: less memory"
+        ),
     )
     feature_weight: float = Field(
         default=0.0,
         ge=0,
-        description="with a teacher: weight of the difference of what blocks give, each over the teacher's mean square",
+        description=(
+            "weight of the teacher's block outputs in the loss\neach error is divided by the teacher's mean square"
+        ),
     )
     teacher_dtype: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="what the teacher computes in; auto: bf16 on a GPU, as it is stored elsewhere"
+        default="auto", description=("dtype of the teacher\nauto (bf16 on a GPU, else as stored), fp32 or bf16")
     )
     loss_weighting: Literal["uniform", "min-snr"] = Field(
-        default="uniform", description="what timesteps count in the loss: all alike, or min(SNR, 5) / SNR"
+        default="uniform", description=("weights of the timesteps in the loss\nuniform, or min-snr: min(SNR, 5) / SNR")
     )
 
 
 class ClassifierOptions(ComputeOptions):
     """Training the digit classifier whose features `frechet_distance` uses."""
 
+    groups: ClassVar[Groups] = {"training": ("steps", "batch_size", "learning_rate")}
+
     steps: int = Field(default=1500, ge=1, description="optimizer steps")
-    batch_size: int = Field(default=128, ge=1, description="images per step")
-    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate (cosine to 0)")
+    batch_size: int = Field(default=128, ge=1, description="images per optimizer step")
+    learning_rate: float = Field(default=2e-3, gt=0, description="peak learning rate; cosine schedule to 0")
