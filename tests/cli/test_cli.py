@@ -29,25 +29,13 @@ def test_no_command_loads_torch_to_explain_itself() -> None:
     assert diffprune.__version__ in done.stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_option_is_explained(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main([*name.split(), "--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    for kind in COMMANDS[name].options:
-        for field, info in kind.model_fields.items():
-            assert "--" + field.replace("_", "-") in text
-            assert info.description
-            assert " ".join(info.description.split())[:20] in text
-
-
-def test_help_shows_numbers_beside_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_shows_numbers_with_words(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())
     assert "--round-to {N,auto}" in text
     assert "--power {1,2}" in text
-    assert "--ranking {local,global,isomorphic}" in text
+    assert "local: each group alone; global: all of one kind; isomorphic: all" in text
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, object]:

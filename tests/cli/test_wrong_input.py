@@ -473,7 +473,7 @@ def test_all_mistakes_of_a_recipe_are_reported_at_once(refused: Refused, tmp_pat
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("plan: [", "is not YAML"), ("just words", "holds a str"), (None, "cannot read the recipe")],
+    [("plan: [", "is not YAML"), ("just words", "holds a str"), (None, "expected a YAML file or a shipped recipe")],
 )
 def test_a_recipe_that_cannot_be_read_is_refused(
     text: str | None, expected: str, refused: Refused, tmp_path: Path

@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.image_options import PreparationOptions, SizedPreset
+from diffprune.options.option_set import Groups
 
 Metric = Literal[
     "ssim", "mse", "psnr", "lpips", "frechet_distance", "fid", "sfid", "kid", "inception_score", "precision", "recall",
@@ -21,7 +22,6 @@ MOMENT_METRICS = ("fid", "sfid")
 
 LONE_METRICS = ("inception_score", "clip_score")
 """Look at IMAGES alone."""
-from diffprune.options.option_set import Groups
 
 
 class InceptionOptions(PreparationOptions):
@@ -41,7 +41,7 @@ class InceptionOptions(PreparationOptions):
         validate_default=True,
         description=(
             "preprocessing before Inception (default: none)\n"
-            "with statistics of preprocessed images: their preprocessing"
+            "cifar10, celeba64, lsun256 or imagenet256; default with statistics of preprocessed images: theirs"
         ),
     )
     num: int | None = Field(default=None, ge=1, description="use the first N images (default: all)")
