@@ -1,6 +1,7 @@
 """Compensation: exact where it can be, never worse on what it was fitted on, the same when interrupted."""
 
 import copy
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import diffprune
+from diffprune.artifact.slicing import Kept, channel_axis
 from diffprune.calibration.calibration_set import Calibration, LabeledImages, NoisyBatch, generate_images
 from diffprune.cli.main import main
 from diffprune.groups import find_groups, kept_indices, remove_units
@@ -21,7 +23,7 @@ from diffprune.pipelines.predict import predict
 from diffprune.planning import Plan
 from diffprune.pruning.compensation import Compensation, compensate
 from diffprune.pruning.compensation.layer_cache import SolvedLayers
-from diffprune.pruning.compensation.layer_fit import LayerFit
+from diffprune.pruning.compensation.layer_fit import ROWS, LayerFit
 from diffprune.pruning.compensation.layerwise import fit_layers
 from diffprune.pruning.compensation.noised_images import WeightedBatch, draw_weighted, num_images, weights_of
 from diffprune.pruning.compensation.norm_fit import NormFit
@@ -290,7 +292,102 @@ def test_large_images_are_fewer_unless_a_number_is_given() -> None:
     assert num_images(Calibration(some, some, scheduler), PruneOptions(num_compensation_images=100)) == 100
 
 
-def test_a_walk_hands_its_error_over() -> None:
+@torch.no_grad()
+def reference_fit(dense: nn.Module, small: nn.Module, kept: Kept, batches: list[WeightedBatch]) -> None:
+    """`fit_layers` without paused passes: whole passes through both models for each layer."""
+
+    def passes(model: nn.Module, layer: nn.Module, *, output: bool) -> list[Tensor]:
+        tensors: list[Tensor] = []
+
+        def note(layer: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, Tensor], result: Tensor) -> None:
+            tensors.append(result if output else next(iter((*args, *kwargs.values()))).clone())
+
+        handle = layer.register_forward_hook(note, with_kwargs=True)
+        for batch in batches:
+            predict(model, batch.noisy.noisy, batch.noisy.timesteps, batch.noisy.condition)
+        handle.remove()
+        return tensors
+
+    order: list[str] = []
+    handles = [
+        layer.register_forward_hook(lambda layer, args, result, path=path: order.append(path))
+        for path, layer in small.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear, nn.GroupNorm))
+    ]
+    predict(small, batches[0].noisy.noisy, batches[0].noisy.timesteps, batches[0].noisy.condition)
+    for handle in handles:
+        handle.remove()
+    per_image = -(-ROWS // sum(len(batch.weights) for batch in batches if not batch.held_out))
+    for number, path in enumerate(order):
+        layer, random = small.get_submodule(path), torch.Generator().manual_seed(number)
+        fit: LayerFit | NormFit = (
+            NormFit(path, layer) if isinstance(layer, nn.GroupNorm) else LayerFit(path, layer, random, per_image)
+        )
+        inputs = passes(small, layer, output=False)
+        targets = passes(dense, dense.get_submodule(path), output=True)
+        rows = kept.rows.get((path, "out"))
+        for batch, x, target in zip(batches, inputs, targets, strict=True):
+            if rows is not None:
+                target = target.index_select(channel_axis(layer, target), rows)
+            fit.add(x, target, batch.weights, held_out=batch.held_out)
+        fit.finish()
+
+
+def test_paused_passes_fit_as_whole_passes_for_each_layer_do() -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    small, reference = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    groups, options = find_groups(dense), PruneOptions(num_compensation_images=8)
+    kept = kept_indices(groups, {name: group.kept for name, group in plan.groups.items()}, dense)
+    before = copy.deepcopy(small.state_dict())
+    reference_fit(dense, reference, kept, draw_weighted(calibration(), options, 4))
+    compensate(dense, small, plan, calibration(), options, groups=groups, batch_size=4)
+    assert sum(not torch.equal(value, before[name]) for name, value in small.state_dict().items()) > 20
+    for name, value in small.state_dict().items():
+        torch.testing.assert_close(value, reference.state_dict()[name], rtol=0, atol=1e-6)
+
+
+def test_the_number_of_threads_does_not_grow_with_the_number_of_batches() -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    options, groups, most = PruneOptions(num_compensation_images=16), find_groups(dense), {}
+    for batch_size in (20, 1):
+        small, numbers = prune_denoiser(dense, plan), []
+        for model in (dense, small):
+            model.conv_out.register_forward_hook(lambda *_, n=numbers: n.append(threading.active_count()))
+        compensate(dense, small, plan, calibration(), options, groups=groups, batch_size=batch_size)
+        most[batch_size] = max(numbers)
+    assert most[1] == most[20]
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_an_error_in_the_midst_of_a_pass_leaves_both_models_as_they_were(
+    error: type[BaseException], offloaded: bool
+) -> None:
+    dense = tiny_unet()
+    plan = plan_for(dense)
+    small, calls = prune_denoiser(dense, plan), []
+
+    def fail(*_: object) -> None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise error("in the midst of a pass")
+
+    dense.mid_block.register_forward_pre_hook(fail)
+    hooks = [[len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] for model in (dense, small)]
+    attributes = [[{*vars(m)} for m in model.modules()] for model in (dense, small)]
+    num_threads = threading.active_count()
+    with pytest.raises(error, match="in the midst of a pass"):
+        compensated(dense, small, plan, offloaded=offloaded)
+    assert hooks == [
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] for model in (dense, small)
+    ]
+    assert attributes == [[{*vars(m)} for m in model.modules()] for model in (dense, small)]
+    assert threading.active_count() == num_threads
+
+
+def test_an_error_in_a_pass_reaches_the_caller() -> None:
     dense = tiny_unet()
     small = prune_denoiser(dense, plan_for(dense))
     batches = draw_weighted(calibration(), IMAGES, 16)
