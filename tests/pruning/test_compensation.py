@@ -13,7 +13,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 import diffprune
-from diffprune.artifact.slicing import Kept, channel_axis
+from diffprune.artifact.slicing import KeptIndices, channel_axis
 from diffprune.calibration.calibration_set import Calibration, LabeledImages, NoisyBatch, generate_images
 from diffprune.cli.main import main
 from diffprune.groups import find_groups, kept_indices, remove_units
@@ -293,7 +293,7 @@ def test_large_images_are_fewer_unless_a_number_is_given() -> None:
 
 
 @torch.no_grad()
-def reference_fit(dense: nn.Module, small: nn.Module, kept: Kept, batches: list[WeightedBatch]) -> None:
+def reference_fit(dense: nn.Module, small: nn.Module, kept: KeptIndices, batches: list[WeightedBatch]) -> None:
     """`fit_layers` without paused passes: whole passes through both models for each layer."""
 
     def passes(model: nn.Module, layer: nn.Module, *, output: bool) -> list[Tensor]:
