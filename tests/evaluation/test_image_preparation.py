@@ -118,7 +118,7 @@ def test_another_preparation_is_refused(
     otherwise: tuple[object, ...], samples: Path, file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = refusal(capsys, "evaluate", samples, file, "--metrics", "fid", *otherwise)
-    assert f"was made by another protocol (images {CELEBA} instead of " in message
+    assert f"was computed by another protocol (images {CELEBA} instead of " in message
     assert "cannot be compared" in message
 
 
@@ -193,4 +193,4 @@ def test_a_preparation_that_is_not_known_is_refused(
     facts = json.loads(str(known["protocol"])) | {"images": f"{text}, RGB"}
     facts.pop("hash")
     np.savez(file, **{**known, "protocol": json.dumps(Protocol(**facts).as_dict())})
-    assert "make them again" in refusal(capsys, "evaluate", samples, file, "--metrics", "fid")
+    assert "compute them again" in refusal(capsys, "evaluate", samples, file, "--metrics", "fid")

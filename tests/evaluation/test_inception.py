@@ -17,7 +17,7 @@ import diffprune
 from diffprune.evaluation.feature_statistics import ImageStatistics, Moments
 from diffprune.evaluation.image_preparation import Preparation
 from diffprune.evaluation.inception import Inception, embed, load_inception
-from diffprune.evaluation.inception_features import gather, open_set
+from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.evaluation.inception_inputs import RESIZES
 from diffprune.evaluation.inception_metrics import compare_statistics
 from diffprune.options import EvaluateOptions
@@ -211,11 +211,11 @@ def test_moments_equal_the_whole_but_for_less_than_the_rounding_of_the_features(
 @pytest.mark.usefixtures("quick_network")
 def test_only_the_metrics_that_need_them_keep_features(photo_sets: Sets) -> None:
     inception = Inception(torch.nn.ParameterList([torch.zeros(1)]), "weights")
-    images = open_set(str(photo_sets[0]), 2, Preparation())
+    images = open_image_set(str(photo_sets[0]), 2, Preparation())
     options = EvaluateOptions(device="cpu")
-    assert not gather(images, ("fid",), inception, options).kept
-    found = gather(images, ("kid",), inception, options)
+    assert not extract_features(images, ("fid",), inception, options).by_layer
+    found = extract_features(images, ("kid",), inception, options)
     assert found.statistics is None
-    assert {layer: (kept.shape, kept.dtype) for layer, kept in found.kept.items()} == {
+    assert {layer: (kept.shape, kept.dtype) for layer, kept in found.by_layer.items()} == {
         "pool": ((2, 2048), torch.float32)
     }

@@ -17,8 +17,8 @@ import diffprune
 from diffprune.errors import DataError, ModelError, OptionError
 from diffprune.evaluation import inception
 from diffprune.evaluation.clip_score import load_clip
-from diffprune.evaluation.lpips import load_perceptual
-from diffprune.evaluation.network_weights import fetch_weights, hash_of, read_weights
+from diffprune.evaluation.lpips import load_lpips
+from diffprune.evaluation.network_weights import fetch_weights, hash_of_weights, read_weights
 from diffprune.evaluation.paired_metrics import HIGHEST_PSNR, psnr
 from tests.conftest import photos
 
@@ -39,7 +39,7 @@ class Trap:
 
 def test_a_pickle_that_would_execute_something_is_refused(tmp_path: Path) -> None:
     torch.save({"weight": Trap(tmp_path / "sprung")}, tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match="cannot be read as weights alone"):
+    with pytest.raises(ModelError, match=r"cannot read .* as weights"):
         inception.load_inception(tmp_path / "weights.pth", CPU)
     assert not (tmp_path / "sprung").exists()
 
@@ -48,7 +48,7 @@ def test_a_pickle_that_would_execute_something_is_refused(tmp_path: Path) -> Non
 def test_files_that_hold_no_weights_are_refused(content: bytes, tmp_path: Path) -> None:
     for name in ("weights.pth", "weights.safetensors"):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ModelError, match="cannot be read as weights alone"):
+        with pytest.raises(ModelError, match=r"cannot read .* as weights"):
             read_weights(tmp_path / name)
     with pytest.raises(ModelError, match="no file"):
         read_weights(tmp_path / "nowhere.pth")
@@ -62,16 +62,16 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not hold the weights of inception-v3-2015-12-05"):
         inception.load_inception(tmp_path / "weights.pth", CPU)
     with pytest.raises(ModelError, match="does not hold torchvision's weights of alexnet"):
-        load_perceptual("alex", tmp_path / "weights.pth", CPU)
+        load_lpips("alex", tmp_path / "weights.pth", CPU)
 
 
 def test_the_hash_is_of_the_values_whatever_the_file(tmp_path: Path) -> None:
     state = {"a.weight": torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), "b": torch.ones(2)}
     torch.save({**state, "n.num_batches_tracked": torch.tensor(7)}, tmp_path / "weights.pth")
     save_file(state, tmp_path / "weights.safetensors")
-    first, second = (hash_of(read_weights(tmp_path / f"weights.{ending}")) for ending in ("pth", "safetensors"))
-    assert first == second == hash_of(dict(reversed(state.items())))
-    assert hash_of({**state, "b": torch.full((2,), 1.001)}) != first
+    first, second = (hash_of_weights(read_weights(tmp_path / f"weights.{ending}")) for ending in ("pth", "safetensors"))
+    assert first == second == hash_of_weights(dict(reversed(state.items())))
+    assert hash_of_weights({**state, "b": torch.full((2,), 1.001)}) != first
 
 
 def test_published_weights_are_fetched_once_and_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_lpips_equals_that_of_torchmetrics(
 
 
 def test_lpips_takes_grey_images_and_refuses_tiny_ones(alexnet_file: Path) -> None:
-    perceptual = load_perceptual("alex", alexnet_file, CPU)
+    perceptual = load_lpips("alex", alexnet_file, CPU)
     grey = torch.rand(2, 1, 40, 40, generator=torch.Generator().manual_seed(0))
     colour = grey.expand(-1, 3, -1, -1)
     assert torch.equal(perceptual.distance(grey, 1 - grey), perceptual.distance(colour, 1 - colour))

@@ -13,7 +13,7 @@ import torch
 import diffprune
 from diffprune.evaluation.feature_statistics import read_statistics
 from diffprune.evaluation.image_preparation import Preparation
-from diffprune.evaluation.inception_features import gather, open_set
+from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.options import EvaluateOptions
 from tests.conftest import photos, quick_inception
 
@@ -34,7 +34,7 @@ import diffprune.evaluation.inception_evaluation
 import diffprune.stages.stats_stage
 from diffprune.errors import DataError
 from diffprune.evaluation.image_preparation import Preparation
-from diffprune.evaluation.inception_features import gather, open_set
+from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.options import EvaluateOptions, StatsOptions
 from diffprune.runs.distributed import process_state, leave_process_group
 from diffprune.stages.evaluate_stage import evaluate_stage
@@ -50,11 +50,11 @@ options = EvaluateOptions(metrics={metrics}, **{more})
 evaluate_stage(images, reference, options, Path(out) / "metrics")
 stats_stage(damaged, StatsOptions(batch_size=1, on_corrupt="skip", device="cpu"), Path(out) / "stats.npz")
 inception = conftest.quick_inception(None, torch.device("cpu"))
-found = gather(open_set(damaged, None, Preparation()), ("kid",), inception, options)
-torch.save(found.kept, Path(out) / f"kept-{{rank}}.pt")
+found = extract_features(open_image_set(damaged, None, Preparation()), ("kid",), inception, options)
+torch.save(found.by_layer, Path(out) / f"kept-{{rank}}.pt")
 try:
     failing = options.model_copy(update={{"on_corrupt": "fail"}})
-    gather(open_set(damaged, None, Preparation()), ("kid",), inception, failing)
+    extract_features(open_image_set(damaged, None, Preparation()), ("kid",), inception, failing)
 except DataError as error:
     (Path(out) / f"error-{{rank}}").write_text(str(error))
 leave_process_group()
@@ -100,10 +100,12 @@ def test_two_processes_find_the_numbers_of_one(photo_sets: tuple[Path, Path], da
         assert record["result"][metric] == pytest.approx(alone[metric], rel=1e-6), metric
 
     inception = quick_inception(None, torch.device("cpu"))
-    found = gather(open_set(str(damaged), None, Preparation()), ("kid",), inception, EvaluateOptions(**MORE))
+    found = extract_features(
+        open_image_set(str(damaged), None, Preparation()), ("kid",), inception, EvaluateOptions(**MORE)
+    )
     assert found.num_corrupt == 1
     for rank in range(2):
-        assert torch.equal(torch.load(out / f"kept-{rank}.pt")["pool"], found.kept["pool"])
+        assert torch.equal(torch.load(out / f"kept-{rank}.pt")["pool"], found.by_layer["pool"])
         assert "0001.png is not a readable image" in (out / f"error-{rank}").read_text()
     theirs = read_statistics(out / "stats.npz")
     assert (theirs.num_images, theirs.details["num_corrupt"]) == (2, 1)

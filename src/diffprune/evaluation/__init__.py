@@ -1,1 +1,1 @@
-"""Judging images: features, distances between sets, and metrics of pairs."""
+"""Image metrics: of image pairs, of image sets, and of images with prompts."""

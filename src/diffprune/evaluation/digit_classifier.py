@@ -1,4 +1,4 @@
-"""The digit classifier that ships with the package; its features stand in for Inception's on digits."""
+"""The built-in digit classifier, whose features replace Inception's in the Fréchet distance of digits."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ NUM_FEATURES = 32
 
 
 class DigitClassifier(nn.Module):
-    """A small convolutional classifier of grey 16x16 digits: (N, 1, 16, 16) in [-1, 1] -> (N, 10) logits."""
+    """A small convolutional classifier of gray 16x16 digits: (N, 1, 16, 16) in [-1, 1] -> (N, 10) logits."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DigitClassifier(nn.Module):
         self.logits = nn.Linear(NUM_FEATURES, 10)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Features (N, 32)."""
+        """Return features (N, 32) of images (N, 1, 16, 16)."""
         x = functional.silu(self.norms[0](self.conv1(images)))
         x = functional.max_pool2d(functional.silu(self.norms[1](self.conv2(x))), 2)
         x = functional.max_pool2d(functional.silu(self.norms[2](self.conv3(x))), 2)
@@ -34,13 +34,13 @@ class DigitClassifier(nn.Module):
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, 10)."""
+        """Return logits (N, 10) of images (N, 1, 16, 16)."""
         logits: Tensor = self.logits(functional.silu(self.embed(images)))
         return logits
 
 
 def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
-    """The classifier with its trained weights, in eval mode."""
+    """Load the classifier with trained weights (safetensors), in eval mode."""
     with torch.device("meta"):
         classifier = DigitClassifier()
     classifier.load_state_dict(load_file(path), assign=True)
@@ -48,12 +48,12 @@ def load_classifier(path: Path = WEIGHTS) -> DigitClassifier:
 
 
 def save_classifier(classifier: DigitClassifier, folder: Path) -> None:
-    """Write `model.safetensors` into a folder."""
+    """Write the weights to `model.safetensors` in a folder."""
     save_file(classifier.state_dict(), folder / WEIGHTS.name)
 
 
 @torch.no_grad()
 def embed_all(classifier: DigitClassifier, batches: list[Tensor], device: torch.device) -> Tensor:
-    """Features of all images, float64 (N, 32) on the CPU."""
+    """Return the features of all batches, float64 (N, 32) on the CPU."""
     classifier.to(device)
     return torch.cat([classifier.embed(batch.to(device)).double().cpu() for batch in batches])

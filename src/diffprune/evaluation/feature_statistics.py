@@ -1,7 +1,7 @@
-"""Mean and covariance of features, gathered in one pass, and the files that hold them.
+"""Mean and covariance of image features: running sums in one pass, and .npz files.
 
-A file is an .npz with `mu` and `sigma` as pytorch-fid writes and reads it (and `mu_s`, `sigma_s` for sFID, as in
-the reference files of Dhariwal and Nichol 2021); ours add the number of images and the protocol.
+A file holds `mu` and `sigma` as in pytorch-fid, and `mu_s` and `sigma_s` for sFID as in the reference files of
+Dhariwal and Nichol 2021. Files of diffprune add the number of images and the protocol.
 """
 
 import io
@@ -23,7 +23,7 @@ from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import atomic_write
 
 ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
-"""Metric -> layer of its features, names of its arrays in a file."""
+"""Metric -> layer of its features, and names of its mean and covariance in a file."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Statistics:
 
 
 class Moments:
-    """Mean and covariance of float32 features that come in batches, by running sums in float64.
+    """Running sums in float64 for the mean and covariance of float32 features that arrive in batches.
 
-    Products of two float32 numbers are exact in float64, and what their sum loses is less than what the rounding of the
-    features to float32 has changed.
+    Products of two float32 numbers are exact in float64. The rounding error of their sum is below the rounding error
+    of the features themselves.
     """
 
     def __init__(self, name: str, num_features: int, sums: Accumulator) -> None:
@@ -48,13 +48,13 @@ class Moments:
         self._products = sums.zeros(self._names[1], num_features, num_features)
 
     def add(self, features: Tensor) -> None:
-        """Take in features (N, D)."""
+        """Add features (N, D) to the sums."""
         batch = features.double()
         self._sum += batch.sum(0)
         self._products.addmm_(batch.T, batch)
 
     def statistics(self, num: int) -> Statistics:
-        """What all processes took in, of `num` images; raises ValueError below two."""
+        """Return the statistics of the `num` images that all ranks added; raises ValueError below two."""
         if num < 2:
             raise ValueError(f"a covariance needs at least 2 images, got {num}")
         total, products = (self._running.total(name) for name in self._names)
@@ -66,7 +66,7 @@ class Moments:
 class ImageStatistics:
     """Statistics of an image set per metric (`fid`, `sfid`).
 
-    num_images and protocol are None where a file does not say them; details: how and from what it was made.
+    num_images and protocol are None where a file does not state them. details: options and inputs of the `stats` run.
     """
 
     by_metric: Mapping[str, Statistics]
@@ -75,12 +75,12 @@ class ImageStatistics:
     details: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
-        """Write an .npz, whole."""
+        """Write an .npz file atomically."""
         assert self.protocol is not None
         arrays: dict[str, Any] = {}
-        for metric, found in self.by_metric.items():
+        for metric, statistics in self.by_metric.items():
             _, mu, sigma = ARRAYS[metric]
-            arrays |= {mu: found.mu.numpy(), sigma: found.sigma.numpy()}
+            arrays |= {mu: statistics.mu.numpy(), sigma: statistics.sigma.numpy()}
         file = io.BytesIO()
         np.savez(
             file,
@@ -93,21 +93,21 @@ class ImageStatistics:
 
 
 def read_statistics(path: Path) -> ImageStatistics:
-    """Read an .npz of ours or of pytorch-fid, clean-fid or ADM; nothing is unpickled.
+    """Read an .npz file of diffprune, pytorch-fid, clean-fid or ADM; nothing is unpickled.
 
-    Raises DataError when it is missing, damaged, or holds no mean and covariance of Inception features.
+    Raises DataError when the file is missing, damaged, or has no mean and covariance of Inception features.
     """
     if not path.is_file():
-        raise DataError(f"no file {path}; expected statistics (.npz), as `diffprune stats` writes them")
+        raise DataError(f"no file {path}; expected statistics (.npz) as written by `diffprune stats`")
     try:
-        with path.open("rb") as whole, np.load(whole, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             by_metric = {
                 metric: _statistics(path, layer, file[mu], file[sigma])
                 for metric, (layer, mu, sigma) in ARRAYS.items()
                 if mu in file.files and sigma in file.files
             }
             if not by_metric:
-                raise DataError(f"{path} holds {', '.join(file.files) or 'nothing'}; statistics need mu and sigma")
+                raise DataError(f"{path} holds {', '.join(file.files) or 'no arrays'}; statistics need mu and sigma")
             if "protocol" not in file.files:
                 return ImageStatistics(by_metric, None, None)
             return ImageStatistics(
@@ -127,7 +127,7 @@ def _statistics(path: Path, layer: str, mu: Any, sigma: Any) -> Statistics:
             f"{path} has a mean of shape {mu.shape} and a covariance of {sigma.shape}, expected ({size},) and "
             f"({size}, {size}): features of another layer or network cannot be compared"
         )
-    found = Statistics(torch.from_numpy(mu.astype(np.float64)), torch.from_numpy(sigma.astype(np.float64)))
-    if not (found.mu.isfinite().all() and found.sigma.isfinite().all()):
-        raise DataError(f"{path} holds values that are not finite")
-    return found
+    statistics = Statistics(torch.from_numpy(mu.astype(np.float64)), torch.from_numpy(sigma.astype(np.float64)))
+    if not (statistics.mu.isfinite().all() and statistics.sigma.isfinite().all()):
+        raise DataError(f"{path} holds values that are not finite; compute the statistics again")
+    return statistics

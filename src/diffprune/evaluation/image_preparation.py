@@ -1,4 +1,4 @@
-"""What happens to an image before it is resized for the network: nothing, or a preset, on both sides alike."""
+"""Preprocessing of images before the resize to Inception's input: none, or a preset, equal on both sides."""
 
 from dataclasses import dataclass
 
@@ -12,43 +12,46 @@ from diffprune.options import InceptionOptions
 
 @dataclass(frozen=True)
 class Preparation:
-    """How images are prepared; by None at native size.
+    """Convert an image to RGB and apply a preprocessing; None leaves it at native size.
 
-    taken_over: it is that of statistics, and nobody asked to prepare images so: only those pass that it leaves as
-    they are, such as images that a model drew at its size.
+    from_statistics: the preprocessing was read from a statistics file and not requested by an option. Only images of
+    its output size are accepted then, such as images that a model sampled at that size.
     """
 
-    by: Preprocessing | None = None
-    taken_over: bool = False
+    preprocessing: Preprocessing | None = None
+    from_statistics: bool = False
 
     @property
-    def fact(self) -> str:
-        """What a protocol says of it."""
-        return NATIVE if self.by is None else f"{self.by}, RGB"
+    def description(self) -> str:
+        """The entry `images` of a protocol."""
+        return NATIVE if self.preprocessing is None else f"{self.preprocessing}, RGB"
 
-    def __call__(self, image: Image.Image, what: str) -> Image.Image:
-        """The prepared image, RGB; raises DataError that names `what` when it does not suit."""
+    def __call__(self, image: Image.Image, name: str) -> Image.Image:
+        """Return the prepared image, RGB; raises DataError that starts with `name` when its size is not supported."""
         image = image.convert("RGB")
-        if self.by is None:
+        if self.preprocessing is None:
             return image
-        if self.taken_over and (image.height, image.width) != self.by.size:
+        if self.from_statistics and (image.height, image.width) != self.preprocessing.size:
             raise DataError(
-                f"{what} has {image.height}x{image.width} pixels, the statistics are of images prepared as {self.by}: "
-                "give images of that size, or the same preset (or size, crop, fit and filter) to prepare these alike"
+                f"{name} has {image.height}x{image.width} pixels, the statistics are of images prepared as "
+                f"{self.preprocessing}; give images of that size, or set preset (or size, crop, fit and filter) to "
+                "prepare them in the same way"
             )
-        return self.by(image, what)
+        return self.preprocessing(image, name)
 
 
 def preparation_of(options: InceptionOptions, statistics: Protocol | None = None) -> Preparation:
-    """What the options ask for; where they ask for nothing, what statistics say (None: there are none).
+    """Return the preparation that the options request; without one, the preparation of the statistics.
 
-    Raises DataError for statistics of a preparation that this version does not know.
+    statistics: protocol of a statistics file; None: there is no file. Raises DataError when the statistics state a
+    preprocessing that this version does not know.
     """
     if options.preset is not None or options.size is not None:
         return Preparation(preprocessing_of(options))
     if statistics is None or statistics.images == NATIVE:
         return Preparation()
     try:
-        return Preparation(read_preprocessing(statistics.images.removesuffix(", RGB")), taken_over=True)
+        preprocessing = read_preprocessing(statistics.images.removesuffix(", RGB"))
     except ValueError as error:
-        raise DataError(f"the statistics say that {error}; make them again") from error
+        raise DataError(f"the protocol of the statistics is not supported: {error}; compute them again") from error
+    return Preparation(preprocessing, from_statistics=True)

@@ -1,4 +1,4 @@
-"""The Inception network of FID, IS, KID, precision and recall, and the three layers that they look at.
+"""The Inception network of FID, inception score, KID, precision and recall, and the three layers they use.
 
 The architecture is torch-fidelity's copy of the TensorFlow graph `inception-2015-12-05` (Szegedy et al. 2016; used
 for IS by Salimans et al. 2016, for FID by Heusel et al. 2017).
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import BasicConv2d, FeatureExtractorInceptionV3
 
-from diffprune.evaluation.network_weights import fetch_weights, hash_of, must_fit, read_weights
+from diffprune.evaluation.network_weights import explain_mismatch, fetch_weights, hash_of_weights, read_weights
 from diffprune.evaluation.protocol import Protocol
 
 NAME = "inception-v3-2015-12-05"
 URL = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-REMEDY = "download it elsewhere and give it with --inception-weights FILE"
+REMEDY = "download the file elsewhere and set --inception-weights FILE"
 
 LAYERS = {"pool": 2048, "spatial": 2023, "logits": 1008}
-"""Features per image: of the last pooling, of 7 channels at 17x17 (sFID), and the logits without their bias."""
+"""Layer -> features per image: last pooling, 7 channels at 17x17 (sFID), logits without bias."""
 
 _TRUNK = (
     "Conv2d_1a_3x3", "Conv2d_2a_3x3", "Conv2d_2b_3x3", "MaxPool_1", "Conv2d_3b_1x1", "Conv2d_4a_3x3", "MaxPool_2",
@@ -42,27 +42,27 @@ class Inception:
     weights: str
 
     def protocol(self, resize: str, images: str) -> Protocol:
-        """How this network makes features of images that were prepared as `images` says and reach it by `resize`."""
+        """Return the protocol of features of this network. resize, images: see `Protocol`."""
         return Protocol(network=NAME, weights=self.weights, resize=resize, images=images)
 
 
 def load_inception(path: Path | None, device: torch.device) -> Inception:
-    """The network with the weights of a file, or with the published ones, fetched and checked.
+    """Load the network with the weights of a file; None downloads the published weights and checks their hash.
 
-    path: state dict with torch-fidelity's names (pytorch-fid's file has the same). Raises ModelError.
+    path: state dict with the names of torch-fidelity, which pytorch-fid shares. Raises ModelError.
     """
     path = path or fetch_weights(URL, SHA256, remedy=REMEDY)
-    network = _network(read_weights(path), str(path))
-    weights = hash_of(network.state_dict())
-    return Inception(_made_fast(network.to(device)), weights)
+    network = _build_network(read_weights(path), str(path))
+    weights = hash_of_weights(network.state_dict())
+    return Inception(_fused(network.to(device)), weights)
 
 
 @torch.no_grad()
 def embed(inception: Inception, inputs: Tensor) -> dict[str, Tensor]:
-    """Features of each layer, float32 (N, `LAYERS[layer]`), of images as `inputs` makes them, (N, 3, 299, 299).
+    """Return the features of each layer, float32 (N, `LAYERS[layer]`), of inputs (N, 3, 299, 299).
 
-    `spatial` is what the graph calls mixed_6/conv, its first 7 channels (sFID: Nash et al. 2021; layer and
-    channels as in the evaluation of Dhariwal and Nichol 2021).
+    inputs: images resized as in `inception_inputs`. `spatial` is the first 7 channels of the graph's mixed_6/conv
+    (sFID: Nash et al. 2021; layer and channels as in the evaluation of Dhariwal and Nichol 2021).
     """
     network = inception.network
     features = {}
@@ -78,8 +78,8 @@ def embed(inception: Inception, inputs: Tensor) -> dict[str, Tensor]:
     return features
 
 
-def _made_fast(network: nn.Module) -> nn.Module:
-    """The same function, to rounding: batch norms folded into their convolutions, on CPUs in channels-last order."""
+def _fused(network: nn.Module) -> nn.Module:
+    """Fuse batch norms into convolutions, and use channels-last memory on CPUs; equal up to rounding, and faster."""
     for block in network.modules():
         if isinstance(block, BasicConv2d):
             block.conv, block.bn = fuse_conv_bn_eval(block.conv, block.bn), nn.Identity()
@@ -89,19 +89,19 @@ def _made_fast(network: nn.Module) -> nn.Module:
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """Float32 convolutions in float32 on every GPU: TensorFloat-32 would make the figures the GPU's own."""
+    """Run float32 convolutions in float32 on every GPU: TensorFloat-32 would make the metrics depend on the GPU."""
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         yield
 
 
-def _network(state: Mapping[str, Tensor], what: str) -> nn.Module:
-    """The architecture with these weights.
+def _build_network(state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Build the architecture with these weights.
 
-    Its constructor unpickles a file without restraint, so the file that it gets is one written here, from tensors.
+    Its constructor unpickles a file without restriction, so it reads a file that is written here from tensors.
     """
     file = io.BytesIO()
     torch.save(dict(state), file)
     file.seek(0)
-    with torch.random.fork_rng(devices=[]), must_fit(what, f"the weights of {NAME}"):
+    with torch.random.fork_rng(devices=[]), explain_mismatch(source, f"the weights of {NAME}"):
         network: nn.Module = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
     return network

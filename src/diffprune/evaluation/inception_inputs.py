@@ -1,7 +1,7 @@
-"""Images as Inception takes them, float32 (3, 299, 299): one function per way to get there, and a data set of them.
+"""Resize images to Inception's input, float32 (3, 299, 299): three methods, and a dataset that applies them.
 
-The three ways differ in more than rounding: FID moves by several points between them (Parmar, Zhang and Zhu 2022),
-so each belongs to the protocol of a number.
+The methods differ by more than rounding: FID changes by several points between them (Parmar, Zhang and Zhu 2022).
+So the method is part of the protocol of a metric value.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,14 +26,14 @@ Pixels = NDArray[np.uint8]
 
 
 def legacy(pixels: Pixels) -> Tensor:
-    """As pytorch-fid: bilinear, corners not aligned, not antialiased, in [0, 1]; then 2x - 1."""
+    """Resize as pytorch-fid: bilinear, corners not aligned, not antialiased, in [0, 1]; then 2x - 1."""
     image = _channels_first(pixels) / 255
     resized = functional.interpolate(image[None], size=(SIZE, SIZE), mode="bilinear", align_corners=False)[0]
     return 2 * resized - 1
 
 
 def clean(pixels: Pixels) -> Tensor:
-    """As clean-fid: Pillow's bicubic (antialiased) on float channels, clipped to [0, 255], not rounded.
+    """Resize as clean-fid: Pillow's bicubic (antialiased) on float channels, clipped to [0, 255], not rounded.
 
     Then (x - 128) / 128.
     """
@@ -45,7 +45,7 @@ def clean(pixels: Pixels) -> Tensor:
 
 
 def tensorflow(pixels: Pixels) -> Tensor:
-    """As torch-fidelity and the original graph: TensorFlow 1's bilinear in [0, 255]; (x - 128) / 128."""
+    """Resize as torch-fidelity and the original graph: TensorFlow 1's bilinear in [0, 255]; (x - 128) / 128."""
     image = _channels_first(pixels)[None]
     resized: Tensor = interpolate_bilinear_2d_like_tensorflow1x(image, size=(SIZE, SIZE), align_corners=False)
     return (resized[0] - 128) / 128
@@ -55,32 +55,35 @@ RESIZES: Mapping[str, Callable[[Pixels], Tensor]] = {"legacy": legacy, "clean": 
 
 
 @dataclass(frozen=True)
-class Unusable:
-    """What is wrong with an image. corrupt: it cannot be read, so that it may be left out.
+class RejectedImage:
+    """An image that has no features, and the reason. corrupt: it cannot be read, and may be skipped.
 
-    A value, since an exception would come out of a worker process with its traceback.
+    A value, since an exception would leave a worker process with its traceback.
     """
 
-    text: str
+    reason: str
     corrupt: bool
 
 
 @dataclass(frozen=True)
 class InputBatch:
-    """inputs: {resize: (B, 3, 299, 299)} of the images that can be used; indices: theirs; unusable: the others."""
+    """A batch of network inputs.
+
+    inputs: resize -> (B, 3, 299, 299). indices: the images in the batch. rejected: the images left out.
+    """
 
     inputs: Mapping[str, Tensor]
     indices: Sequence[int]
-    unusable: Sequence[Unusable]
+    rejected: Sequence[RejectedImage]
 
 
-Input = tuple[int, dict[str, Tensor] | Unusable]
+Input = tuple[int, dict[str, Tensor] | RejectedImage]
 
 
 class InceptionInputs(Dataset[Input]):
-    """Rows of an image set, each decoded and prepared once and resized in every way asked for: {resize: (3, 299, 299)}.
+    """Rows of an image set, decoded and prepared once, then resized by each method: {resize: (3, 299, 299)}.
 
-    Items come with their index, for `batch_of`.
+    An item is a pair of index and value, for `collate_inputs`.
     """
 
     def __init__(self, rows: Sequence[Any], source: str, prepare: Preparation, resizes: Sequence[str]) -> None:
@@ -94,22 +97,22 @@ class InceptionInputs(Dataset[Input]):
         try:
             image = load_image(self.rows[index], name)
         except DataError as error:
-            return index, Unusable(str(error), corrupt=True)
+            return index, RejectedImage(str(error), corrupt=True)
         try:
             pixels = np.asarray(self.prepare(image, name))
         except DataError as error:
-            return index, Unusable(str(error), corrupt=False)
+            return index, RejectedImage(str(error), corrupt=False)
         return index, {name: RESIZES[name](pixels) for name in self.resizes}
 
 
-def batch_of(items: Sequence[Input]) -> InputBatch:
-    """Items of `InceptionInputs` as one batch."""
-    found = [(index, item) for index, item in items if not isinstance(item, Unusable)]
-    names = found[0][1] if found else ()
+def collate_inputs(items: Sequence[Input]) -> InputBatch:
+    """Collate items of `InceptionInputs` into one batch."""
+    accepted = [(index, item) for index, item in items if not isinstance(item, RejectedImage)]
+    names = accepted[0][1] if accepted else ()
     return InputBatch(
-        {name: torch.stack([image[name] for _, image in found]) for name in names},
-        [index for index, _ in found],
-        [item for _, item in items if isinstance(item, Unusable)],
+        {name: torch.stack([image[name] for _, image in accepted]) for name in names},
+        [index for index, _ in accepted],
+        [item for _, item in items if isinstance(item, RejectedImage)],
     )
 
 

@@ -1,4 +1,4 @@
-"""LPIPS of pairs: the learned perceptual distance of Zhang et al. 2018, by torchmetrics."""
+"""LPIPS of image pairs: the learned perceptual distance of Zhang et al. 2018, computed by torchmetrics."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,8 +11,8 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision import models
 
 from diffprune.errors import DataError
-from diffprune.evaluation.network_weights import fetch_weights, hash_of, must_fit, read_weights
-from diffprune.evaluation.protocol import of_number
+from diffprune.evaluation.network_weights import explain_mismatch, fetch_weights, hash_of_weights, read_weights
+from diffprune.evaluation.protocol import protocol_of_value
 
 Backbone = Literal["alex", "vgg", "squeeze"]
 BACKBONES: Mapping[Backbone, Any] = {
@@ -20,16 +20,16 @@ BACKBONES: Mapping[Backbone, Any] = {
     "vgg": ("vgg16", models.VGG16_Weights.IMAGENET1K_V1),
     "squeeze": ("squeezenet1_1", models.SqueezeNet1_1_Weights.IMAGENET1K_V1),
 }
-"""Name -> torchvision's network and weights; the last part of the file's name is the start of its SHA-256."""
+"""Name -> torchvision's network and weights; the end of the weights' file name is the start of their SHA-256."""
 
 SMALLEST: Mapping[Backbone, int] = {"alex": 31, "vgg": 16, "squeeze": 17}
-"""Smallest side in pixels that the backbone's pooling leaves something of."""
+"""Smallest supported side in pixels: below it, the backbone's pooling has empty output."""
 
-REMEDY = "download it elsewhere and give it with --lpips-weights FILE"
+REMEDY = "download the file elsewhere and set --lpips-weights FILE"
 
 
 @dataclass(frozen=True)
-class Perceptual:
+class Lpips:
     """The network of LPIPS in eval mode, on its device, and the hash of its weights."""
 
     name: Backbone
@@ -37,25 +37,31 @@ class Perceptual:
     weights: str
 
     def distance(self, images: Tensor, reference: Tensor) -> Tensor:
-        """LPIPS of each pair, (N,), of images (N, 1 or 3, H, W) in [0, 1]; raises DataError for tiny ones."""
+        """Return LPIPS of each pair, (N,), of images (N, 1 or 3, H, W) in [0, 1].
+
+        Raises DataError for images that are smaller than the backbone supports.
+        """
         smallest = SMALLEST[self.name]
         if min(images.shape[-2:]) < smallest:
             height, width = images.shape[-2:]
-            raise DataError(f"images of {height}x{width}; lpips with {self.name} needs at least {smallest}x{smallest}")
+            raise DataError(
+                f"images have {height}x{width} pixels; lpips with {self.name} needs at least {smallest}x{smallest}"
+            )
         with torch.no_grad():
-            found: Tensor = self.network(_rgb(images), _rgb(reference), normalize=True)
-        return found.flatten()
+            distance: Tensor = self.network(_rgb(images), _rgb(reference), normalize=True)
+        return distance.flatten()
 
     def protocol(self, num_pairs: int) -> dict[str, object]:
-        """How the number came about."""
+        """Return the protocol of a mean over `num_pairs` pairs."""
         facts = {"network": f"lpips 0.1, {BACKBONES[self.name][0]}", "weights": self.weights, "num_pairs": num_pairs}
-        return of_number(facts)
+        return protocol_of_value(facts)
 
 
-def load_perceptual(name: Backbone, path: Path | None, device: torch.device) -> Perceptual:
-    """The network on the backbone `name`, whose weights come from a file or are fetched and checked.
+def load_lpips(name: Backbone, path: Path | None, device: torch.device) -> Lpips:
+    """Load the network on the backbone `name`.
 
-    path: torchvision's state dict of the backbone. The linear weights (version 0.1) come with torchmetrics.
+    path: torchvision's state dict of the backbone; None downloads it and checks its hash. The linear weights
+    (version 0.1) are part of torchmetrics.
     Raises ModelError.
     """
     architecture, published = BACKBONES[name]
@@ -65,13 +71,13 @@ def load_perceptual(name: Backbone, path: Path | None, device: torch.device) -> 
     state = read_weights(path)
     with torch.random.fork_rng(devices=[]):
         network = _LPIPS(net=name, pnet_rand=True)
-    with must_fit(str(path), f"torchvision's weights of {architecture}"):
+    with explain_mismatch(str(path), f"torchvision's weights of {architecture}"):
         _load_backbone(network.net, state)
-    return Perceptual(name, network.to(device), hash_of(network.state_dict()))
+    return Lpips(name, network.to(device), hash_of_weights(network.state_dict()))
 
 
 def _load_backbone(net: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load `features.N.*` into the slices that LPIPS cuts the backbone into; layers keep their numbers there."""
+    """Load `features.N.*` into the slices that LPIPS divides the backbone into; layers keep their numbers."""
     for piece in net.modules():
         if isinstance(piece, nn.Sequential):
             for number, layer in piece.named_children():

@@ -1,4 +1,4 @@
-"""Weights of the networks that judge images: fetched with a checksum, read without executing anything, hashed."""
+"""Weights of the metric networks: download with a checksum, read without executing pickles, hash the values."""
 
 import hashlib
 import pickle
@@ -18,16 +18,16 @@ _CHUNK = 1 << 20
 
 
 def fetch_weights(url: str, sha256: str, *, remedy: str) -> Path:
-    """The file behind a URL, from torch's hub folder or downloaded into it.
+    """Return the file of a URL in torch's hub folder; download it when it is missing.
 
-    sha256: the file's checksum, or as many of its first digits as are published; it is checked in both cases.
-    remedy: what the user can do without the network. Raises ModelError.
+    sha256: checksum of the file, or its first digits; it is also checked for a file that exists. remedy: end of the
+    error message, for users without network access. Raises ModelError.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():
-        found = _sha256_of(path)
-        if not found.startswith(sha256):
-            raise ModelError(f"{path} has SHA-256 {found}, expected {sha256}; remove it to download it again")
+        digest = _sha256_of(path)
+        if not digest.startswith(sha256):
+            raise ModelError(f"{path} has SHA-256 {digest}, expected {sha256}; remove it to download it again")
         return path
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,9 +38,9 @@ def fetch_weights(url: str, sha256: str, *, remedy: str) -> Path:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a `.safetensors` file, or from any file of torch's read with `weights_only`.
+    """Read a state dict from a `.safetensors` file, or from a file of torch with `weights_only=True`.
 
-    Raises ModelError when the file is missing, damaged, not a flat state dict, or would execute something.
+    Raises ModelError when the file is missing, damaged, not a flat state dict, or would execute code.
     """
     if not path.is_file():
         raise ModelError(f"no file {path}; expected weights, as .pth or .safetensors")
@@ -48,16 +48,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = load_file(path) if path.suffix == ".safetensors" else _torch_load(path)
     except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(f"{path} cannot be read as weights alone: {first}") from error
+        raise ModelError(f"cannot read {path} as weights: {first}") from error
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ModelError(f"{path} holds no state dict (names and tensors); expected the weights of one network")
     return {str(name): value for name, value in state.items()}
 
 
-def hash_of(state: Mapping[str, Tensor]) -> str:
-    """16 hexadecimal digits of SHA-256 over names, shapes and float32 values, whatever file they came from.
+def hash_of_weights(state: Mapping[str, Tensor]) -> str:
+    """Return 16 hexadecimal digits of SHA-256 over names, shapes and float32 values; file formats do not matter.
 
-    Counters (`num_batches_tracked`) do not count: files differ in whether they hold them.
+    Counters (`num_batches_tracked`) are not hashed: some files do not have them.
     """
     digest = hashlib.sha256()
     for name in sorted(name for name in state if not name.endswith("num_batches_tracked")):
@@ -68,13 +68,13 @@ def hash_of(state: Mapping[str, Tensor]) -> str:
 
 
 @contextmanager
-def must_fit(what: str, expected: str) -> Iterator[None]:
-    """Turn a failing `load_state_dict` of the weights `what` into a ModelError that says what does not fit."""
+def explain_mismatch(source: str, expected: str) -> Iterator[None]:
+    """Raise ModelError with the first mismatch when `load_state_dict` fails on the weights of `source`."""
     try:
         yield
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ModelError(f"{what} does not hold {expected}: {reasons[min(1, len(reasons) - 1)][:200]}") from error
+        raise ModelError(f"{source} does not hold {expected}: {reasons[min(1, len(reasons) - 1)][:200]}") from error
 
 
 def _torch_load(path: Path) -> object:

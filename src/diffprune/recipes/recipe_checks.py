@@ -15,9 +15,9 @@ from diffprune.calibration.texts import open_texts
 from diffprune.data.images import open_rows
 from diffprune.errors import DataError, DiffpruneError, ModelError, OptionError
 from diffprune.evaluation.inception import URL
-from diffprune.evaluation.inception_evaluation import OF_INCEPTION, check_network, check_reference
-from diffprune.evaluation.inception_metrics import check_number
-from diffprune.evaluation.lpips import BACKBONES, load_perceptual
+from diffprune.evaluation.inception_evaluation import INCEPTION_METRICS, check_network, check_reference
+from diffprune.evaluation.lpips import BACKBONES, load_lpips
+from diffprune.evaluation.minimum_images import check_num_images
 from diffprune.options import (
     UNCALIBRATED_CRITERIA,
     BudgetOptions,
@@ -97,7 +97,7 @@ def image_sources(recipe: Recipe) -> dict[str, str]:
 
 def weights_of_metrics(options: EvaluateOptions) -> Iterator[str]:
     """The files or addresses of the networks that the metrics look through."""
-    if set(options.metrics) & set(OF_INCEPTION):
+    if set(options.metrics) & set(INCEPTION_METRICS):
         yield _file_or_url(options.inception_weights, URL)
     if "lpips" in options.metrics:
         yield _file_or_url(options.lpips_weights, BACKBONES[options.lpips_network][1].url)
@@ -179,9 +179,9 @@ def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:
     num = options.num or drawn
     if num > drawn:
         yield functools.partial(_too_few, num, drawn)
-    yield functools.partial(check_number, "the sample section", num, options.metrics, options, reference=False)
+    yield functools.partial(check_num_images, "the sample section", num, options.metrics, options, reference=False)
     reference = recipe.judged_by
-    by_network = set(options.metrics) & set(OF_INCEPTION)
+    by_network = set(options.metrics) & set(INCEPTION_METRICS)
     network = bool(by_network) and next(weights_of_metrics(options)) != URL
     if network:
         yield functools.partial(check_network, options)
@@ -190,7 +190,7 @@ def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:
             of_network = network and bool(by_network & set(metrics))
             yield functools.partial(check_reference, reference, metrics, options, with_network=of_network)
     if "lpips" in options.metrics and options.lpips_weights is not None:
-        yield functools.partial(load_perceptual, options.lpips_network, options.lpips_weights, torch.device("cpu"))
+        yield functools.partial(load_lpips, options.lpips_network, options.lpips_weights, torch.device("cpu"))
     if options.prompts is not None:
         yield functools.partial(read_prompts, options.prompts)
 

@@ -1,1 +1,1 @@
-"""Run records in, a table, plots and one HTML page out."""
+"""The report page, plots, and the text of metric values."""

@@ -11,14 +11,20 @@ from diffprune.compute.device import pick_device
 from diffprune.data.digits import SIZE
 from diffprune.data.images import ImageSet, load_image, open_images
 from diffprune.errors import DataError, OptionError
-from diffprune.evaluation.clip_score import load_clip, with_prompts
+from diffprune.evaluation.clip_score import load_clip, prompted_images
 from diffprune.evaluation.digit_classifier import embed_all, load_classifier
 from diffprune.evaluation.frechet import frechet_distance
 from diffprune.evaluation.image_pairs import files_by_index, load_pairs, matched_pairs
-from diffprune.evaluation.inception_evaluation import NUM_CORRUPT, OF_INCEPTION, Work, comparison
-from diffprune.evaluation.inception_metrics import Numbers, Protocols, check_number
-from diffprune.evaluation.lpips import load_perceptual
+from diffprune.evaluation.inception_evaluation import (
+    INCEPTION_METRICS,
+    NUM_CORRUPT,
+    Computation,
+    prepare_inception_metrics,
+)
+from diffprune.evaluation.lpips import load_lpips
+from diffprune.evaluation.minimum_images import check_num_images
 from diffprune.evaluation.paired_metrics import mse, psnr, ssim
+from diffprune.evaluation.protocol import MetricProtocols, MetricValues
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
 from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.prompts import read_prompts
@@ -54,12 +60,12 @@ def measure(images: str, reference: str | None, options: EvaluateOptions) -> dic
     kinds = (
         ([m for m in chosen if m in PAIRED_METRICS], _pairs),
         ([m for m in chosen if m == "frechet_distance"], _digits),
-        ([m for m in chosen if m in OF_INCEPTION], comparison),
+        ([m for m in chosen if m in INCEPTION_METRICS], prepare_inception_metrics),
         ([m for m in chosen if m == "clip_score"], _prompts),
     )
     checked = [prepare(images, reference or "", wanted, options) for wanted, prepare in kinds if wanted]
-    numbers: Numbers = {}
-    protocols: Protocols = {}
+    numbers: MetricValues = {}
+    protocols: MetricProtocols = {}
     for work in checked:
         found, made = work()
         numbers |= found
@@ -90,17 +96,17 @@ def _belongs(name: str, metric: str) -> bool:
     return name in (metric, f"{metric}_mean", f"{metric}_std")
 
 
-def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
     matched = matched_pairs(Path(images), Path(reference), options.num)
     device = pick_device(options.device)
     functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
-    protocols: Protocols = {}
+    protocols: MetricProtocols = {}
     if "lpips" in metrics:
-        perceptual = load_perceptual(options.lpips_network, options.lpips_weights, device)
+        perceptual = load_lpips(options.lpips_network, options.lpips_weights, device)
         functions["lpips"] = perceptual.distance
         protocols["lpips"] = perceptual.protocol(len(matched))
 
-    def work() -> tuple[Numbers, Protocols]:
+    def work() -> tuple[MetricValues, MetricProtocols]:
         def look() -> Tensor:
             sums = torch.zeros(len(functions), dtype=torch.float64)
             for batch in rank_shard(_cut(matched, options.batch_size), options.device):
@@ -115,14 +121,14 @@ def _pairs(images: str, reference: str, metrics: Sequence[str], options: Evaluat
     return work
 
 
-def _digits(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+def _digits(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
     device = pick_device(options.device)
     ours, theirs = (open_images(source, (SIZE, SIZE), 1) for source in (images, reference))
     num = _first(ours, options.num)
-    check_number(images, num, metrics, options, reference=False)
-    check_number(reference, len(theirs), metrics, options, reference=True)
+    check_num_images(images, num, metrics, options, reference=False)
+    check_num_images(reference, len(theirs), metrics, options, reference=True)
 
-    def work() -> tuple[Numbers, Protocols]:
+    def work() -> tuple[MetricValues, MetricProtocols]:
         classifier = load_classifier()
         sides = ((ours, num), (theirs, len(theirs)))
         first, second = (embed_all(classifier, _batches(some, n, options.batch_size), device) for some, n in sides)
@@ -131,13 +137,13 @@ def _digits(images: str, reference: str, metrics: Sequence[str], options: Evalua
     return work
 
 
-def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Work:
+def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
     assert options.prompts is not None
     texts = [prompt.text for prompt in read_prompts(options.prompts)]
-    matched = with_prompts(files_by_index(Path(images)), texts, options.num)
+    matched = prompted_images(files_by_index(Path(images)), texts, options.num)
     clip = load_clip(options.clip_model, pick_device(options.device))
 
-    def work() -> tuple[Numbers, Protocols]:
+    def work() -> tuple[MetricValues, MetricProtocols]:
         mine = rank_shard(_cut(matched, options.batch_size), options.device)
 
         def look() -> Tensor:

@@ -10,7 +10,7 @@ from diffprune.errors import DataError, FolderError
 from diffprune.evaluation.feature_statistics import ImageStatistics, read_statistics
 from diffprune.evaluation.image_preparation import preparation_of
 from diffprune.evaluation.inception import load_inception
-from diffprune.evaluation.inception_features import gather, open_set
+from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.options import StatsOptions
 from diffprune.options.keyword_options import with_options
 from diffprune.runs.accumulator import Accumulator
@@ -34,11 +34,11 @@ def stats(images: str | Path, options: StatsOptions) -> ImageStatistics:
 def make_statistics(source: str, options: StatsOptions, sums: Accumulator | None = None) -> ImageStatistics:
     """`stats` with its options as one value. sums: where they are kept meanwhile."""
     process_state(options.device)  # joins the others, so that each has a device of its own
-    images = open_set(source, options.num, preparation_of(options))
+    images = open_image_set(source, options.num, preparation_of(options))
     if images.num < 2:
         raise DataError(f"{source} holds 1 image; statistics need at least 2 (use thousands)")
     inception = load_inception(options.inception_weights, pick_device(options.device))
-    found = gather(images, options.metrics, inception, options, sums).statistics
+    found = extract_features(images, options.metrics, inception, options, sums).statistics
     assert found is not None
     return found
 
