@@ -160,7 +160,7 @@ def test_corrupt_images_are_left_out_and_counted(
     found = answer(capsys, *words, "--on-corrupt", "skip")
     assert (found["num_images"], found["num_corrupt"]) == (2, 1)
     assert read_statistics(out).details["num_corrupt"] == 1
-    assert "left out: " in caplog.text
+    assert "skipped: " in caplog.text
     assert "0001.png is not a readable image" in caplog.text
     words = ("evaluate", samples, faces, "--metrics", "fid", "kid", "--on-corrupt", "skip", "--preset", "celeba64")
     found = answer(capsys, *words, "--kid-subset-size", 2)
