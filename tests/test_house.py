@@ -21,7 +21,7 @@ SOURCE = ROOT / "src" / "diffprune"
 FLOORS = [
     "errors", "options", "runs", "architectures", "artifact", "compute", "pipelines", "data", "conversion", "sampling",
     "calibration", "groups", "criteria", "planning", "pruning", "training", "evaluation", "reporting", "stages",
-    "recipes", "cli",
+    "recipes", "api", "cli",
 ]  # fmt: skip
 """The rooms of the package. A module imports from its own room and from rooms before it."""
 
@@ -29,9 +29,11 @@ RANK = {name: rank for rank, name in enumerate(FLOORS)}
 
 PUBLIC = [
     "AttentionLayout", "ClassConditionalLDMPipeline", "ClassEmbedding", "DataError", "DiffpruneError",
-    "FeedForwardLayout", "FolderError", "Group", "ManifestError", "ModelError", "OptionError", "Plan", "PlanError",
-    "convert", "evaluate", "find_groups",
-    "finetune", "load_pipeline", "plan", "prune", "read_plan", "register_family", "sample", "stats", "train",
+    "FeedForwardLayout", "FolderError", "Group", "ImageStatistics", "ManifestError", "ModelError",
+    "OptionError", "Plan", "PlanError", "Recipe", "ReportPage", "Results", "analyze_plan",
+    "analyze_sensitivity", "analyze_stages", "convert", "evaluate", "find_groups", "finetune", "inspect",
+    "load_pipeline", "plan", "prepare_data", "prune", "read_plan", "read_recipe", "register_family", "report",
+    "run", "sample", "stats", "train", "train_classifier",
 ]  # fmt: skip
 
 

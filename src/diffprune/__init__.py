@@ -1,39 +1,13 @@
-"""Prune pretrained diffusion models, recover them, and judge what they draw.
+"""Prune pretrained diffusion models, recover them, and evaluate the images that they draw.
 
-Public names load on first use, so that `import diffprune` is cheap. Besides the names in `__all__`, every
-diffusers model class is here under its own name (`diffprune.UNet2DModel`): the class of its pruned models.
+Public names load on first use, so that `import diffprune` is cheap. Every diffusers model class also has a pruned
+class of the same name here, such as `diffprune.UNet2DModel`: the class of its pruned models.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffprune.artifact.registration import register_with_diffusers
-
-if TYPE_CHECKING:
-    from diffusers.models.modeling_utils import ModelMixin as ModelMixin
-
-    from diffprune.architectures.families import register_family
-    from diffprune.architectures.layouts import AttentionLayout, FeedForwardLayout
-    from diffprune.errors import (
-        DataError,
-        DiffpruneError,
-        FolderError,
-        ManifestError,
-        ModelError,
-        OptionError,
-        PlanError,
-    )
-    from diffprune.groups import Group, find_groups
-    from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
-    from diffprune.pipelines.loading import load_pipeline
-    from diffprune.planning import Plan, read_plan
-    from diffprune.stages.convert_stage import convert
-    from diffprune.stages.evaluate_stage import evaluate
-    from diffprune.stages.plan_stage import plan
-    from diffprune.stages.prune_stage import prune
-    from diffprune.stages.sample_stage import sample
-    from diffprune.stages.stats_stage import stats
-    from diffprune.stages.train_stage import finetune, train
 
 __version__ = "0.1.0"
 
@@ -46,52 +20,40 @@ _HOMES = {
     "FeedForwardLayout": "diffprune.architectures.layouts",
     "FolderError": "diffprune.errors",
     "Group": "diffprune.groups",
+    "ImageStatistics": "diffprune.evaluation.feature_statistics",
     "ManifestError": "diffprune.errors",
     "ModelError": "diffprune.errors",
     "OptionError": "diffprune.errors",
     "Plan": "diffprune.planning",
     "PlanError": "diffprune.errors",
-    "convert": "diffprune.stages.convert_stage",
-    "evaluate": "diffprune.stages.evaluate_stage",
+    "Recipe": "diffprune.options.recipe",
+    "ReportPage": "diffprune.api.results",
+    "Results": "diffprune.api.results",
+    "analyze_plan": "diffprune.api.report_functions",
+    "analyze_sensitivity": "diffprune.api.report_functions",
+    "analyze_stages": "diffprune.api.report_functions",
+    "convert": "diffprune.api.pruning_functions",
+    "evaluate": "diffprune.api.image_functions",
     "find_groups": "diffprune.groups",
-    "finetune": "diffprune.stages.train_stage",
+    "finetune": "diffprune.api.training_functions",
+    "inspect": "diffprune.api.pruning_functions",
     "load_pipeline": "diffprune.pipelines.loading",
-    "plan": "diffprune.stages.plan_stage",
-    "prune": "diffprune.stages.prune_stage",
+    "plan": "diffprune.api.pruning_functions",
+    "prepare_data": "diffprune.api.image_functions",
+    "prune": "diffprune.api.pruning_functions",
     "read_plan": "diffprune.planning",
+    "read_recipe": "diffprune.options.recipe",
     "register_family": "diffprune.architectures.families",
-    "sample": "diffprune.stages.sample_stage",
-    "stats": "diffprune.stages.stats_stage",
-    "train": "diffprune.stages.train_stage",
+    "report": "diffprune.api.report_functions",
+    "run": "diffprune.api.report_functions",
+    "sample": "diffprune.api.image_functions",
+    "stats": "diffprune.api.image_functions",
+    "train": "diffprune.api.training_functions",
+    "train_classifier": "diffprune.api.training_functions",
 }
+"""Public name -> module. The stub next to this file, `__init__.pyi`, is made from it by `scripts/make_stub.py`."""
 
-__all__ = [
-    "AttentionLayout",
-    "ClassConditionalLDMPipeline",
-    "ClassEmbedding",
-    "DataError",
-    "DiffpruneError",
-    "FeedForwardLayout",
-    "FolderError",
-    "Group",
-    "ManifestError",
-    "ModelError",
-    "OptionError",
-    "Plan",
-    "PlanError",
-    "convert",
-    "evaluate",
-    "find_groups",
-    "finetune",
-    "load_pipeline",
-    "plan",
-    "prune",
-    "read_plan",
-    "register_family",
-    "sample",
-    "stats",
-    "train",
-]
+__all__ = [*_HOMES]
 
 register_with_diffusers()
 

@@ -1,4 +1,4 @@
-"""Classes of images: from a column, from sub-folders, or missing."""
+"""Classes of images: from a column, from subfolders, or missing."""
 
 from pathlib import Path
 
@@ -43,9 +43,9 @@ def test_the_digits_have_ten() -> None:
 
 
 def test_images_without_classes_and_classes_the_model_lacks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"a.png lies in none of its sub-folders"):
+    with pytest.raises(DataError, match=r"a.png is in none of its subfolders"):
         labels_of(str(folder_of(tmp_path / "flat", "a.png", "n01/b.png")), 3)
-    with pytest.raises(DataError, match=r"no column of classes .* its columns: image, other"):
+    with pytest.raises(DataError, match=r"no integer column of classes .* its columns: image, other"):
         labels_of(parquet_of(tmp_path, other=[1, 1, 1]), 3)
-    with pytest.raises(DataError, match="holds class 9, the model has 0 to 8"):
+    with pytest.raises(DataError, match="has class 9, the model has 0 to 8"):
         labels_of("digits", 9)

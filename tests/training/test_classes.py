@@ -123,7 +123,7 @@ def test_class_options_of_models_without_classes_are_refused(image_folder: Path)
         diffprune.finetune(tiny_pipeline(), None, **QUICK, class_dropout=0.1)
     with pytest.raises(ModelError, match="no class that stands for none"):
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **QUICK, class_dropout=0.1)
-    with pytest.raises(DataError, match="lies in none of its sub-folders"):
+    with pytest.raises(DataError, match="is in none of its subfolders"):
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **{**QUICK, "data": str(image_folder)})
 
 

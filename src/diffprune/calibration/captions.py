@@ -6,6 +6,7 @@ from typing import Any
 
 from diffprune.data.images import image_files, is_plain_folder, open_rows, open_table
 from diffprune.errors import DataError
+from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.prompts import COLUMNS, Prompt, argument_of, prompt_of, rows_of_lines
 
 METADATA = "metadata.jsonl"
@@ -25,6 +26,11 @@ def open_captioned(source: str, arguments: Collection[str] = ()) -> tuple[Any, l
     are no captions, or where an image has none.
     """
     path = Path(source)
+    if isinstance(source, InMemory):
+        images = source.value
+        if images.table is not None:
+            return images.rows, _by_column(images.table, source)
+        return images.rows, [Prompt(text) for text in images.captions(source)]
     if source == "digits":
         raise DataError(f"digits bear no captions; {_NEEDED}")
     if is_plain_folder(path):

@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are prepared, and calibration batches of them."""
+"""Images: sources, preprocessing, labels, and archives of published data sets."""

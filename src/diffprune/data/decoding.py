@@ -1,4 +1,4 @@
-"""Decoding an image file, and doing so in worker processes. Imports no torch, so that workers start at once."""
+"""Decode image files, here or in worker processes. Imports no torch, so that workers start fast."""
 
 import multiprocessing
 import warnings
@@ -17,15 +17,15 @@ A = TypeVar("A")
 B = TypeVar("B")
 
 NUM_WAITING = 16
-"""Items that are handed out per worker; more would only take memory."""
+"""Number of items queued per worker; more would only take memory."""
 
 
 def decode(file: Any, what: str) -> Image.Image:
-    """Decode an image file (a path or a binary stream) whole: upright, 8 bits a channel, grey (L) or RGB.
+    """Decode an image file (a path or a binary stream): upright, 8 bits per channel, grayscale (L) or RGB.
 
-    EXIF rotation is carried out. 16-bit greys are scaled, not clipped. Transparency is dropped and nothing put behind
-    it, as by pytorch-fid, clean-fid and the published preprocessing. Raises DataError that names the file as `what`
-    when it cannot be read, has 32-bit pixels, or so many of them that PIL takes it for a decompression bomb.
+    EXIF rotation is applied. 16-bit grayscale is scaled, not clipped. The alpha channel is dropped without a
+    background, as in pytorch-fid, clean-fid and the published preprocessing. Raises DataError that names the file as
+    `what` if it cannot be read, has 32-bit pixels, or has so many pixels that PIL suspects a decompression bomb.
     """
     try:
         with warnings.catch_warnings():
@@ -40,8 +40,17 @@ def decode(file: Any, what: str) -> Image.Image:
         raise DataError(f"{what} is not a readable image: {error}") from error
 
 
+def upright_8bit(image: Image.Image, what: str) -> Image.Image:
+    """Return an open image as `decode` returns it; raises DataError that names it as `what`."""
+    try:
+        image.load()
+        return _eight_bits(_upright(image), image.format)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{what} is not a readable image: {error}") from error
+
+
 def _upright(image: Image.Image) -> Image.Image:
-    """The image as its EXIF data say it is to be seen; damaged EXIF data say nothing."""
+    """Apply the rotation in the EXIF data; damaged EXIF data are ignored."""
     try:
         return ImageOps.exif_transpose(image)
     except Exception:  # PIL raises a different class for each way EXIF data can be damaged
@@ -49,11 +58,11 @@ def _upright(image: Image.Image) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, format: str | None) -> Image.Image:
-    """A new image, grey or RGB; raises ValueError for pixels of 32 bits, whose range nothing tells."""
+    """Return a new image, grayscale or RGB; raises ValueError for 32-bit pixels, whose range is unknown."""
     if image.mode.startswith("I;16") or (image.mode == "I" and format == "PNG"):
         return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits and no known range; save it with 8 or 16 bits a channel")
+        raise ValueError("its pixels have 32 bits and an unknown range. Save it with 8 or 16 bits per channel")
     if image.mode in ("1", "L", "LA"):
         return image.convert("L")
     whole = image.convert("RGBA") if image.mode in ("P", "PA") else image  # PIL warns of transparent P otherwise
@@ -61,9 +70,9 @@ def _eight_bits(image: Image.Image, format: str | None) -> Image.Image:
 
 
 def map_in_order(function: Callable[[A], B], items: Iterable[A], num_workers: int) -> Iterator[B]:
-    """`map` in `num_workers` processes (0: in this one); items are taken as they are needed, results keep their order.
+    """Map a function over items in `num_workers` processes (0: in this one) and yield the results in order.
 
-    function: importable by name. Raises DataError when a worker is killed.
+    function: importable by name. Items are read only as workers need them. Raises DataError if a worker is killed.
     """
     if num_workers == 0:
         yield from map(function, items)
@@ -79,7 +88,7 @@ def map_in_order(function: Callable[[A], B], items: Iterable[A], num_workers: in
                 yield waiting.popleft().result()
         except BrokenProcessPool as error:
             raise DataError(
-                f"one of {num_workers} processes that decode images was killed; give a smaller num_workers"
+                f"one of {num_workers} worker processes that decode images was killed. Set a smaller num_workers"
             ) from error
         finally:
             for future in waiting:

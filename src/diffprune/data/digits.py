@@ -1,4 +1,4 @@
-"""The handwritten digits that ship with scikit-learn: 1,797 real scans, here as 16x16 grey images."""
+"""The handwritten digits of scikit-learn: 1,797 scans as 16x16 grayscale images."""
 
 import functools
 from typing import Any
@@ -12,7 +12,7 @@ NUM_TEST = 360
 
 @functools.cache
 def digits() -> tuple[list[Image.Image], list[int]]:
-    """All 1,797 images (8x8 scans scaled to 16x16, bilinear) and their labels.
+    """Return all 1,797 images (8x8 scans resized to 16x16, bilinear) and their labels.
 
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI 1998 (CC BY 4.0).
     """
@@ -25,6 +25,6 @@ def digits() -> tuple[list[Image.Image], list[int]]:
 
 
 def split() -> tuple[list[int], list[int]]:
-    """Indices of the training and the test images of the digit classifier; the same at every call."""
+    """Return the indices of the training and test images of the digit classifier; every call returns the same."""
     order = np.random.default_rng(0).permutation(len(digits()[0])).tolist()
     return order[NUM_TEST:], order[:NUM_TEST]

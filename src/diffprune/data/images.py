@@ -1,4 +1,4 @@
-"""Image sets: one map-style view on a folder, parquet files, a dataset or the digits."""
+"""Image sets: open a folder, parquet files, a 🤗 data set, images in memory or the digits, and load batches."""
 
 import io
 import logging
@@ -14,27 +14,29 @@ from torchvision.transforms.v2.functional import normalize, pil_to_tensor, to_dt
 
 from diffprune.data.decoding import decode
 from diffprune.data.digits import digits
+from diffprune.data.memory_images import MemoryRow
 from diffprune.data.presets import Preprocessing
 from diffprune.data.published.archive_items import SUFFIXES, is_image
 from diffprune.errors import DataError
+from diffprune.options.in_memory import InMemory, describes_memory
 from diffprune.pipelines.loading import is_hub_id, sought_on_hub
 from diffprune.runs.progress import progress
 
 SEQUENCES = "sequences"
-"""Folder of the images after every step, below the sampled folder."""
+"""Subfolder of sampled images that holds the image after every step."""
 
 NUM_CHECKED = 64
-"""Images that a process reads in one go while a set is checked."""
+"""Images per batch while all images of a set are checked."""
 
 _log = logging.getLogger(__name__)
 
 
 class ImageSet(Dataset[Tensor]):
-    """Images of one size, prepared for a denoiser: float32 (C, H, W) in [-1, 1].
+    """Map-style data set of preprocessed images of one size, float32 (C, H, W) in [-1, 1].
 
-    Images are converted to RGB (3 channels) or grey (1), then prepared as `preprocessing` says. Item access raises
-    DataError that names an image it cannot read. num_corrupt: images that were left out because of that. labels: the
-    class of each image, None where no model asks for it.
+    Images are converted to RGB (3 channels) or grayscale (1), then preprocessed. Item access raises DataError that
+    names an unreadable image. num_corrupt: number of unreadable images that were skipped. labels: the class of each
+    image; None if the model is not class-conditional.
     """
 
     def __init__(
@@ -48,7 +50,7 @@ class ImageSet(Dataset[Tensor]):
         labels: Sequence[int] | None = None,
     ) -> None:
         if channels not in (1, 3):
-            raise DataError(f"the model takes {channels} channels; image files serve 1 (grey) or 3 (RGB)")
+            raise DataError(f"the model has {channels} channels; images can have 1 (grayscale) or 3 (RGB)")
         self.rows = rows
         self.source = source
         self.preprocessing = preprocessing
@@ -58,7 +60,7 @@ class ImageSet(Dataset[Tensor]):
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of every image."""
+        """Return (C, H, W) of every image."""
         return (self.channels, *self.preprocessing.size)
 
     def __len__(self) -> int:
@@ -68,13 +70,13 @@ class ImageSet(Dataset[Tensor]):
         return self.prepare(*self.read(index))
 
     def read(self, index: int) -> tuple[Image.Image, str]:
-        """An image as it is but for its channels, and its name; raises DataError that bears the name."""
+        """Return an image with its channels converted, and its name; raises DataError with this name."""
         row = self.rows[index]
         name = row_name(row, f"image {index} of {self.source}")
         return load_image(row, name).convert("RGB" if self.channels == 3 else "L"), name
 
     def prepare(self, image: Image.Image, name: str) -> Tensor:
-        """The pixels of an image that was read; raises DataError that bears its name when it does not suit."""
+        """Return the pixels of an image after preprocessing; raises DataError if the crop does not fit the image."""
         pixels = to_dtype(pil_to_tensor(self.preprocessing(image, name)), torch.float32, scale=True)
         prepared: Tensor = normalize(pixels, [0.5], [0.5], inplace=True)
         return prepared
@@ -87,39 +89,47 @@ def open_images(
     *,
     labels: Sequence[int] | None = None,
 ) -> ImageSet:
-    """Open DATA: a folder of images or of parquet files, a parquet file, a 🤗 dataset id or saved dataset, or `digits`.
+    """Open DATA as an image set.
 
-    preprocessing: how images are prepared; a bare (height, width) in pixels stands for the preset `model` at that
-    size. Raises DataError when nothing usable is there.
+    source: a folder of images or of parquet files, a parquet file, a 🤗 dataset id, a saved data set, `digits`, or
+    images in memory. preprocessing: a (height, width) in pixels means the preset `model` at this size. Raises DataError
+    if there are no images.
     """
     by = preprocessing if isinstance(preprocessing, Preprocessing) else Preprocessing(preprocessing)
     return ImageSet(open_rows(source), by, channels, str(source), labels=labels)
 
 
 def open_rows(source: str | Path) -> Sequence[Any]:
-    """The rows of DATA, as `open_images` takes it: what `load_image` decodes. Raises DataError."""
+    """Return the rows of DATA, which `load_image` decodes; DATA is as in `open_images`. Raises DataError."""
+    if isinstance(source, InMemory):
+        rows: Sequence[Any] = source.value.rows
+        return rows
     name, path = str(source), Path(source)
     if name == "digits":
         return digits()[0]
-    return image_files(path) if is_plain_folder(path) else _image_column(open_table(name), name)
+    return image_files(path) if is_plain_folder(path) else image_column(open_table(name), name)
 
 
 def is_plain_folder(path: Path) -> bool:
-    """Whether a path is a folder of image files, and none of parquet files or a saved data set."""
+    """Return whether a path is a folder of image files, not of parquet files or a saved data set."""
     return path.is_dir() and not (path / "dataset_info.json").exists() and not any(path.glob("*.parquet"))
 
 
 def open_table(name: str) -> Any:
-    """A parquet file, a folder of them, a saved data set or a 🤗 dataset id with all its columns; raises DataError."""
+    """Open a parquet file or folder of them, a saved data set or a dataset id, with all columns; raises DataError."""
     if Path(name).exists() or is_hub_id(name):
         return _dataset(Path(name), name)
-    raise DataError(f"no images at {name}: no such folder or file; a hub id looks like owner/name; built in: digits")
+    if describes_memory(name):
+        raise DataError(f"data: {name}: these images are no longer in memory; give them again as data")
+    raise DataError(
+        f"no images at {name}: no such folder or file. A dataset id looks like owner/name; built in: digits"
+    )
 
 
 def load_batches(images: ImageSet, batches: Iterable[list[int]], *, num_workers: int = 0) -> Iterator[Tensor]:
-    """Yield the images of each batch of indices, (B, C, H, W); decoded in `num_workers` processes (0: in this one).
+    """Yield the images of each batch of indices, (B, C, H, W), decoded in `num_workers` processes (0: in this one).
 
-    Raises DataError that names an image which cannot be read.
+    Raises DataError that names an unreadable image.
     """
     for loaded in _attempts(images, batches, num_workers, prepare=True):
         errors = [item for item in loaded if isinstance(item, DataError)]
@@ -129,9 +139,9 @@ def load_batches(images: ImageSet, batches: Iterable[list[int]], *, num_workers:
 
 
 def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
-    """The images that can be read, after reading them all; every other one is named in a warning and counted.
+    """Read all images and return the set without unreadable ones, each of which is named in a warning.
 
-    Raises DataError when none can be read.
+    Raises DataError if no image can be read.
     """
     readable: list[int] = []
     batches = [list(range(i, min(i + NUM_CHECKED, len(images)))) for i in range(0, len(images), NUM_CHECKED)]
@@ -140,7 +150,7 @@ def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
         for batch, loaded in zip(batches, attempts, strict=True):
             for index, item in zip(batch, loaded, strict=True):
                 if isinstance(item, DataError):
-                    _log.warning("left out: %s", item)
+                    _log.warning("skipped: %s", item)
                 else:
                     readable.append(index)
             advance(len(batch), "")
@@ -155,12 +165,12 @@ def without_corrupt(images: ImageSet, *, num_workers: int = 0) -> ImageSet:
 
 
 def rows_at(rows: Any, indices: Sequence[int]) -> Any:
-    """Some rows of DATA, in this order."""
+    """Return some rows of DATA, in the order of `indices`."""
     return rows.select(indices) if hasattr(rows, "select") else [rows[i] for i in indices]
 
 
 class _Attempts(Dataset["Tensor | DataError | None"]):
-    """The items of an image set, or what is wrong with them: errors that cross processes as values keep their text.
+    """Items of an image set, or the DataError of an unreadable one: as values, errors of workers keep their text.
 
     prepare: False to only read the images; the items are then None.
     """
@@ -189,9 +199,9 @@ def _attempts(
 
 
 def image_files(folder: Path) -> list[Path]:
-    """All image files below a folder, sorted by path; raises DataError when it is missing or holds none.
+    """Return all image files below a folder, sorted by path; raises DataError if there are none.
 
-    Hidden files and folders are left out. Of a folder that `sample` has made, those at its top.
+    Hidden files and folders are skipped. In a folder that `sample` wrote, only files at its top count.
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
@@ -214,7 +224,7 @@ def _dataset(path: Path, name: str) -> Any:
             rows = datasets.load_from_disk(str(path))
         elif path.is_file():
             raise DataError(
-                f"{name} is a {path.suffix or 'nameless'} file; expected a folder of images or a parquet file"
+                f"{name} is a {path.suffix or 'nameless'} file, expected a folder of images or a parquet file"
             )
         else:
             rows = datasets.load_dataset(name, split="train")
@@ -225,8 +235,8 @@ def _dataset(path: Path, name: str) -> Any:
     return rows["train"] if isinstance(rows, dict) else rows
 
 
-def _image_column(rows: Any, name: str) -> Any:
-    """The rows with their images alone, not decoded; raises DataError where there are none."""
+def image_column(rows: Any, name: str) -> Any:
+    """Return the image column, not decoded; raises DataError if there is none."""
     import datasets
 
     for column, feature in rows.features.items():
@@ -238,7 +248,7 @@ def _image_column(rows: Any, name: str) -> Any:
 
 
 def row_name(row: Any, what: str) -> str:
-    """What a row of an image set is called: its file, or `what` where it has none."""
+    """Return the file name of a row of an image set, or `what` if it has none."""
     if isinstance(row, Path):
         return str(row)
     if isinstance(row, dict):
@@ -248,9 +258,11 @@ def row_name(row: Any, what: str) -> str:
 
 
 def load_image(row: Any, what: str = "") -> Image.Image:
-    """Decode one row of an image set, or a file; raises DataError that names it."""
+    """Decode a row of an image set, or a file; raises DataError that names it."""
     if isinstance(row, Image.Image):
         return row
+    if isinstance(row, MemoryRow):
+        return row.image(what)
     what = row_name(row, what)
     file: Any = row
     if not isinstance(row, Path):

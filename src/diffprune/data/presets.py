@@ -1,4 +1,4 @@
-"""Preprocessing: what happens between an image file and the pixels of a model, by name. Imports no torch."""
+"""Preprocessing of images by preset: crop, resize, filter. Imports no torch."""
 
 import json
 import re
@@ -22,9 +22,9 @@ _FILTERS: Mapping[Filter, Image.Resampling] = {
 
 @dataclass(frozen=True)
 class Box:
-    """Rows top to bottom and columns left to right, in pixels, the last ones not included.
+    """Rows top to bottom and columns left to right, in pixels, ends excluded.
 
-    image_size: (height, width) that an image must have to be cropped so; None for any image that is large enough.
+    image_size: (height, width) that an image must have; None for any image that is large enough.
     """
 
     top: int
@@ -41,10 +41,10 @@ Crop = Literal["square"] | Box | None
 class Preprocessing:
     """Crop, then resize to `size` (height, width) in pixels.
 
-    crop: None for the whole image. fit: `shorter` resizes the shorter side and crops at the centre, as torchvision's
-    Resize and CenterCrop; `exact` stretches; `halving` first halves by area while the image is at least twice too
-    large, as the preprocessing of Dhariwal and Nichol 2021. filter: of the resize, antialiased as PIL's are.
-    An image that has the size already is not resampled; nor is it cropped where the crop does not fit into it.
+    crop: None for the whole image. fit: `shorter` resizes the shorter side and center-crops, as torchvision's Resize
+    and CenterCrop; `exact` stretches; `halving` first halves by area while the image is at least twice too large, as
+    in the preprocessing of Dhariwal and Nichol 2021. filter: of the resize, antialiased as in PIL.
+    An image of this size is not resampled, and it is not cropped if the crop does not fit into it.
     """
 
     size: tuple[int, int]
@@ -53,19 +53,19 @@ class Preprocessing:
     filter: Filter = "bilinear"
 
     def __call__(self, image: Image.Image, what: str = "an image") -> Image.Image:
-        """The prepared image; raises DataError that names `what` when a crop does not lie inside it."""
+        """Return the image after crop and resize; raises DataError that names `what` if the crop does not fit."""
         image = _cropped(image, self, what)
         if image.size == (self.size[1], self.size[0]):
             return image
         return _FITS[self.fit](image, self.size, _FILTERS[self.filter])
 
     def resolved(self) -> dict[str, Any]:
-        """What it says, as JSON types (for `run.json`)."""
-        said: dict[str, Any] = json.loads(json.dumps(asdict(self)))
-        return said
+        """Return all settings as JSON types, for `run.json`."""
+        settings: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return settings
 
     def __str__(self) -> str:
-        """What it says, as `read_preprocessing` reads it: 64x64, crop 57:185,25:153 of 218x178, shorter, bilinear."""
+        """Return text for `read_preprocessing`: 64x64, crop 57:185,25:153 of 218x178, shorter, bilinear."""
         return f"{_shown(self.size)}, crop {_crop_text(self.crop)}, {self.fit}, {self.filter}"
 
 
@@ -75,17 +75,17 @@ PRESETS: Mapping[str, Preprocessing] = {
     "lsun256": Preprocessing((256, 256)),
     "imagenet256": Preprocessing((256, 256), fit="halving", filter="bicubic"),
 }
-"""Preprocessing of the published models: Song et al. 2021 (DDIM) and, for ImageNet, Dhariwal and Nichol 2021 (ADM)."""
+"""Preprocessing of published models: Song et al. 2021 (DDIM) and, for ImageNet, Dhariwal and Nichol 2021 (ADM)."""
 
 
 _TEXT = re.compile(r"(\d+)x(\d+), crop (\S+?)(?: of (\d+)x(\d+))?, (shorter|exact|halving), (\w+)")
 
 
 def read_preprocessing(text: str) -> Preprocessing:
-    """What `str` of a preprocessing said; raises ValueError for anything else."""
+    """Parse the text that `str` of a preprocessing returns; raises ValueError for anything else."""
     match = _TEXT.fullmatch(text)
     if match is None or match[7] not in _FILTERS:
-        raise ValueError(f"{text!r} is no preprocessing that this version knows")
+        raise ValueError(f"{text!r} is not a preprocessing that this version supports")
     crop = _crop(match[3])
     if isinstance(crop, Box) and match[4]:
         crop = replace(crop, image_size=(int(match[4]), int(match[5])))
@@ -93,20 +93,20 @@ def read_preprocessing(text: str) -> Preprocessing:
 
 
 def preprocessing_of(options: ImageOptions | InceptionOptions, size: tuple[int, int] | None = None) -> Preprocessing:
-    """The preset with what the options change.
+    """Return the preset with the changes of the options.
 
-    size: (height, width) that a model takes; None where no model says it. Raises OptionError when the result has
+    size: (height, width) of the model's images; None if there is no model. Raises OptionError if the result has
     another size, or none.
     """
     preset = None if options.preset is None else PRESETS.get(options.preset)
     chosen = (options.size, options.size) if options.size else preset.size if preset else size
     if chosen is None:
-        raise OptionError(f"size: missing; preset {options.preset!r} takes the size of a model, and there is none")
+        raise OptionError(f"size: missing. Preset {options.preset!r} takes the size of a model, and there is none")
     if size is not None and chosen != size:
         name = "size" if options.size else "preset"
         raise OptionError(
-            f"{name}: {options.size or options.preset} makes images of {_shown(chosen)} pixels, the model takes "
-            f"{_shown(size)}; give the preset or the size of this model"
+            f"{name}: {options.size or options.preset} makes images of {_shown(chosen)} pixels, the model has "
+            f"{_shown(size)}. Give the preset or the size of this model"
         )
     base = preset or Preprocessing(chosen)
     crop = base.crop if options.crop is None else _crop(options.crop)
@@ -138,8 +138,8 @@ def _cropped(image: Image.Image, by: Preprocessing, what: str) -> Image.Image:
     if not fits:
         expected = f"images of {_shown(crop.image_size)}" if crop.image_size else "larger images"
         raise DataError(
-            f"{what} has {_shown(here)} pixels; rows {crop.top}:{crop.bottom} and columns {crop.left}:{crop.right} "
-            f"are cut from {expected}: choose another preset or crop"
+            f"{what} has {_shown(here)} pixels. Rows {crop.top}:{crop.bottom} and columns {crop.left}:{crop.right} "
+            f"are cropped from {expected}: choose another preset or crop"
         )
     return image.crop((crop.left, crop.top, crop.right, crop.bottom))
 
@@ -175,7 +175,7 @@ _FITS: Mapping[Fit, Callable[[Image.Image, tuple[int, int], Image.Resampling], I
 
 
 def _centre(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The centre of an image; half pixels go to the even side, as in torchvision's CenterCrop."""
+    """Return the center of an image; half pixels are rounded to even, as in torchvision's CenterCrop."""
     top, left = round((image.height - size[0]) / 2), round((image.width - size[1]) / 2)
     return image.crop((left, top, left + size[1], top + size[0]))
 

@@ -21,6 +21,7 @@ from diffprune.evaluation.inception import LAYERS
 from diffprune.evaluation.protocol import Protocol, read_protocol
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import atomic_write
+from diffprune.runs.notebook import html_table
 
 ARRAYS = {"fid": ("pool", "mu", "sigma"), "sfid": ("spatial", "mu_s", "sigma_s")}
 """Metric -> layer of its features, and names of its mean and covariance in a file."""
@@ -74,7 +75,17 @@ class ImageStatistics:
     protocol: Protocol | None
     details: Mapping[str, Any] = field(default_factory=dict)
 
-    def save(self, path: Path) -> None:
+    def __repr__(self) -> str:
+        num = "an unknown number of" if self.num_images is None else f"{self.num_images:,}"
+        protocol = "unknown" if self.protocol is None else self.protocol.hash
+        return f"ImageStatistics({', '.join(self.by_metric)}, {num} images, protocol {protocol})"
+
+    def _repr_html_(self) -> str:
+        facts = {} if self.protocol is None else self.protocol.as_dict()
+        rows = [["metrics", ", ".join(self.by_metric)], ["images", str(self.num_images)], *map(list, facts.items())]
+        return html_table(rows, "Statistics of Inception features")
+
+    def save(self, path: str | Path) -> None:
         """Write an .npz file atomically."""
         assert self.protocol is not None
         arrays: dict[str, Any] = {}
@@ -89,7 +100,7 @@ class ImageStatistics:
             details=np.array(json.dumps(self.details)),
             **arrays,
         )
-        atomic_write(path, file.getvalue())
+        atomic_write(Path(path), file.getvalue())
 
 
 def read_statistics(path: Path) -> ImageStatistics:

@@ -1,8 +1,9 @@
-"""Match the images of two folders by image index, and load matched pairs as tensors."""
+"""Match the images of two folders, or images in memory, by image index, and load matched pairs as tensors."""
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,19 +11,24 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from diffprune.data.images import image_files, load_image
 from diffprune.errors import DataError
+from diffprune.options.in_memory import InMemory
 
-ImagePair = tuple[Path, Path]
+ImagePair = tuple[Any, Any]
+"""Two files, or rows of images in memory."""
 
 _INDEX = re.compile(r"(\d+)$")
 
 
-def files_by_index(folder: Path) -> dict[int, Path]:
-    """Map each image index to its file; the index is the number at the end of the file name.
+def files_by_index(source: str | Path) -> dict[int, Any]:
+    """Map each image index to its file, or to its row of images in memory.
 
-    Raises DataError when a name has no number, or when two files have the same index.
+    The index is the number at the end of the file name, or the position in memory. Raises DataError when a name has no
+    number, or when two files have the same index.
     """
-    files: dict[int, Path] = {}
-    for path in image_files(folder):
+    if isinstance(source, InMemory):
+        return dict(enumerate(source.value.rows))
+    files: dict[int, Any] = {}
+    for path in image_files(Path(source)):
         match = _INDEX.search(path.stem)
         if match is None:
             raise DataError(f"{path} has no image index; end the name with a number, such as 000012.png")
@@ -33,7 +39,7 @@ def files_by_index(folder: Path) -> dict[int, Path]:
     return files
 
 
-def matched_pairs(images: Path, reference: Path, num: int | None = None) -> list[ImagePair]:
+def matched_pairs(images: str | Path, reference: str | Path, num: int | None = None) -> list[ImagePair]:
     """Return the files of equal image index, ordered by index: the first `num` pairs (None: all).
 
     Raises DataError when an index is in one folder only, or when there are fewer than `num` pairs.
@@ -63,6 +69,6 @@ def load_pairs(pairs: Sequence[ImagePair]) -> tuple[Tensor, Tensor]:
     return torch.stack(images), torch.stack(reference)
 
 
-def _pixels(path: Path) -> Tensor:
-    pixels: Tensor = pil_to_tensor(load_image(path))
+def _pixels(row: Any) -> Tensor:
+    pixels: Tensor = pil_to_tensor(load_image(row, str(row)))
     return pixels.float() / 255

@@ -5,7 +5,6 @@ import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.error import URLError
 
 import torch
 from safetensors import SafetensorError
@@ -13,8 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from diffprune.errors import ModelError
-
-_CHUNK = 1 << 20
+from diffprune.runs.download import Checksum, download
 
 
 def fetch_weights(url: str, sha256: str, *, remedy: str) -> Path:
@@ -24,16 +22,11 @@ def fetch_weights(url: str, sha256: str, *, remedy: str) -> Path:
     error message, for users without network access. Raises ModelError.
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.is_file():
-        digest = _sha256_of(path)
-        if not digest.startswith(sha256):
-            raise ModelError(f"{path} has SHA-256 {digest}, expected {sha256}; remove it to download it again")
-        return path
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=sha256, progress=False)
-    except (URLError, OSError, RuntimeError) as error:
-        raise ModelError(f"cannot fetch {url} (SHA-256 {sha256}) to {path}: {error}; {remedy}") from error
+    checksum = Checksum("sha256", sha256)
+    if not path.is_file():
+        download(url, path, checksum, error=ModelError, remedy=remedy)
+    elif mismatch := checksum.mismatch(path):
+        raise ModelError(f"{path} {mismatch}; remove it to download it again")
     return path
 
 
@@ -80,11 +73,3 @@ def explain_mismatch(source: str, expected: str) -> Iterator[None]:
 def _torch_load(path: Path) -> object:
     loaded: object = torch.load(path, map_location="cpu", weights_only=True)
     return loaded
-
-
-def _sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

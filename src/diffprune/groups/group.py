@@ -52,6 +52,9 @@ class Group:
     rotary: str | None = None
     least: int = 1
 
+    def __repr__(self) -> str:
+        return f"Group({self.name}, {self.num_units} {self.kind}, {len(self.slices)} slices)"
+
 
 def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> KeptIndices:
     """What remains of the model when each group keeps the named units only.

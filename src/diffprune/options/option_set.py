@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from diffprune.errors import OptionError
+from diffprune.options.in_memory import InMemory
 
 Groups = Mapping[str, tuple[str, ...]]
 """Help group -> its options, the most needed first."""
@@ -29,18 +30,42 @@ class Options(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _paths_are_text(cls, values: Any) -> Any:
+    def _accept_python_values(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
             return values
-        return {name: os.fspath(v) if isinstance(v, os.PathLike) else v for name, v in values.items()}
+        fields = cls.model_fields
+        return {k: plain_value(v, fields[k].annotation if k in fields else None) for k, v in values.items()}
 
     def resolved(self) -> dict[str, Any]:
-        """All options with their values, as JSON types (for `run.json`)."""
-        return self.model_dump(mode="json")
+        """Return all options as JSON types, for `run.json`; data in memory keep their value with the description."""
+        memory = {name: value for name, value in self if isinstance(value, InMemory)}
+        return {**self.model_dump(mode="json"), **memory}
 
     def decisive(self) -> dict[str, Any]:
         """As `resolved`, without those that are neutral."""
         return {name: value for name, value in self.resolved().items() if name not in self.neutral}
+
+
+_DTYPES = {"torch.bfloat16": "bf16", "torch.float16": "fp16", "torch.float32": "no"}
+
+
+def plain_value(value: Any, annotation: Any) -> Any:
+    """Return a value of Python as an option takes it: paths and torch devices as text, dtypes by their short names.
+
+    A single value becomes a tuple where the option is one; numbers become text where the option is text.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    parts = (annotation, *get_args(annotation))
+    if type(value).__module__ == "torch":  # compared by name, so that torch is not imported
+        name = _DTYPES.get(str(value), str(value))
+        choices = [choice for part in parts if get_origin(part) is Literal for choice in get_args(part)]
+        return "fp32" if name == "no" and "fp32" in choices else name
+    if isinstance(value, str | int | float) and any(get_origin(p) is tuple and ... in get_args(p) for p in parts):
+        return (value,)
+    if str in parts and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return value
 
 
 class DeviceOptions(Options):

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from diffprune.options.in_memory import DataSource
 from diffprune.options.option_set import Groups
 from diffprune.options.run_options import RunOptions
 from diffprune.options.scoring_options import CALIBRATION_DATA
@@ -20,7 +21,7 @@ class PruneOptions(RunOptions):
         "output": ("seed",),
     }  # fmt: skip
 
-    data: str | None = Field(default=None, description=CALIBRATION_DATA)
+    data: DataSource | None = Field(default=None, description=CALIBRATION_DATA)
     compensate: bool = Field(
         default=True,
         description=(

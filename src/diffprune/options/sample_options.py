@@ -1,6 +1,6 @@
 """Options of `sample`."""
 
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -54,6 +54,11 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
         default=None, description="interpolate the noises of two image indices (default: off)"
     )
     batch_size: int = Field(default=64, ge=1, description="images per forward pass; does not change the images")
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _accept_numbers(cls, value: Any) -> Any:
+        return ",".join(map(str, value)) if isinstance(value, list | tuple | range) else value
 
     @field_validator("classes")
     @classmethod

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
 from diffprune.options.image_options import ImageOptions
+from diffprune.options.in_memory import DataSource
 from diffprune.options.option_set import ComputeOptions, Groups, number_or_auto
 from diffprune.options.prompt_options import GenerationOptions
 from diffprune.options.run_options import RunOptions
@@ -34,7 +35,7 @@ class CalibrationOptions(GenerationOptions, ImageOptions, RunOptions, ComputeOpt
 
     groups: ClassVar[Groups] = {"data": ("data", "num_calibration_images", "num_noises")}
 
-    data: str | None = Field(default=None, description=CALIBRATION_DATA)
+    data: DataSource | None = Field(default=None, description=CALIBRATION_DATA)
     num_calibration_images: int = Field(default=128, ge=1, description="number of calibration images")
     num_noises: int = Field(default=1, ge=1, description="noise samples per calibration image")
 

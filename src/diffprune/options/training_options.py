@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.image_options import ImageOptions
+from diffprune.options.in_memory import DataSource
 from diffprune.options.option_set import ComputeOptions, Groups, PrecisionOptions
 from diffprune.options.prompt_options import GenerationOptions
 
@@ -38,7 +39,7 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
         ),
     }  # fmt: skip
 
-    data: str | None = Field(
+    data: DataSource | None = Field(
         default=None,
         description=(
             "training images (required)\n"

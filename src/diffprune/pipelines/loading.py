@@ -22,6 +22,7 @@ from diffprune.artifact.preconditions import check_unwrapped
 from diffprune.artifact.pruned_classes import class_by_name, empty_model
 from diffprune.artifact.registration import register_with_diffusers
 from diffprune.errors import DiffpruneError, ModelError
+from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.builtin import ARCHITECTURES, PIPELINES
 
 DENOISER_COMPONENTS = ("unet", "transformer")
@@ -61,6 +62,8 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
     options: of `from_pretrained`, such as dtype (default: float32).
     Raises ModelError with what was found and what would do. Weights are read from safetensors only.
     """
+    if isinstance(source, InMemory):
+        return _in_memory(source)
     name = str(source)
     path = Path(name)
     if name in (*ARCHITECTURES, *PIPELINES) and path.exists():
@@ -88,6 +91,12 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
         raise ModelError(f"no folder or file {name}; built-in names: {known}; hub ids look like owner/name")
     pipeline = load_pipeline(name, **options)
     return Model(denoiser_of(pipeline), pipeline, True, name)
+
+
+def _in_memory(source: InMemory) -> Model:
+    denoiser = denoiser_of(source.value)
+    pipeline = None if isinstance(source.value, nn.Module) else source.value
+    return Model(denoiser, pipeline, has_weights(denoiser), source)
 
 
 def is_hub_id(source: str) -> bool:

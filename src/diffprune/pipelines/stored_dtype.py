@@ -12,6 +12,7 @@ from torch import nn
 
 from diffprune.artifact.registration import register_with_diffusers
 from diffprune.artifact.safetensors_io import FLOATING, stored_tensors
+from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.loading import Model, is_hub_id, load_model
 
@@ -25,6 +26,8 @@ def load_as_stored(source: str) -> Model:
     That is a denoiser whose pipeline's other networks are in bfloat16 too (the autoencoder may be in another dtype);
     anything else comes in float32.
     """
+    if isinstance(source, InMemory):
+        return load_model(source)
     folder = _fetched(source)
     if not (folder / "model_index.json").is_file():
         dtypes = set(stored_dtypes(folder).values()) if (folder / "config.json").is_file() else set()
@@ -42,6 +45,8 @@ def in_stored_dtype(model: Any, source: str) -> Any:
 
     A component that is stored in one dtype is cast whole, one of mixed dtypes tensor by tensor, by name.
     """
+    if isinstance(source, InMemory):
+        return model
     folder = _folder(source)
     components: Mapping[str, Any] = {"": model} if isinstance(model, nn.Module) else model.components
     for name, component in components.items():

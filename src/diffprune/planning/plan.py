@@ -13,7 +13,9 @@ from diffprune.compute.cost import Cost
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
 from diffprune.options import Kind
+from diffprune.options.in_memory import InMemory
 from diffprune.runs.atomic_files import atomic_write
+from diffprune.runs.notebook import html_table, short_number
 
 _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
 
@@ -48,6 +50,25 @@ class Plan(BaseModel):
     after: Cost
     layers: dict[str, tuple[int, int]]
     groups: dict[str, KeptUnits]
+
+    def __repr__(self) -> str:
+        sizes = (f"{short_number(a)} -> {short_number(b)} {what}" for what, a, b in self._costs())
+        return f"Plan({self.class_name}, {', '.join(sizes)}, criterion {self.criterion})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        costs = [["", "before", "after", "kept"]]
+        costs += [[what, short_number(a), short_number(b), f"{b / a:.1%}"] for what, a, b in self._costs()]
+        units = [["group", "kind", "units", "kept"]]
+        units += [[name, u.kind, str(u.num_units), str(len(u.kept))] for name, u in self.groups.items()]
+        title = f"Plan for {self.class_name}, criterion {self.criterion}"
+        details = f"<details><summary>{len(self.groups)} groups</summary>{html_table(units)}</details>"
+        return html_table(costs, title) + details
+
+    def _costs(self) -> list[tuple[str, int, int]]:
+        params, macs = (self.before.params, self.after.params), (self.before.macs, self.after.macs)
+        return [("parameters", *params), ("MACs", *macs)]
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all."""
@@ -112,6 +133,9 @@ class Plan(BaseModel):
 
 def read_plan(path: str | Path) -> Plan:
     """Read a plan; raises PlanError that says what is wrong with the file."""
+    if isinstance(path, InMemory):
+        plan: Plan = path.value
+        return plan
     try:
         return Plan.model_validate_json(Path(path).read_bytes())
     except OSError as error:

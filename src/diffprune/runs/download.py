@@ -1,14 +1,16 @@
 """Resumable downloads, verified by checksum, that appear complete or not at all."""
 
+import fcntl
 import hashlib
 import http.client
 import os
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from diffprune.errors import DataError
+from diffprune.errors import DataError, DiffpruneError
 from diffprune.runs.atomic_files import PARTIAL_SUFFIX
 from diffprune.runs.progress import progress
 
@@ -21,40 +23,57 @@ def is_url(source: str) -> bool:
     return source.startswith(("http://", "https://"))
 
 
-def download(url: str, target: Path, *, md5: str | None) -> None:
+@dataclass(frozen=True)
+class Checksum:
+    """A published checksum. digits: hexadecimal, all of them or the first ones."""
+
+    algorithm: Literal["md5", "sha256"]
+    digits: str
+
+    def mismatch(self, file: Path) -> str:
+        """Return how a file differs, such as `has MD5 12..., expected 34...`; empty if it does not."""
+        digest = hashlib.new(self.algorithm)
+        with file.open("rb") as opened, progress("checksum", max(file.stat().st_size // MIB, 1), "MiB") as advance:
+            while chunk := opened.read(MIB):
+                digest.update(chunk)
+                advance(1, file.name)
+        if digest.hexdigest().startswith(self.digits.lower()):
+            return ""
+        name = {"md5": "MD5", "sha256": "SHA-256"}[self.algorithm]
+        return f"has {name} {digest.hexdigest()}, expected {self.digits.lower()}"
+
+
+def download(
+    url: str, target: Path, checksum: Checksum | None, *, error: type[DiffpruneError] = DataError, remedy: str
+) -> None:
     """Download a file, or continue the `target`.part of an interrupted call; an existing target is kept.
 
-    md5: hexadecimal; None skips the check. Raises DataError if the server cannot be reached, the connection ends
-    early, or the checksum differs.
+    checksum: None skips the check. Raises `error` if the server cannot be reached, the connection ends early, or the
+    checksum differs. remedy: last sentence of its message. Processes that download to the same target do so in turn.
     """
-    if target.exists():
-        return
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + PARTIAL_SUFFIX)
-    try:
-        _fetch(url, part)
-    except urllib.error.HTTPError as error:
-        raise _download_error(url, f"the server returned {error.code} {error.reason}") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise _download_error(url, str(getattr(error, "reason", error))) from error
-    if md5 is not None:
+    with part.open("ab") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        if target.exists():
+            part.unlink(missing_ok=True)
+            return
         try:
-            check_md5(part, md5, url)
-        except DataError:
+            _fetch(url, part)
+            mismatch = "" if checksum is None else checksum.mismatch(part)
+        except urllib.error.HTTPError as problem:
+            raise error(
+                f"cannot download {url}: the server returned {problem.code} {problem.reason}. {remedy}"
+            ) from problem
+        except (OSError, ValueError, http.client.HTTPException) as problem:
+            raise error(f"cannot download {url}: {getattr(problem, 'reason', problem)}. {remedy}") from problem
+        finally:
+            if part.exists() and part.stat().st_size == 0:
+                part.unlink()
+        if mismatch:
             part.unlink()
-            raise
-    os.replace(part, target)
-
-
-def check_md5(file: Path, expected: str, source: str) -> None:
-    """Raise DataError unless a file has this MD5 (hexadecimal)."""
-    with file.open("rb") as opened:
-        actual = hashlib.file_digest(opened, "md5").hexdigest()
-    if actual != expected:
-        raise DataError(
-            f"{source} has MD5 {actual}, expected {expected}: it is damaged or another file. Download the official "
-            f"file, or pass --md5 {actual} (or none) to use this one"
-        )
+            raise error(f"{url} {mismatch}: it is damaged, truncated or another file. {remedy}")
+        os.replace(part, target)
 
 
 def _fetch(url: str, part: Path) -> None:
@@ -67,7 +86,7 @@ def _fetch(url: str, part: Path) -> None:
             raise
         if error.headers.get("Content-Range") == f"bytes */{done}":  # the part is complete
             return
-        part.unlink()
+        part.write_bytes(b"")
         return _fetch(url, part)
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
@@ -76,7 +95,7 @@ def _fetch(url: str, part: Path) -> None:
         total = done + int(length) if length is not None else None
         _save(response, part, done, total)
     if total is not None and part.stat().st_size < total:
-        raise _download_error(url, f"the connection ended after {part.stat().st_size} of {total} bytes")
+        raise OSError(f"the connection ended after {part.stat().st_size} of {total} bytes")
 
 
 def _save(response: Any, part: Path, done: int, total: int | None) -> None:
@@ -91,10 +110,3 @@ def _save(response: Any, part: Path, done: int, total: int | None) -> None:
             done = file.tell()
         file.flush()
         os.fsync(file.fileno())
-
-
-def _download_error(url: str, reason: str) -> DataError:
-    return DataError(
-        f"cannot download {url}: {reason}. Run the same command again to continue, or download the file yourself and "
-        "pass it as --archive"
-    )

@@ -1,4 +1,4 @@
-"""Progress of long loops on standard error: a bar on a terminal, plain lines otherwise."""
+"""Progress of long loops: a bar in a notebook or on a terminal, plain lines on standard error otherwise."""
 
 import os
 import sys
@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from diffprune.runs.notebook import NotebookBar, in_notebook
+
 LINE_EVERY_S = 10.0
+REDRAW_EVERY_S = 0.2
 
 Advance = Callable[[int, str], None]
 """Function of the number of newly finished items and a short note to show after the bar."""
@@ -18,7 +21,7 @@ def progress(description: str, total: int, unit: str, *, done: int = 0) -> Itera
 
     Only rank 0 reports. done: number of items that a resumed run had finished; the rate does not count them.
     """
-    show = _bar if sys.stderr.isatty() else _lines
+    show = _in_notebook if in_notebook() else _bar if sys.stderr.isatty() else _lines
     if os.environ.get("RANK", "0") != "0":
         show = _silent
     with show(description, total, unit, done) as advance:
@@ -62,6 +65,29 @@ def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance
             bar.update(task, advance=count, note=note, rate=f"{rate:.2f}/s")
 
         yield advance
+
+
+@contextmanager
+def _in_notebook(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
+    bar = NotebookBar(f"{description}: {done}/{total} {unit}")
+    started = time.monotonic()
+    finished, drawn = 0, 0.0
+
+    def advance(count: int, note: str = "") -> None:
+        nonlocal finished, drawn
+        finished += count
+        now = time.monotonic()
+        if done + finished < total and now - drawn < REDRAW_EVERY_S:
+            return
+        drawn = now
+        rate = finished / max(now - started, 1e-9)
+        remaining_s = (total - done - finished) / max(rate, 1e-9)
+        text = f"{description}: {done + finished}/{total} {unit}, {rate:.2f}/s, {remaining_s:.0f} s left  {note}"
+        bar.show((done + finished) / max(total, 1), text.rstrip())
+
+    yield advance
+    text = f"{description}: {done + finished}/{total} {unit} in {time.monotonic() - started:.1f} s"
+    bar.show((done + finished) / max(total, 1), text)
 
 
 @contextmanager

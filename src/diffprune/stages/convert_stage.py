@@ -20,7 +20,6 @@ from diffprune.conversion.pruned_shapes import from_shapes
 from diffprune.conversion.state_dicts import Kind, weights_in
 from diffprune.errors import OptionError
 from diffprune.options import ConvertOptions
-from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.loading import denoiser_of, load_model, with_denoiser
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
@@ -36,15 +35,8 @@ class _Converted:
     notes: tuple[str, ...]
 
 
-@with_input_and_options(ConvertOptions)
-def convert(format: str, file: str | Path, options: ConvertOptions) -> Any:
-    """The pipeline of a checkpoint file (path, or http(s) address with `sha256`); nothing in it is executed.
-
-    format: `ddpm`, the research format of DDPM and DDIM; `ldm`, latent diffusion; `shapes`, weights that someone
-    else pruned, given the unpruned model as `arch` (a bare denoiser where that is only a config.json).
-    Raises ModelError when the file is no such checkpoint or does not fit, with the names of what does not.
-    """
-    source = str(file)
+def convert_checkpoint(format: str, source: str, options: ConvertOptions) -> Any:
+    """Return the pipeline of a checkpoint file, or for `shapes` with a config.json the denoiser; raises ModelError."""
     _check(format, source, options)
     return _converted(format, source, options, None).model
 

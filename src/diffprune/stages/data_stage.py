@@ -15,7 +15,7 @@ from diffprune.data.published.cifar import open_cifar
 from diffprune.data.published.image_writer import write_images
 from diffprune.errors import DataError, OptionError
 from diffprune.options import DataOptions
-from diffprune.runs.download import check_md5, download, is_url
+from diffprune.runs.download import Checksum, download, is_url
 from diffprune.runs.run_record import Existing, run_record
 
 DOWNLOADS = "download"
@@ -71,7 +71,7 @@ def data_stage(
         if not run.finished_before:
             assert source is not None
             place = run.folder / DOWNLOADS
-            with _open(name, _fetched(source, _md5(published, source, options), place), options, place) as opened:
+            with _open(name, _fetched(source, _md5(published, options), place), options, place) as opened:
                 written = write_images(opened, run.folder, options)
             shutil.rmtree(place, ignore_errors=True)
             run.result = {
@@ -102,22 +102,24 @@ def _check(name: str, published: _Published, archive: str | None, options: DataO
 _NO_MD5 = ("published", "none")
 
 
-def _md5(published: _Published, source: str, options: DataOptions) -> str | None:
-    """The MD5 that the archive must have."""
-    if options.md5 not in _NO_MD5:
-        return options.md5
-    return published.md5 if options.md5 == "published" else None
+_REMEDY = "Run the same command again to continue, or download the file yourself and pass it as --archive"
 
 
-def _fetched(source: str, md5: str | None, place: Path) -> Path:
+def _md5(published: _Published, options: DataOptions) -> Checksum | None:
+    """Return the MD5 that the archive must have."""
+    digits = published.md5 if options.md5 == "published" else options.md5
+    return None if digits in (None, "none") else Checksum("md5", digits)
+
+
+def _fetched(source: str, md5: Checksum | None, place: Path) -> Path:
     """The archive on disk, checked."""
     if is_url(source):
         target = place / (source.partition("?")[0].rstrip("/").rpartition("/")[2] or "archive")
-        download(source, target, md5=md5)
+        download(source, target, md5, remedy=_REMEDY)
         return target
     path = Path(source)
-    if md5 is not None and path.is_file():
-        check_md5(path, md5, source)
+    if md5 is not None and path.is_file() and (mismatch := md5.mismatch(path)):
+        raise DataError(f"{source} {mismatch}: it is damaged or another file. Pass --md5 none to use it anyway")
     return path
 
 

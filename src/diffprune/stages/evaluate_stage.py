@@ -26,7 +26,6 @@ from diffprune.evaluation.minimum_images import check_num_images
 from diffprune.evaluation.paired_metrics import mse, psnr, ssim
 from diffprune.evaluation.protocol import MetricProtocols, MetricValues
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
-from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.prompts import read_prompts
 from diffprune.runs.distributed import all_reduce_sum, on_all_ranks, process_state, rank_shard, shared_run
 from diffprune.runs.progress import progress
@@ -37,21 +36,8 @@ T = TypeVar("T")
 PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": mse, "psnr": psnr}
 
 
-@with_input_and_options(EvaluateOptions)
-def evaluate(images: str | Path, reference: str | Path | None, options: EvaluateOptions) -> dict[str, Any]:
-    """The numbers of each metric of `images` against `reference`, by name.
-
-    ssim, mse, psnr and lpips compare image i with image i of two folders. frechet_distance, fid, sfid, kid, precision
-    and recall compare two sets, each a folder, a parquet file, a dataset id or `digits`; for fid and sfid each may be
-    a statistics file (.npz) too. inception_score and clip_score take no reference (None). Under `protocol` stands,
-    per metric that rests on a network, how its numbers came about, with a hash: equal hashes, comparable numbers.
-    Raises DataError when images are missing, unreadable, unpaired, too few or of another protocol.
-    """
-    return measure(str(images), None if reference is None else str(reference), options)
-
-
 def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
-    """`evaluate` with its options as one value; everything that can be wrong with its inputs is found first."""
+    """Return the value of each metric; everything that can be wrong with its inputs is found first."""
     chosen = options.metrics
     process_state(options.device)  # joins the others, so that each has a device of its own
     needing = [metric for metric in chosen if metric not in LONE_METRICS]
@@ -97,7 +83,7 @@ def _belongs(name: str, metric: str) -> bool:
 
 
 def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
-    matched = matched_pairs(Path(images), Path(reference), options.num)
+    matched = matched_pairs(images, reference, options.num)
     device = pick_device(options.device)
     functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
     protocols: MetricProtocols = {}
@@ -140,7 +126,7 @@ def _digits(images: str, reference: str, metrics: Sequence[str], options: Evalua
 def _prompts(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
     assert options.prompts is not None
     texts = [prompt.text for prompt in read_prompts(options.prompts)]
-    matched = prompted_images(files_by_index(Path(images)), texts, options.num)
+    matched = prompted_images(files_by_index(images), texts, options.num)
     clip = load_clip(options.clip_model, pick_device(options.device))
 
     def work() -> tuple[MetricValues, MetricProtocols]:

@@ -29,7 +29,6 @@ from diffprune.compute.device import pick_device
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, remove_units
 from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, ScoringOptions
-from diffprune.options.keyword_options import with_options
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import denoiser_of, has_weights
 from diffprune.pipelines.prompts import files_of
@@ -48,17 +47,6 @@ Set = TypeVar("Set", bound=PlanOptions)
 
 SUMS = "sums"
 """Folder of the sums of scores below the stage's own; it goes when the stage has finished."""
-
-
-@with_options(PlanOptions)
-def plan(model: Model, options: PlanOptions) -> Plan:
-    """Choose which units of a model to keep; nothing is changed.
-
-    model: a pipeline, or a bare denoiser (for criteria that need no images; its parameters may be on the meta
-    device, then the plan is a forecast of sizes with random choice).
-    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
-    """
-    return make_plan(model, options)
 
 
 def make_plan(

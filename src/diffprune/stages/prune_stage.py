@@ -17,7 +17,6 @@ from diffprune.compute.autocast import resolve_precision
 from diffprune.errors import OptionError
 from diffprune.groups import find_groups
 from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, PruneOptions, RunOptions
-from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.loading import denoiser_of, with_denoiser
 from diffprune.pipelines.model_card import copy_model_card
 from diffprune.pipelines.prompts import files_of
@@ -39,16 +38,6 @@ from diffprune.stages.plan_stage import (
 
 SOLVED = ".compensation"
 """Folder of the layers that compensation has solved, while it lasts."""
-
-
-@with_input_and_options(PruneOptions)
-def prune(model: Any, plan: Plan, options: PruneOptions) -> Any:
-    """A pruned copy of a pipeline (or bare denoiser); `model` is untouched and shares its other components.
-
-    Weights are compensated where there are images: those of the plan, or `data`; never in a bare denoiser, which has no
-    noise schedule. Raises PlanError when the plan was made for another model, DataError for images that are not there.
-    """
-    return apply_plan(model, plan, options)[0]
 
 
 def apply_plan(
@@ -121,7 +110,7 @@ def prune_stage(
     source: str,
     options: PruneOptions,
     plan_options: PlanOptions,
-    plan_file: Path | None,
+    plan_file: str | Path | None,
     out: Path,
     *,
     existing: Existing = "refuse",
@@ -164,7 +153,7 @@ def prune_stage(
         return run.result
 
 
-def _plan_there(kept: Path, plan_file: Path | None) -> Plan | None:
+def _plan_there(kept: Path, plan_file: str | Path | None) -> Plan | None:
     """The plan that an interrupted run has left, or the one that was given."""
     there = kept if kept.exists() else plan_file
     return None if there is None else read_plan(there)

@@ -11,28 +11,12 @@ from diffprune.compute.device import pick_device
 from diffprune.compute.placement import placed
 from diffprune.errors import ModelError
 from diffprune.options import SampleOptions
-from diffprune.options.keyword_options import with_input_and_options
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.runs.distributed import process_state, shared_run
 from diffprune.runs.run_record import Existing
-from diffprune.runs.tensor_cache import tensors_digest
 from diffprune.sampling.image_folder import Sampled, image_path, sample_to_folder
-
-
-@with_input_and_options(SampleOptions)
-def sample(model: Any, out: str | Path, options: SampleOptions) -> list[Path]:
-    """Draw images of a pipeline into the folder `out`; returns their paths, by image index.
-
-    Image i depends on the model, the options and on i alone. Images that an interrupted call of the same model and
-    options has left are kept. Raises FolderError when the folder holds anything else.
-    """
-    folder = Path(out)
-    denoiser = denoiser_of(model)
-    source = f"{type(denoiser).__name__} {tensors_digest(denoiser.state_dict())[:32]}"
-    _draw(model, source, options, folder, "refuse")
-    return [image_path(folder, i) for i in range(options.num_images)]
 
 
 def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:

@@ -12,7 +12,6 @@ from diffprune.evaluation.image_preparation import preparation_of
 from diffprune.evaluation.inception import load_inception
 from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.options import StatsOptions
-from diffprune.options.keyword_options import with_options
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import remove_partials_of
 from diffprune.runs.distributed import on_main_process, process_state
@@ -21,18 +20,11 @@ from diffprune.runs.run_record import Existing, identity
 from diffprune.runs.tensor_cache import partial_folder
 
 
-@with_options(StatsOptions)
-def stats(images: str | Path, options: StatsOptions) -> ImageStatistics:
-    """Mean and covariance of the Inception features of an image set; `save(path)` writes them as .npz.
-
-    images: a folder, a parquet file, a dataset id or `digits`. Raises DataError when images are missing, unreadable
-    or fewer than two, ModelError when the network's weights cannot be had.
-    """
-    return make_statistics(str(images), options)
-
-
 def make_statistics(source: str, options: StatsOptions, sums: Accumulator | None = None) -> ImageStatistics:
-    """`stats` with its options as one value. sums: where they are kept meanwhile."""
+    """Return mean and covariance of the Inception features of an image set. sums: cache of an interrupted run.
+
+    Raises DataError for fewer than two images.
+    """
     process_state(options.device)  # joins the others, so that each has a device of its own
     images = open_image_set(source, options.num, preparation_of(options))
     if images.num < 2:

@@ -24,7 +24,6 @@ from diffprune.compute.placement import restored_devices
 from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
-from diffprune.options.keyword_options import with_input_and_options, with_options
 from diffprune.pipelines.diffusion import DiffusionProcess, process_of
 from diffprune.pipelines.loading import architecture, denoiser_of, load_model, with_denoiser
 from diffprune.pipelines.model_card import copy_model_card
@@ -46,7 +45,6 @@ from diffprune.training.step_callback import OnStep
 from diffprune.training.trainer import Preview, result_step, train_denoiser
 
 NUM_PREVIEWED = 16
-DEFAULTS = FinetuneOptions()
 INTERFACE = (
     "in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "num_class_embeds",
     "joint_attention_dim", "pooled_projection_dim", "caption_channels",
@@ -54,16 +52,13 @@ INTERFACE = (
 """Entries of configs that say what a denoiser is called with."""
 
 
-@with_input_and_options(FinetuneOptions)
-def finetune(
-    model: Any, teacher: Any = None, options: FinetuneOptions = DEFAULTS, *, on_step: OnStep | None = None
-) -> Any:
+def finetune(model: Any, teacher: Any, options: FinetuneOptions, *, on_step: OnStep | None = None) -> Any:
     """Recover a pruned pipeline; returns a new one with EMA weights, `model` is untouched.
 
     teacher: the original pipeline (or denoiser), whose output is distilled; None for the noise error alone.
     on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
     rate and `facts.ema_denoiser()`.
-    Nothing is saved on the way; use the command line for checkpoints, logs and previews.
+    Nothing is saved on the way.
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
     process = process_of(model)
@@ -75,14 +70,12 @@ def finetune(
     return with_denoiser(model, trained)
 
 
-@with_options(TrainOptions)
-def train(data: str | Path, options: TrainOptions, *, on_step: OnStep | None = None) -> Any:
-    """Train a denoiser from scratch on DATA; returns an ordinary diffusers pipeline with EMA weights.
+def train(options: TrainOptions, *, on_step: OnStep | None = None) -> Any:
+    """Train a denoiser from scratch; returns a diffusers pipeline with EMA weights.
 
     on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
     rate and `facts.ema_denoiser()`.
     """
-    options = options.model_copy(update={"data": str(data)})
     pipeline = untrained_pipeline(options)
     images = _images(process_of(pipeline), options)
     trained, _ = train_denoiser(pipeline.unet, process_of(pipeline), images, options, on_step=on_step)

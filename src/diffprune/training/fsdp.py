@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedType, GradientAccumulationPlugin, fsdp2_prepare_model
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
@@ -61,7 +61,7 @@ def check_sharding(options: TrainingOptions) -> None:
 
 @contextmanager
 def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accelerator]:
-    """Yield the accelerator of one training; afterwards the next one may be another.
+    """Yield the accelerator of one training; afterwards the accelerator of the caller, if any, works as before.
 
     folder: where it logs; None for nowhere.
     """
@@ -69,6 +69,11 @@ def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accel
     before, sharded = state.distributed_type, asked_for(options.device)
     if sharded and before == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU  # accelerate leaves FSDP out on CPUs, without a word
+    # accelerate has one state per process, with one precision: that of the caller's accelerator is put aside
+    states: list[Any] = [AcceleratorState, GradientState]
+    of_caller = [kind._shared_state for kind in states]
+    for kind in states:
+        kind._shared_state = {}
     try:
         accelerator = Accelerator(
             mixed_precision=options.mixed_precision,
@@ -88,7 +93,8 @@ def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accel
             for tracker in accelerator.trackers:
                 tracker.finish()
     finally:
-        AcceleratorState._reset_state()
+        for kind, shared in zip(states, of_caller, strict=True):
+            kind._shared_state = shared
         state.distributed_type = before
 
 

@@ -1,4 +1,4 @@
-"""What every archive of images gives: how many there are, and each one's name and encoded bytes, in turn."""
+"""An archive of images as a stream: their number, and name and encoded bytes of each."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class Item:
-    """One image. name: a path inside the result, with suffix. read: its encoded bytes; raises DataError."""
+    """One image. name: its path in the output folder, with suffix. read: returns encoded bytes or raises DataError."""
 
     name: str
     read: Callable[[], bytes]
@@ -17,13 +17,13 @@ class Item:
 
 @dataclass(frozen=True)
 class Archive:
-    """An opened archive: its images in a fixed order, to be gone through once."""
+    """An open archive: its images in a fixed order, for one pass."""
 
     num_images: int
     items: Iterator[Item]
 
 
 def is_image(path: PurePath) -> bool:
-    """Whether a file at this path inside a folder or archive counts as an image; hidden ones and macOS's do not."""
+    """Return whether a path in a folder or archive is an image file; hidden files and __MACOSX are not."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.name.lower().endswith(SUFFIXES) and not hidden

@@ -1,4 +1,4 @@
-"""Archives of image files as a stream: a folder, a zip, or an lmdb, itself a folder or in a zip."""
+"""Open an archive of image files as a stream: a folder, a zip, or an lmdb (a folder, or in a zip)."""
 
 import functools
 import shutil
@@ -22,9 +22,9 @@ def open_archive(
 ) -> AbstractContextManager[Archive]:
     """Open an archive of images.
 
-    scratch: folder for the lmdb of a zip, which can only be read from disk. by_resolution: whether the keys of an
-    lmdb begin with a resolution (FFHQ; else every value is an image, as in LSUN), which is `resolution` in pixels,
-    256 for None. Raises DataError when there are no images, OptionError for a resolution where there is no lmdb.
+    scratch: folder to extract the lmdb of a zip to, which can only be read from disk. by_resolution: whether keys of an
+    lmdb start with a resolution, as in FFHQ; otherwise every value is an image, as in LSUN. resolution: in pixels; None
+    means 256. Raises DataError if there are no images, and OptionError for a resolution without an lmdb.
     """
     keys = (resolution or FFHQ_RESOLUTION) if by_resolution else None
     if source.is_dir():
@@ -34,7 +34,7 @@ def open_archive(
         _check_no_resolution(resolution, source)
         return _files(source)
     if not zipfile.is_zipfile(source):
-        raise DataError(f"{source} is not a folder and not a whole zip file")
+        raise DataError(f"{source} is neither a folder nor a complete zip file")
     with zipfile.ZipFile(source) as archive:
         inside = next((name for name in archive.namelist() if PurePosixPath(name).name == DATABASE), None)
         if inside is not None:
@@ -46,9 +46,9 @@ def open_archive(
 
 
 def _check_no_resolution(resolution: int | None, source: Path) -> None:
-    """Raise OptionError when a resolution was given for an archive that is not an lmdb."""
+    """Raise OptionError for a resolution if the archive is not an lmdb."""
     if resolution is not None:
-        raise OptionError(f"resolution: belongs to an lmdb, {source} is none; leave it out")
+        raise OptionError(f"resolution: supported for an lmdb, {source} is not one. Leave it out")
 
 
 @contextmanager
@@ -82,19 +82,21 @@ def _read(read: Callable[[], bytes], what: object) -> bytes:
 
 def _unique(names: list[str], source: Path) -> list[str]:
     if not names:
-        raise DataError(f"{source} holds no images")
+        raise DataError(f"{source} has no images")
     ((twice, count),) = Counter(names).most_common(1)
     if count > 1:
-        raise DataError(f"{source} holds several images called {twice}; file names must differ, also between folders")
+        raise DataError(f"{source} has several images named {twice}. File names must differ, also between folders")
     return names
 
 
 def _extract(archive: zipfile.ZipFile, member: str, scratch: Path) -> None:
-    """Put an lmdb on disk, whole; kept where an interrupted run left it."""
+    """Extract an lmdb; a complete one of an interrupted run is kept."""
     if (scratch / DATABASE).exists():
         return
     with atomic_folder(scratch) as beside, archive.open(member) as packed, (beside / DATABASE).open("wb") as file:
         try:
             shutil.copyfileobj(packed, file, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise DataError(f"{member} in {archive.filename} is damaged: {error}; get the archive again") from error
+            raise DataError(
+                f"{member} in {archive.filename} is damaged: {error}. Download the archive again"
+            ) from error

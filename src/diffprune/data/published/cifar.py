@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100: the official archive of pickled batches (Krizhevsky 2009), as images."""
+"""Read images of CIFAR-10 and CIFAR-100 from the official archive of pickled batches (Krizhevsky 2009)."""
 
 import functools
 import io
@@ -22,36 +22,36 @@ _MEMBERS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("cifar100", "train"): ("cifar-100-python/train",),
     ("cifar100", "test"): ("cifar-100-python/test",),
 }
-"""Files of each part, in the order that numbers the images."""
+"""Files of each split, in the order of the image indices."""
 
 
 @contextmanager
 def open_cifar(archive: Path, name: str, split: str) -> Iterator[Archive]:
-    """The images of a part, named by index from 00000; the whole part, 154 MB at most, is checked and held.
+    """Open the images of a split, named by index from 00000; the whole split, at most 154 MB, is read into memory.
 
-    Raises DataError when the archive is damaged, or holds anything but arrays of 32x32 RGB images.
+    Raises DataError if the archive is damaged, or has anything other than arrays of 32x32 RGB images.
     """
     try:
         with tarfile.open(archive) as tar:
             batches = [_batch(tar, member, archive) for member in _MEMBERS[name, split]]
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive} is not a whole tar.gz: {error}") from error
+        raise DataError(f"{archive} is not a complete tar.gz: {error}") from error
     rows = [row for batch in batches for row in batch]
     items = (Item(f"{i:05d}.png", functools.partial(_png, row)) for i, row in enumerate(rows))
     yield Archive(len(rows), items)
 
 
 def _batch(tar: tarfile.TarFile, member: str, archive: Path) -> Bytes:
-    """Images of one file, (N, 32, 32, 3)."""
+    """Return the images of one file, (N, 32, 32, 3)."""
     try:
         file = tar.extractfile(member)
     except KeyError:
         file = None
     if file is None:
-        raise DataError(f"{archive} holds no {member}; is it the archive of another data set?")
+        raise DataError(f"{archive} has no {member}. Is it the archive of another data set?")
     rows = read_array(file.read(), "data", f"{member} in {archive}")
     if rows.ndim != 2 or rows.shape[1] != 3 * SIZE * SIZE:
-        raise DataError(f"{member} in {archive} holds an array of {rows.shape}, expected (N, {3 * SIZE * SIZE})")
+        raise DataError(f"{member} in {archive} has an array of shape {rows.shape}, expected (N, {3 * SIZE * SIZE})")
     return rows.reshape(-1, 3, SIZE, SIZE).transpose(0, 2, 3, 1)
 
 

@@ -1,4 +1,4 @@
-"""Writing a stream of images into a folder of files or of parquet files, resumable, in constant memory."""
+"""Write a stream of images to a folder of image files or of parquet files, resumable, in constant memory."""
 
 import io
 import json
@@ -21,11 +21,11 @@ from diffprune.runs.atomic_files import atomic_file, atomic_write, read_json, wr
 from diffprune.runs.progress import progress
 
 CORRUPT = "corrupt.json"
-"""Names of the images that were left out, and why."""
+"""Names of the skipped images, each with its error."""
 
 NUM_PER_FILE = 10_000
 NUM_PER_ROW_GROUP = 100
-"""Images per parquet file, the unit that a resumed run keeps, and per row group, the unit that is held in memory."""
+"""Images per parquet file (a resumed run keeps complete files) and per row group (one is in memory at a time)."""
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Written:
-    """How many images are in a folder, and how many were left out because they cannot be read."""
+    """Number of images in a folder, and number of unreadable ones that were skipped."""
 
     num_images: int
     num_corrupt: int
@@ -41,17 +41,17 @@ class Written:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """One image as it is to be stored, or what is wrong with it."""
+    """One image as it will be stored, or its error."""
 
     name: str
     content: bytes | DataError
 
 
 def write_images(archive: Archive, folder: Path, options: DataOptions) -> Written:
-    """Write every image that is not in `folder` yet; every image is decoded once, to find the corrupt ones.
+    """Write every image that is not in `folder` yet; each image is decoded once, to find corrupt ones.
 
-    Images keep their bytes, or are prepared by a preset and stored as PNG. Raises DataError at a corrupt image,
-    unless they are to be skipped, and when an image does not suit the preset or none can be read.
+    Images keep their bytes; with a preset they are preprocessed and stored as PNG. Raises DataError for a corrupt image
+    unless `on_corrupt` is `skip`, for an image that does not fit the preset, and if no image can be read.
     """
     write = _write_files if options.format == "folder" else _write_parquet
     with progress("images", archive.num_images, "images") as advance:
@@ -59,7 +59,7 @@ def write_images(archive: Archive, folder: Path, options: DataOptions) -> Writte
     os.sync()
     num_corrupt = len(_corrupt(folder))
     if num_corrupt == archive.num_images:
-        raise DataError(f"none of the {num_corrupt} images can be read; {folder / CORRUPT} says why")
+        raise DataError(f"none of the {num_corrupt} images can be read. The errors are in {folder / CORRUPT}")
     return Written(archive.num_images - num_corrupt, num_corrupt)
 
 
@@ -99,7 +99,7 @@ def _write_parquet(items: Iterator[Item], folder: Path, options: DataOptions, ad
 def _readable(
     items: Iterable[Item], folder: Path, options: DataOptions, advance: Advance
 ) -> Iterator[tuple[str, bytes]]:
-    """Names and bytes as they are to be stored; a corrupt image is fatal, or named and left out."""
+    """Yield names and bytes to store; a corrupt image is an error, or it is named in a warning and skipped."""
     encode = partial(_encode, preset=options.preset)
     for image in map_in_order(encode, map(_loaded, items), options.num_workers):
         advance(1)
@@ -108,7 +108,7 @@ def _readable(
         elif options.on_corrupt == "fail":
             raise image.content
         else:
-            _log.warning("left out: %s", image.content)
+            _log.warning("skipped: %s", image.content)
             write_json(folder / CORRUPT, {**_corrupt(folder), image.name: str(image.content)})
 
 
@@ -120,7 +120,7 @@ def _loaded(item: Item) -> _Encoded:
 
 
 def _encode(image: _Encoded, preset: SizedPreset | None) -> _Encoded:
-    """Decode an image, prepare it where a preset is given, and encode it again."""
+    """Decode an image; with a preset, preprocess it and encode it as PNG."""
     if isinstance(image.content, DataError):
         return image
     try:
@@ -144,7 +144,7 @@ def _corrupt(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{folder / CORRUPT} cannot be read: {error}; remove {folder} and start again") from error
+        raise DataError(f"{folder / CORRUPT} cannot be read: {error}. Remove {folder} and start again") from error
 
 
 def _chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:

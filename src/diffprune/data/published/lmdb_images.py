@@ -1,4 +1,4 @@
-"""Images in an lmdb, read in the order of its keys without holding them: LSUN's, and FFHQ's by resolution."""
+"""Stream the images of an lmdb in the order of its keys: LSUN, and FFHQ by resolution."""
 
 import functools
 import io
@@ -14,10 +14,10 @@ from diffprune.data.published.archive_items import Archive, Item
 from diffprune.errors import DataError
 
 DATABASE = "data.mdb"
-"""The file of an lmdb."""
+"""File name of the database of an lmdb."""
 
 NUM_PER_FOLDER = 10_000
-"""Images that share a folder; millions of files in one folder are slow on many file systems."""
+"""Images per folder; millions of files in one folder are slow on many file systems."""
 
 NUM_TRIED = 100
 _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
@@ -25,10 +25,10 @@ _SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp"}
 
 @contextmanager
 def open_database(folder: Path, resolution: int | None) -> Iterator[Archive]:
-    """The images of an lmdb. resolution: in pixels, where keys begin with it; None where every value is an image.
+    """Open the images of an lmdb. resolution: in pixels, if keys start with it; None if every value is an image.
 
-    LSUN's keys are hashes: image i, in their order, is called 0000/0000000 and so on. FFHQ's keys
-    `{resolution}-{index:05d}` name the image index. Raises DataError when lmdb is not installed or reads no images.
+    LSUN's keys are hashes: image i, in their order, is named 0000/0000000 and so on. FFHQ's keys
+    `{resolution}-{index:05d}` hold the image index. Raises DataError if lmdb is not installed or finds no images.
     """
     lmdb = _lmdb()
     prefix = b"" if resolution is None else f"{resolution}-".encode()
@@ -37,18 +37,20 @@ def open_database(folder: Path, resolution: int | None) -> Iterator[Archive]:
             _check_whole(opened, folder)
             num_images = reading.stat()["entries"] if resolution is None else sum(1 for _ in _keys(reading, prefix))
             if num_images == 0:
-                raise DataError(f"{folder} holds no images{_resolutions(reading, resolution)}")
+                raise DataError(f"{folder} has no images{_resolutions(reading, resolution)}")
             suffix = _suffix(reading, prefix, folder)
             yield Archive(num_images, _items(reading, prefix, suffix))
     except lmdb.Error as error:
-        raise DataError(f"{folder} is not a whole lmdb: {error}") from error
+        raise DataError(f"{folder} is not a complete lmdb: {error}") from error
 
 
 def _check_whole(opened: Any, folder: Path) -> None:
-    """A page that is not on disk would end the process, not raise."""
-    needed, there = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"], (folder / DATABASE).stat().st_size
-    if there < needed:
-        raise DataError(f"{folder / DATABASE} is cut short: {there} bytes, expected at least {needed}; get it again")
+    """Raise DataError for a truncated file: reading a missing page would kill the process."""
+    needed, size = (opened.info()["last_pgno"] + 1) * opened.stat()["psize"], (folder / DATABASE).stat().st_size
+    if size < needed:
+        raise DataError(
+            f"{folder / DATABASE} is truncated: {size} bytes, expected at least {needed}. Download it again"
+        )
 
 
 def _items(reading: Any, prefix: bytes, suffix: str) -> Iterator[Item]:
@@ -69,7 +71,7 @@ def _keys(reading: Any, prefix: bytes) -> Iterator[bytes]:
 
 
 def _suffix(reading: Any, prefix: bytes, folder: Path) -> str:
-    """The suffix for files of the kind that the first readable values are."""
+    """Return the file suffix for the format of the first readable value."""
     for _, key in zip(range(NUM_TRIED), _keys(reading, prefix), strict=False):
         try:
             with Image.open(io.BytesIO(reading.get(key))) as image:
@@ -77,28 +79,28 @@ def _suffix(reading: Any, prefix: bytes, folder: Path) -> str:
         except (OSError, KeyError, Image.DecompressionBombError):
             continue
     decode(io.BytesIO(reading.get(next(_keys(reading, prefix)))), f"the first value of {folder}")
-    raise DataError(f"{folder} holds images of a kind other than {', '.join(_SUFFIXES)}")
+    raise DataError(f"{folder} has images of another format than {', '.join(_SUFFIXES)}")
 
 
 def _resolutions(reading: Any, resolution: int | None) -> str:
-    """What an lmdb holds instead of the wanted resolution."""
+    """Return the resolutions that an lmdb has, as the end of an error message."""
     if resolution is None:
         return ""
-    found = []
+    resolutions = []
     with reading.cursor() as cursor:
-        there = cursor.first()
-        while there:
+        at_key = cursor.first()
+        while at_key:
             head = cursor.key().partition(b"-")[0]
             if head.isdigit():
-                found.append(head.decode())
-            there = cursor.set_range(head + b"." if head.isdigit() else cursor.key() + b"\x00")
-    there = f"; there are {', '.join(found)}" if found else "; its keys are not RESOLUTION-INDEX"
-    return f" of resolution {resolution}{there}"
+                resolutions.append(head.decode())
+            at_key = cursor.set_range(head + b"." if head.isdigit() else cursor.key() + b"\x00")
+    known = f"; it has {', '.join(resolutions)}" if resolutions else "; its keys are not RESOLUTION-INDEX"
+    return f" of resolution {resolution}{known}"
 
 
 def _lmdb() -> Any:
     try:
         import lmdb
     except ImportError as error:
-        raise DataError("reading an lmdb needs the package lmdb: pip install 'diffprune[lsun]'") from error
+        raise DataError("an lmdb needs the package lmdb. Run pip install 'diffprune[lsun]'") from error
     return lmdb

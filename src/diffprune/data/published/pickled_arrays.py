@@ -1,4 +1,4 @@
-"""Arrays in pickles of Python 2, read without executing anything: every global becomes an inert class."""
+"""Read arrays from pickles of Python 2 without running code: every global becomes an inert class."""
 
 import io
 import math
@@ -14,7 +14,7 @@ Bytes = NDArray[np.uint8]
 
 
 class _Array:
-    """What the pickle would build as a numpy array; takes its state, and nothing else."""
+    """Stands for a numpy array of the pickle; it only stores the values."""
 
     def __init__(self, *arguments: object) -> None:
         self.values: Bytes | None = None
@@ -31,13 +31,13 @@ class _Array:
 
 
 class _Type:
-    """What the pickle would build as a numpy dtype."""
+    """Stands for a numpy dtype of the pickle."""
 
     def __init__(self, code: object, *flags: object) -> None:
         self.code = code
 
     def __setstate__(self, state: Any) -> None:
-        """The byte order, which single bytes do not have."""
+        """Ignore the byte order, which single bytes do not have."""
 
 
 _INERT = {
@@ -53,11 +53,11 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _INERT[module, name]
         except KeyError:
-            raise DataError(f"asks for {module}.{name}, expected numpy arrays alone; nothing was executed") from None
+            raise DataError(f"needs {module}.{name}, expected only numpy arrays; no code was run") from None
 
 
 def read_array(pickled: bytes, key: str, what: str) -> Bytes:
-    """The array of unsigned bytes under `key` of a pickled dict; raises DataError that names `what`."""
+    """Return the array of unsigned bytes under `key` of a pickled dict; raises DataError that names `what`."""
     try:
         values = _Unpickler(io.BytesIO(pickled), encoding="bytes").load()
         found = values[key.encode()]
@@ -65,4 +65,4 @@ def read_array(pickled: bytes, key: str, what: str) -> Bytes:
             return found.values
         raise ValueError(f"{key} is not an array")
     except Exception as error:  # a crafted pickle can raise anything, inside the inert classes alone
-        raise DataError(f"{what} is not what it should be: {error!s}; get the official archive") from error
+        raise DataError(f"{what} is not as expected: {error!s}. Download the official archive") from error

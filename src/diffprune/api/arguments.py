@@ -1,0 +1,78 @@
+"""Arguments of the public functions as the stages take them: names of files, or values in memory."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from torch import nn
+
+from diffprune.errors import ModelError, OptionError
+from diffprune.options import TrainingOptions
+from diffprune.options.in_memory import in_memory
+from diffprune.pipelines.loading import denoiser_of, has_weights
+from diffprune.pipelines.stored_dtype import load_as_stored
+from diffprune.planning import Plan, read_plan
+from diffprune.runs.run_record import Existing
+from diffprune.runs.tensor_cache import tensors_digest
+
+
+def model_value(model: Any) -> Any:
+    """Return a pipeline or denoiser; a MODEL (folder, hub id, config.json or built-in name) is loaded.
+
+    Raises ModelError for anything else.
+    """
+    if isinstance(model, str | os.PathLike):
+        return load_as_stored(os.fspath(model)).whole
+    if isinstance(model, DiffusionPipeline | nn.Module):
+        return model
+    raise ModelError(
+        f"model: got {type(model).__name__}; expected a diffusers pipeline, a denoiser (nn.Module), or a folder, hub "
+        "id, config.json or built-in name"
+    )
+
+
+def model_source(model: Any) -> str:
+    """Return a MODEL as text; a pipeline or denoiser with its description, which holds a hash of its weights."""
+    if isinstance(model, str | os.PathLike):
+        return os.fspath(model)
+    value = model_value(model)
+    denoiser = denoiser_of(value)
+    digest = tensors_digest(denoiser.state_dict()) if has_weights(denoiser) else _hash(str(denoiser))
+    return in_memory(type(denoiser).__name__, type(value).__name__, digest, value)
+
+
+def plan_value(plan: Any) -> Plan:
+    """Return a plan; that of a plan.json, or of a folder that holds one, is read. Raises PlanError."""
+    if isinstance(plan, Plan):
+        return plan
+    path = Path(plan)
+    return read_plan(path / "plan.json" if path.is_dir() else path)
+
+
+def plan_source(plan: Any) -> str:
+    """Return the path of a plan.json as text; a plan with its description, which holds a hash of its content."""
+    if isinstance(plan, Plan):
+        return in_memory("plan", plan.class_name, _hash(plan.model_dump_json()), plan)
+    path = Path(plan)
+    return str(path / "plan.json" if path.is_dir() else path)
+
+
+def existing(overwrite: bool) -> Existing:
+    """Return what a stage does with a result of other options: refuse it, or replace it."""
+    return "redo" if overwrite else "refuse"
+
+
+def check_no_folder_options(options: TrainingOptions) -> None:
+    """Raise OptionError for options that say what training writes; without a folder it writes nothing."""
+    nothing = {"checkpoint_every": None, "keep_checkpoints": None, "preview_every": 0, "preview_steps": None,
+               "tracker": "none"}  # fmt: skip
+    chosen = [n for n, off in nothing.items() if n in options.model_fields_set and getattr(options, n) != off]
+    if chosen:
+        raise OptionError(f"{', '.join(chosen)}: needs a folder to write to; give out, or leave it out")
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(json.dumps(text).encode()).hexdigest()

@@ -1,0 +1,116 @@
+"""Turn a function that takes option sets into one that takes their fields as keyword arguments."""
+
+import functools
+import inspect
+import operator
+import re
+import types
+from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+
+from diffprune.data.memory_images import data_source
+from diffprune.errors import OptionError
+from diffprune.options import Options, parse_options
+from diffprune.options.help_groups import GROUPS, group_of, in_order_of_need
+
+R = TypeVar("R")
+
+
+def with_options(
+    *, without: Collection[str] = (), **kinds: type[Options]
+) -> Callable[[Callable[..., R]], Callable[..., R]]:
+    """Decorate a function whose parameters named in `kinds` are option sets.
+
+    The result takes the fields of these sets as keyword arguments, and its signature and docstring name them.
+    A field of two sets goes to both. without: fields that are no arguments. Raises OptionError that lists every wrong
+    option at once, and TypeError for missing or superfluous positional arguments.
+    """
+
+    def decorate(function: Callable[..., R]) -> Callable[..., R]:
+        own = inspect.signature(function)
+        values = [parameter for parameter in own.parameters.values() if parameter.name not in kinds]
+        titles = {name: title for name, title in _titles(kinds).items() if name not in {*own.parameters, *without}}
+        fields = {name: _field(name, kinds) for name in titles}
+
+        @functools.wraps(function)
+        def call(*arguments: Any, **keywords: Any) -> R:
+            named = {p.name: keywords.pop(p.name) for p in values if p.name in keywords}
+            bound = inspect.Signature(values).bind(*arguments, **named)
+            return function(*bound.args, **bound.kwargs, **_parse(function.__name__, kinds, fields, keywords))
+
+        signature: Any = call
+        signature.__signature__ = own.replace(parameters=[*values, *(_parameter(n, i) for n, i in fields.items())])
+        signature.option_fields = fields
+        signature.__doc__ = inspect.cleandoc(function.__doc__ or "") + _option_texts(titles, fields)
+        return call
+
+    return decorate
+
+
+def _titles(kinds: Mapping[str, type[Options]]) -> dict[str, str]:
+    """Return the help group of each option, by name, in the order of need."""
+    titles = {name: group_of(kind, name) for kind in kinds.values() for name in in_order_of_need(kind)}
+    return dict(sorted(titles.items(), key=lambda item: GROUPS.index(item[1])))
+
+
+def _field(name: str, kinds: Mapping[str, type[Options]]) -> Any:
+    return next(kind.model_fields[name] for kind in kinds.values() if name in kind.model_fields)
+
+
+def _option_texts(titles: Mapping[str, str], fields: Mapping[str, Any]) -> str:
+    lines, last = [], ""
+    for name, title in titles.items():
+        if title != last:
+            lines += ["", f"Options: {title}"]
+            last = title
+        text = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), fields[name].description or "")
+        first, *more = text.splitlines()
+        lines += [f"    {name}: {first}{_default(fields[name])}", *(f"        {line}" for line in more)]
+    return "\n" + "\n".join(lines)
+
+
+def _parse(
+    function: str, kinds: Mapping[str, type[Options]], fields: Mapping[str, Any], keywords: Mapping[str, Any]
+) -> dict[str, Options]:
+    mistakes = [_unknown(name, fields) for name in keywords if name not in fields]
+    known = {name: _value(name, value) for name, value in keywords.items() if name in fields}
+    parsed: dict[str, Options] = {}
+    for parameter, kind in kinds.items():
+        try:
+            mine = {name: value for name, value in known.items() if name in kind.model_fields}
+            parsed[parameter] = parse_options(kind, mine, what="")
+        except OptionError as error:
+            mistakes += str(error).splitlines()[1:]
+    if mistakes:
+        raise OptionError(f"options of {function}:\n" + "\n".join(dict.fromkeys(mistakes)))
+    return parsed
+
+
+def _value(name: str, value: Any) -> Any:
+    return data_source(value) if name == "data" and value is not None else value
+
+
+def _unknown(name: str, fields: Mapping[str, Any]) -> str:
+    near = get_close_matches(name, fields, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(fields)}"
+    return f"  {name}: no such option; {hint}"
+
+
+def _parameter(name: str, info: Any) -> inspect.Parameter:
+    default = inspect.Parameter.empty if info.is_required() else info.default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bare(info.annotation))
+
+
+def _bare(annotation: Any) -> Any:
+    """Return a type without its validators."""
+    if get_origin(annotation) is Annotated:
+        return get_args(annotation)[0]
+    if get_origin(annotation) in (Union, types.UnionType):
+        return functools.reduce(operator.or_, map(_bare, get_args(annotation)))
+    return annotation
+
+
+def _default(info: Any) -> str:
+    has_default = "(default" in (info.description or "") or info.is_required() or info.default in (None, ())
+    return "" if has_default else f" (default: {info.default!r})"

@@ -1,0 +1,92 @@
+"""Public functions that look at, plan and prune a model."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffprune.api.arguments import existing, model_source, model_value, plan_source, plan_value
+from diffprune.api.keyword_options import with_options
+from diffprune.api.results import Results
+from diffprune.errors import OptionError
+from diffprune.options import ConvertOptions, InspectOptions, PlanOptions, PruneOptions
+from diffprune.pipelines.loading import load_model
+from diffprune.pipelines.stored_dtype import load_as_stored
+from diffprune.planning import Plan
+from diffprune.stages.convert_stage import convert_checkpoint, convert_stage
+from diffprune.stages.inspect_stage import inspect_stage
+from diffprune.stages.plan_stage import make_plan, plan_and_calibration, plan_stage
+from diffprune.stages.prune_stage import apply_plan, prune_stage
+
+Source = str | os.PathLike[str]
+
+
+@with_options(options=InspectOptions)
+def inspect(model: Any, options: InspectOptions) -> Results:
+    """Return what a model is and costs: class, parameters, MACs, latency, prunable units, a row per block.
+
+    model: a pipeline, a denoiser, or MODEL (folder, hub id, config.json or built-in name). Raises ModelError.
+    """
+    return Results(inspect_stage(model_source(model), options))
+
+
+@with_options(options=PlanOptions)
+def plan(model: Any, options: PlanOptions, *, out: Source | None = None, overwrite: bool = False) -> Plan:
+    """Choose which units of a model to keep, and return the plan; the model is not changed.
+
+    model: a pipeline or MODEL, or a bare denoiser for criteria that need no images. Parameters on the meta device are
+    planned by random choice, as a forecast of the sizes. out: a folder, or a .json file, to write the plan to; an
+    interrupted call resumes there. overwrite: replace a plan that was made with other options.
+    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    """
+    if out is None:
+        return make_plan(model_value(model), options)
+    path = Path(out)
+    plan_stage(model_source(model), options, path, existing=existing(overwrite))
+    return plan_value(path)
+
+
+@with_options(options=PruneOptions, plan_options=PlanOptions)
+def prune(
+    model: Any,
+    plan: Plan | Source | None = None,
+    *,
+    options: PruneOptions,
+    plan_options: PlanOptions,
+    out: Source | None = None,
+    overwrite: bool = False,
+) -> Any:
+    """Return a pruned copy of a pipeline or denoiser; `model` is unchanged and shares its other components.
+
+    model: a pipeline, a bare denoiser, or MODEL. plan: a plan, the path of a plan.json, or None to plan by the options
+    of `plan` first. Kept weights are compensated on the images of the plan, or on `data`; never in a bare denoiser,
+    which has no noise schedule. out: folder to save the pruned model to; an interrupted call resumes there.
+    Raises PlanError when the plan was made for another model, OptionError for options of `plan` next to a plan.
+    """
+    if out is not None:
+        file: Any = None if plan is None else plan_source(plan)
+        prune_stage(model_source(model), options, plan_options, file, Path(out), existing=existing(overwrite))
+        return load_as_stored(os.fspath(out)).whole
+    whole = model_value(model)
+    if plan is None:
+        made, calibration = plan_and_calibration(whole, plan_options)
+        return apply_plan(whole, made, options, calibration)[0]
+    of_plan = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
+    if of_plan:
+        raise OptionError(f"{', '.join(of_plan)}: the plan holds these options; leave them out, or leave the plan out")
+    return apply_plan(whole, plan_value(plan), options)[0]
+
+
+@with_options(options=ConvertOptions)
+def convert(
+    format: str, file: Source, options: ConvertOptions, *, out: Source | None = None, overwrite: bool = False
+) -> Any:
+    """Return the pipeline of a checkpoint file (path, or http(s) address with `sha256`); nothing in it is executed.
+
+    format: `ddpm`, the research format of DDPM and DDIM; `ldm`, latent diffusion; `shapes`, weights that were pruned
+    by other software, with the unpruned model as `arch` (a bare denoiser where that is a config.json).
+    out: folder to save the result to. Raises ModelError with the names of the tensors that do not fit.
+    """
+    if out is None:
+        return convert_checkpoint(format, os.fspath(file), options)
+    convert_stage(format, os.fspath(file), options, Path(out), existing=existing(overwrite))
+    return load_model(os.fspath(out)).whole

@@ -1,0 +1,70 @@
+"""Results of the public functions: mappings and pages that show themselves as tables in a shell and a notebook."""
+
+import html
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from diffprune.reporting.formats import change_of, text_of, title_of
+from diffprune.runs.notebook import html_table, text_table
+
+HIDDEN = ("history", "protocol", "blocks")
+"""Entries that a table leaves out; they are in the mapping."""
+
+
+class Results(dict[str, Any]):
+    """Figures by name, as run.json holds them."""
+
+    def __repr__(self) -> str:
+        return "\n".join(text_table(rows) for rows in self._tables()) or "no figures"
+
+    def _repr_html_(self) -> str:
+        return "".join(html_table(rows) for rows in self._tables())
+
+    def _tables(self) -> list[list[list[str]]]:
+        """Return one table per list of rows, and one of all other figures."""
+        flat: dict[str, Any] = {}
+        tables = []
+        for name, value in self.items():
+            if name in HIDDEN:
+                continue
+            if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+                tables.append(_of_rows(value))
+            elif isinstance(value, Mapping):
+                flat |= value
+            else:
+                flat[name] = value
+        figures = [[title_of(name), text_of(name, value)] for name, value in flat.items()]
+        return [*tables, figures] if figures else tables
+
+
+@dataclass(frozen=True)
+class ReportPage(os.PathLike[str]):
+    """A report: the path of its page, and its table of models. A notebook shows the page itself."""
+
+    path: Path
+    models: Sequence[Mapping[str, Any]] = field(repr=False)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"ReportPage({str(self.path)!r}, {len(self.models)} models)"
+
+    def _repr_html_(self) -> str:
+        page = html.escape(self.path.read_text(encoding="utf-8"), quote=True)
+        return f'<iframe srcdoc="{page}" width="100%" height="800" style="border: 0"></iframe>'
+
+
+def _of_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    table = [[title_of(name) for name in names]]
+    for row in rows:
+        changes = [change_of(name, row.get(name), rows[0].get(name)) for name in names]
+        table.append([text_of(n, row.get(n)) + f" ({c})" * bool(c) for n, c in zip(names, changes, strict=True)])
+    return table

@@ -1,0 +1,82 @@
+"""Public functions that train a model."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from diffprune.api.arguments import check_no_folder_options, existing, model_source, model_value
+from diffprune.api.keyword_options import with_options
+from diffprune.api.results import Results
+from diffprune.data.memory_images import data_source
+from diffprune.errors import OptionError
+from diffprune.options import ClassifierOptions, FinetuneOptions, TrainOptions
+from diffprune.pipelines.loading import load_pipeline
+from diffprune.stages import train_stage as stage
+from diffprune.stages.train_classifier_stage import classifier_stage
+from diffprune.training.step_callback import OnStep
+
+Source = str | os.PathLike[str]
+
+
+@with_options(options=FinetuneOptions)
+def finetune(
+    model: Any,
+    teacher: Any = None,
+    *,
+    options: FinetuneOptions,
+    out: Source | None = None,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+) -> Any:
+    """Return a finetuned copy of a pruned pipeline, with EMA weights; `model` is unchanged.
+
+    model: a pipeline or MODEL. teacher: the original pipeline, denoiser or MODEL, whose output is distilled; None for
+    the noise error alone. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call resumes
+    there. Without it nothing is saved, and options that say what to save are errors. on_step: called as
+    `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning rate and
+    `facts.ema_denoiser()`; not with out.
+    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    """
+    if out is None:
+        check_no_folder_options(options)
+        original = None if teacher is None else model_value(teacher)
+        return stage.finetune(model_value(model), original, options, on_step=on_step)
+    _check_no_callback(on_step)
+    taught = None if teacher is None else model_source(teacher)
+    stage.finetune_stage(model_source(model), taught, options, Path(out), existing=existing(overwrite))
+    return load_pipeline(out)
+
+
+@with_options(options=TrainOptions)
+def train(
+    data: Any,
+    options: TrainOptions,
+    *,
+    out: Source | None = None,
+    overwrite: bool = False,
+    on_step: OnStep | None = None,
+) -> Any:
+    """Train a denoiser from scratch; returns a diffusers pipeline with EMA weights.
+
+    data: training images, as a folder, parquet file, dataset id, 🤗 or torch data set, list of PIL images, or tensor
+    (N, C, H, W) in [-1, 1]. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call resumes
+    there. on_step: called after each optimizer step, as by `finetune`; not with out. Raises OptionError or DataError.
+    """
+    options = options.model_copy(update={"data": data_source(data)})
+    if out is None:
+        check_no_folder_options(options)
+        return stage.train(options, on_step=on_step)
+    _check_no_callback(on_step)
+    stage.train_stage(options, Path(out), existing=existing(overwrite))
+    return load_pipeline(out)
+
+
+def _check_no_callback(on_step: OnStep | None) -> None:
+    if on_step is not None:
+        raise OptionError("on_step: not supported with out; leave one of them out")
+
+
+@with_options(options=ClassifierOptions)
+def train_classifier(options: ClassifierOptions, *, out: Source, overwrite: bool = False) -> Results:
+    """Train the digit classifier whose features `frechet_distance` compares, into a folder; returns its accuracy."""
+    return Results(classifier_stage(options, Path(out), existing=existing(overwrite)))
