@@ -9,7 +9,7 @@ demo: $(INSTALLED)
 	$(VENV)/bin/diffprune demo
 
 test: $(INSTALLED)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 slow: $(INSTALLED)
 	$(VENV)/bin/python -m pytest -m slow

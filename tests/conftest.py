@@ -1,7 +1,9 @@
-"""Tiny models and data, made in memory; nothing here downloads anything."""
+"""Tiny models and data, made in memory, without downloads; fixtures shared by all tests."""
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker per core: set before torch is imported, also for subprocesses
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 
@@ -22,12 +24,12 @@ from diffprune.planning import budget as fitting
 from diffprune.planning import rounds
 from tests.helpers.forks import Forks, forking
 
-cost.MIN_RUN_TIME_S = 0.01  # nothing here looks at how long a pass takes
-autocast.is_fast_in_bf16 = lambda device: False  # `auto` is fp32: what is promised to the bit is promised in it
+cost.MIN_RUN_TIME_S = 0.01  # no test depends on measured latencies
+autocast.is_fast_in_bf16 = lambda device: False  # `auto` is fp32, in which results are promised bit for bit
 
 
 def tiny_unet(**changes: object) -> UNet2DModel:
-    """A UNet2DModel of about 50k parameters for grey 16x16 images, in eval mode, seeded."""
+    """Return a seeded UNet2DModel of about 50k parameters for gray 16x16 images, in eval mode."""
     config: dict[str, object] = {
         "sample_size": 16,
         "in_channels": 1,
@@ -45,7 +47,7 @@ def tiny_unet(**changes: object) -> UNet2DModel:
 
 
 def text_unet(**changes: object) -> UNet2DConditionModel:
-    """A text-conditioned UNet with levels as in SDXL: without attention, with several transformer blocks in each."""
+    """Return a text-conditioned UNet with levels as in SDXL: one without attention, others with several blocks."""
     config: dict[str, object] = {
         "sample_size": 8, "block_out_channels": (8, 8, 16), "layers_per_block": 2, "norm_num_groups": 4,
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -58,23 +60,23 @@ def text_unet(**changes: object) -> UNet2DConditionModel:
 
 
 def tiny_pipeline(**changes: object) -> DDPMPipeline:
-    """The tiny UNet with a noise schedule of 20 timesteps."""
+    """Return the tiny UNet with a noise schedule of 20 timesteps."""
     return DDPMPipeline(tiny_unet(**changes), DDPMScheduler(num_train_timesteps=20))
 
 
 @pytest.fixture
 def kept_by_round(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, tuple[int, ...]]]:
-    """The units that stay after each round of the plans that are made meanwhile."""
-    seen: list[dict[str, tuple[int, ...]]] = []
+    """Record the units kept after each round of every plan in the test."""
+    kept: list[dict[str, tuple[int, ...]]] = []
     original = rounds.fit
 
-    def watching(*args: Any, **kwargs: Any) -> fitting.Fitted:
+    def recording(*args: Any, **kwargs: Any) -> fitting.Fitted:
         fitted = original(*args, **kwargs)
-        seen.append(fitted.kept)
+        kept.append(fitted.kept)
         return fitted
 
-    monkeypatch.setattr(rounds, "fit", watching)
-    return seen
+    monkeypatch.setattr(rounds, "fit", recording)
+    return kept
 
 
 @pytest.fixture
@@ -97,7 +99,7 @@ def pipeline_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve grey 16x16 noise images."""
+    """Twelve gray 16x16 noise images."""
     folder = tmp_path_factory.mktemp("images")
     generator = torch.Generator().manual_seed(0)
     for i in range(12):
@@ -108,12 +110,12 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
-    with forking(tmp_path_factory.mktemp("forks")) as found:
-        yield found
+    with forking(tmp_path_factory.mktemp("forks")) as interpreter:
+        yield interpreter
 
 
 def random_inception() -> dict[str, torch.Tensor]:
-    """A state dict with the names and shapes of the published one; activations keep their size from layer to layer."""
+    """Return random weights with the published names and shapes, which preserve the scale of activations."""
     with torch.device("meta"):
         shapes = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -131,7 +133,7 @@ def random_inception() -> dict[str, torch.Tensor]:
 
 
 def photos(folder: Path, seed: int, num: int = 3, size: tuple[int, int] = (40, 32)) -> Path:
-    """Random colour blocks, with edges that the ways of resizing treat differently."""
+    """Write images of random color blocks, whose edges differ between resizing filters."""
     folder.mkdir(parents=True)
     random = np.random.default_rng(seed)
     for index in range(num):
@@ -155,12 +157,12 @@ def photo_sets(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def quick_inception(path: Path | None, device: torch.device) -> Inception:
-    """In place of `load_inception`."""
+    """Stand in for `load_inception`."""
     return Inception(torch.nn.ParameterList([torch.zeros(1)]), "0123456789abcdef" if path is None else path.stem)
 
 
 def quick_embed(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Features that are projections of the input, in place of a network that takes half a second an image."""
+    """Stand in for the network, which takes half a second per image: features are projections of the input."""
     coarse = torch.nn.functional.adaptive_avg_pool2d(inputs, 8).flatten(1)
     generator = torch.Generator().manual_seed(0)
     return {layer: coarse @ torch.randn(coarse.shape[1], size, generator=generator) for layer, size in LAYERS.items()}
@@ -168,15 +170,15 @@ def quick_embed(inception: Inception, inputs: torch.Tensor) -> dict[str, torch.T
 
 @pytest.fixture
 def quick_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`quick_embed` everywhere."""
+    """Use `quick_embed` instead of the Inception network."""
     monkeypatch.setattr("diffprune.stages.stats_stage.load_inception", quick_inception)
     monkeypatch.setattr("diffprune.evaluation.inception_evaluation.load_inception", quick_inception)
     monkeypatch.setattr("diffprune.evaluation.inception_features.embed", quick_embed)
 
 
 @pytest.fixture(autouse=True)
-def _nothing_global_changes() -> Iterator[None]:
-    """The library must leave torch's global random state alone."""
+def _global_random_state_is_unchanged() -> Iterator[None]:
+    """Check that the library does not change torch's global random state."""
     before = torch.get_rng_state()
     yield
     assert torch.equal(before, torch.get_rng_state()), "the global random state was changed"

@@ -1,6 +1,6 @@
-"""Commands in processes that can be killed: forked from one interpreter that has imported everything.
+"""Run commands in processes that can be killed, forked from an interpreter that has imported everything.
 
-Started as a script it is that interpreter: a line of JSON is a request, answered by one with what became of it.
+Run as a script, this module is that interpreter: it reads requests and writes results, one line of JSON each.
 """
 
 import json
@@ -19,10 +19,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Ended:
-    """What became of the processes of a command.
+    """Result of a command in one or several processes.
 
-    killed: whether they were. written: names of the files that appeared, in order, of all processes. output: what they
-    printed. wall_s: how long they were there.
+    killed: whether one was killed. written: names of the files that all processes wrote, in order. output: what they
+    printed. wall_s: seconds until all had ended.
     """
 
     status: int
@@ -33,7 +33,7 @@ class Ended:
 
 
 class Forks:
-    """The interpreter at work."""
+    """A running interpreter that forks commands."""
 
     def __init__(self, process: "subprocess.Popen[str]", folder: Path) -> None:
         self._process = process
@@ -43,9 +43,9 @@ class Forks:
         self, words: Sequence[object], *, num_processes: int = 1, die_at: tuple[str, int] | None = None,
         die_after_s: float | None = None, environment: Mapping[str, str] | None = None,
     ) -> Ended:  # fmt: skip
-        """Run a command. die_at: SIGKILL just before the n-th file whose path holds this text takes its place.
+        """Run a command. die_at: SIGKILL just before the n-th file whose path contains this text is put in place.
 
-        environment: variables that a launcher sets beside those that say which process is which.
+        environment: variables of a launcher, in addition to rank and world size.
         """
         log, output = self._folder / "written", self._folder / "output"
         for path in (log, output):
@@ -58,13 +58,13 @@ class Forks:
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        told = json.loads(self._process.stdout.readline())
-        return Ended(told["status"], told["killed"], log.read_text().split(), output.read_text(), told["wall_s"])
+        result = json.loads(self._process.stdout.readline())
+        return Ended(result["status"], result["killed"], log.read_text().split(), output.read_text(), result["wall_s"])
 
 
 @contextmanager
 def forking(folder: Path) -> Iterator[Forks]:
-    """Start the interpreter, and end it."""
+    """Start the interpreter, and end it on exit."""
     process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
@@ -76,7 +76,7 @@ def forking(folder: Path) -> Iterator[Forks]:
         process.communicate()
 
 
-def _serve() -> None:
+def _serve_requests() -> None:
     from diffprune.evaluation import inception_features as sets
     from diffprune.runs import accumulator as running_sums
     from diffprune.stages import stats_stage as stats
@@ -86,37 +86,37 @@ def _serve() -> None:
     running_sums.SAVE_EVERY_S, running_sums.MAX_SAVE_SHARE = 0.0, float("inf")
     stats.load_inception, sets.embed = conftest.quick_inception, conftest.quick_embed
     for line in sys.stdin:
-        print(json.dumps(_answer(json.loads(line))), flush=True)
+        print(json.dumps(_run(json.loads(line))), flush=True)
 
 
-def _answer(request: dict[str, Any]) -> dict[str, Any]:
+def _run(request: dict[str, Any]) -> dict[str, Any]:
     started = time.monotonic()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    left = set()
+    running = set()
     for rank in range(request["num_processes"]):
         if pid := os.fork():
-            left.add(pid)
+            running.add(pid)
         else:
-            _be(rank, port, request)
+            _run_rank(rank, port, request)
     status, killed = 0, False
-    while left:
+    while running:
         pid, code = os.waitpid(-1, os.WNOHANG)
         if pid:
-            left.discard(pid)
+            running.discard(pid)
             status = status or os.waitstatus_to_exitcode(code)
             killed = killed or os.waitstatus_to_exitcode(code) == -signal.SIGKILL
         due = request["die_after_s"] is not None and time.monotonic() - started >= request["die_after_s"]
         if status or due:  # as a launcher does
-            for other in left:
+            for other in running:
                 os.kill(other, signal.SIGKILL)
         time.sleep(0.001)
     return {"status": status, "killed": killed, "wall_s": time.monotonic() - started}
 
 
-def _be(rank: int, port: int, request: dict[str, Any]) -> None:
-    """Be one of the processes of a command, as a launcher starts them."""
+def _run_rank(rank: int, port: int, request: dict[str, Any]) -> None:
+    """Run the command as one rank, with the environment that a launcher sets."""
     status = 1
     try:
         num = request["num_processes"]
@@ -132,7 +132,7 @@ def _be(rank: int, port: int, request: dict[str, Any]) -> None:
         log = os.open(request["log"], os.O_WRONLY | os.O_APPEND)
         replace, seen = os.replace, [0]
 
-        def watched(source: Any, target: Any, **more: Any) -> None:
+        def recorded_replace(source: Any, target: Any, **more: Any) -> None:
             text, count = request["die_at"] or ("", -1)
             seen[0] += text in str(target)
             if seen[0] == count:
@@ -140,7 +140,7 @@ def _be(rank: int, port: int, request: dict[str, Any]) -> None:
             replace(source, target, **more)
             os.write(log, f"{Path(target).name}\n".encode())
 
-        os.replace = watched
+        os.replace = recorded_replace
         from diffprune.cli.main import main
 
         status = main(request["words"])
@@ -151,4 +151,4 @@ def _be(rank: int, port: int, request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve_requests()
