@@ -1,9 +1,9 @@
-"""Criteria side by side: output error right after pruning, sliced and compensated, and the time of the scores.
+"""Compare criteria: output error right after pruning, sliced and compensated, and seconds of scoring.
 
     python benchmarks/criteria.py digits --data digits --out benchmarks/results/criteria-digits
 
 The error is the mean squared difference to the original's output on 640 held-out noised images; seeds change the
-calibration images, their noises, and what is drawn at random.
+calibration images, their noises, and random scores.
 """
 
 import argparse
@@ -27,9 +27,9 @@ def measure(
     pipeline: Any, judge: Judge, criterion: str, ratio: float, seed: int, a: argparse.Namespace
 ) -> dict[str, Any]:
     scoring = {"mixed_precision": "no", "timestep_stride": a.stride, "num_calibration_images": a.num_images}
-    by = {} if criterion in ("random", "magnitude") else {**scoring, "data": a.data}
+    calibration = {} if criterion in ("random", "magnitude") else {**scoring, "data": a.data}
     started = time.perf_counter()
-    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **by))
+    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **calibration))
     seconds = time.perf_counter() - started
     errors = {}
     for compensate in (False, True):
@@ -39,8 +39,8 @@ def measure(
 
 
 def table(rows: list[dict[str, Any]], ratios: list[float]) -> str:
-    def cell(found: list[float]) -> str:
-        return f"{mean(found):.4f}" + (f" ± {stdev(found):.4f}" if len(found) > 1 else "")
+    def cell(values: list[float]) -> str:
+        return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
     heads = [f"{kind} at {ratio}" for ratio in ratios for kind in ("sliced", "compensated")]
     lines = ["| criterion | " + " | ".join(heads) + " | seconds of scoring |", "|---|" + "---|" * (len(heads) + 1)]
@@ -70,18 +70,18 @@ def main() -> None:
     held_out, _ = split(images_for(process_of(pipeline), a.data))
     judge = Judge(pipeline, held_out, lambda images: images.flatten(1)[:, :8], 8)
     a.out.mkdir(parents=True, exist_ok=True)
-    place = a.out / "criteria.json"
-    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"rows": []}
-    found |= facts()
-    done = {(row["criterion"], row["ratio"], row["seed"]) for row in found["rows"]}
+    path = a.out / "criteria.json"
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    results |= facts()
+    measured = {(row["criterion"], row["ratio"], row["seed"]) for row in results["rows"]}
     for seed in range(a.seeds):
         for criterion in a.criteria:
             for ratio in a.ratios:
-                if (criterion, ratio, seed) not in done:
-                    found["rows"].append(measure(pipeline, judge, criterion, ratio, seed, a))
-                    place.write_text(json.dumps(found, indent=1) + "\n")
-                    print(found["rows"][-1], flush=True)
-    (a.out / "criteria.md").write_text(table(found["rows"], a.ratios))
+                if (criterion, ratio, seed) not in measured:
+                    results["rows"].append(measure(pipeline, judge, criterion, ratio, seed, a))
+                    path.write_text(json.dumps(results, indent=1) + "\n")
+                    print(results["rows"][-1], flush=True)
+    (a.out / "criteria.md").write_text(table(results["rows"], a.ratios))
     print((a.out / "criteria.md").read_text())
 
 

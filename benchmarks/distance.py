@@ -1,9 +1,9 @@
-"""The Fréchet distance of two Gaussians from their statistics: scipy's root of the product against ours.
+"""Fréchet distance of two Gaussians: the formula with scipy's sqrtm against ours.
 
     python benchmarks/distance.py --out benchmarks/results/distance
 
-The formula with scipy's sqrtm is that of pytorch-fid. The statistics are of random features whose variances fall as
-those of Inception's do, by their number to the power -1.
+pytorch-fid uses the formula with scipy's sqrtm. The features are random; the variance of feature i is proportional to
+1 / i, about as Inception's.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from diffprune.evaluation.feature_statistics import Statistics
 from diffprune.evaluation.frechet import gaussian_distance
 from rounds import Row, alternate, arguments, faster, medians, record, seconds
 
-ASKED, CLOSE = 5.0, 1e-6
-"""Times faster, and the largest relative difference."""
+TARGET, TOLERANCE = 5.0, 1e-6
+"""Speedup to reach, and largest relative difference."""
 
 
 def statistics(num_features: int, num_images: int, seed: int) -> Statistics:
@@ -30,7 +30,7 @@ def statistics(num_features: int, num_images: int, seed: int) -> Statistics:
 
 
 def plain(first: Statistics, second: Statistics) -> float:
-    """As in pytorch-fid."""
+    """Return the distance as pytorch-fid computes it."""
     c1, c2 = first.sigma.numpy(), second.sigma.numpy()
     root = sqrtm(c1 @ c2)
     gap = (first.mu - second.mu).numpy()
@@ -49,15 +49,15 @@ def main() -> None:
     first, second = (statistics(a.num_features, a.num_images, seed) for seed in range(2))
     distances: dict[str, float] = {}
 
-    def note(name: str) -> None:
+    def measure(name: str) -> None:
         distances[name] = (plain if name == "sqrtm" else ours)(first, second)
 
-    found = alternate({name: partial(seconds, partial(note, name)) for name in ("sqrtm", "ours")}, a.rounds)
+    found = alternate({name: partial(seconds, partial(measure, name)) for name in ("sqrtm", "ours")}, a.rounds)
     middle = medians(found)
     gap = abs(distances["ours"] / distances["sqrtm"] - 1)
     rows = [
-        faster(f"Fréchet distance, {a.num_features} features", middle["ours"], middle["sqrtm"], ASKED),
-        Row("Fréchet distance, relative difference to sqrtm's", "", gap, CLOSE, at_most=True),
+        faster(f"Fréchet distance, {a.num_features} features", middle["ours"], middle["sqrtm"], TARGET),
+        Row("Fréchet distance, relative difference to sqrtm's", "", gap, TOLERANCE, at_most=True),
     ]
     record("distance", a, found, rows, distances=distances)
 

@@ -2,9 +2,9 @@
 
     python benchmarks/feature_statistics.py --out benchmarks/results/feature-statistics
 
-Each is the whole of what its command does with its defaults, from images to statistics in files, without the imports;
-pytorch-fid reads images in processes of its own, one per core. The network has random weights, which leave activations
-their size from layer to layer; the images are random blocks of colour.
+Each way runs its command with its defaults, from images to a file of statistics, without imports. pytorch-fid reads
+images in worker processes, one per core. The network has random weights that preserve the scale of activations; the
+images are random color blocks.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from diffprune.options import StatsOptions
 from diffprune.stages.stats_stage import stats_stage
 from rounds import Row, add_device, alternate, arguments, faster, medians, record, seconds
 
-ASKED, CLOSE = 1.5, 1e-3
-"""Times the images per second, and the largest relative difference of means and of covariances."""
+TARGET, TOLERANCE = 1.5, 1e-3
+"""Speedup to reach, and largest relative difference of means and covariances."""
 
 
 def random_weights(path: Path) -> Path:
-    """A file with the names and shapes of the published weights, which serves both packages."""
+    """Write random weights with the names and shapes of the published ones, which both packages load."""
     with torch.device("meta"):
         shapes = inception_v3(weights=None, num_classes=1008, aux_logits=False, init_weights=False).state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -60,7 +60,7 @@ def random_images(folder: Path, num: int, size: int) -> Path:
 
 @contextmanager
 def weights_for_pytorch_fid(path: Path) -> Iterator[None]:
-    """Give pytorch-fid a file in place of the one that it downloads, and no progress bar."""
+    """Make pytorch-fid load this file instead of downloading one, without a progress bar."""
     fetch, bar = inception.load_state_dict_from_url, fid_score.tqdm
     inception.load_state_dict_from_url = lambda *_, **__: torch.load(path)
     fid_score.tqdm = lambda batches: batches
@@ -71,18 +71,18 @@ def weights_for_pytorch_fid(path: Path) -> Iterator[None]:
 
 
 def plain(images: Path, out: Path, device: str) -> None:
-    """As `pytorch-fid --save-stats`."""
+    """Run `pytorch-fid --save-stats`."""
     num_workers = min(8, len(os.sched_getaffinity(0)))
     fid_score.save_fid_stats([str(images), str(out)], 50, torch.device(device), 2048, num_workers)
 
 
 def ours(images: Path, out: Path, weights: Path, device: str) -> None:
-    """As `diffprune stats`."""
+    """Run `diffprune stats`."""
     stats_stage(str(images), StatsOptions(inception_weights=weights, device=device), out)
 
 
 def difference(first: Path, second: Path) -> float:
-    """The larger one of the relative differences of means and of covariances, by their norms."""
+    """Return the larger relative difference of means and of covariances, by their norms."""
     _, mu, sigma = ARRAYS["fid"]
     with np.load(first) as one, np.load(second) as other:
         gaps = [np.linalg.norm(one[name] - other[name]) / np.linalg.norm(other[name]) for name in (mu, sigma)]
@@ -95,8 +95,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="height and width of the images in pixels")
     add_device(parser)
     a = arguments(parser, {"num": 16})
-    with TemporaryDirectory() as place:
-        folder = Path(place)
+    with TemporaryDirectory() as work_folder:
+        folder = Path(work_folder)
         weights, images = random_weights(folder / "weights.pth"), random_images(folder / "images", a.num, a.size)
         files = {name: folder / f"{name}.npz" for name in ("pytorch-fid", "ours")}
 
@@ -118,9 +118,9 @@ def main() -> None:
     middle = medians(found)
     rows = [
         faster(
-            "statistics of features", middle["ours"], middle["pytorch-fid"], ASKED, unit="images/s", amount=a.num
+            "statistics of features", middle["ours"], middle["pytorch-fid"], TARGET, unit="images/s", amount=a.num
         ),
-        Row("statistics, relative difference to pytorch-fid's", "", gap, CLOSE, at_most=True),
+        Row("statistics, relative difference to pytorch-fid's", "", gap, TOLERANCE, at_most=True),
     ]  # fmt: skip
     record("feature-statistics", a, found, rows, pytorch_fid=version("pytorch-fid"))
 

@@ -1,10 +1,10 @@
-"""What wants a GPU, each part within ten minutes on one: its tests, the rows that it has, a CIFAR-10 model end to end.
+"""GPU benchmarks, each part within ten minutes: the gpu tests, throughput rows, a CIFAR-10 model end to end.
 
     python benchmarks/gpu_suite.py tests rows --out benchmarks/results/gpu
     python benchmarks/gpu_suite.py original recovery --data train.parquet --out benchmarks/results/gpu
 
-Goes on after a part that fails; the status is 1 then. In folders of OUT: what pytest prints (`tests.txt`), what
-`run_all.py` writes (`rows`), the DDPM that is trained (`original`), what `quality.py` writes of it (`recovery`).
+Continues after a failed part and exits with status 1. Writes into OUT: output of pytest (`tests.txt`), results of
+`run_all.py` (`rows`), the trained DDPM (`original`), results of `quality.py` for it (`recovery`).
 """
 
 import argparse
@@ -24,29 +24,29 @@ ROWS = {
     "share": ["--batch-sizes", "1", "64", "--images", "4096", "1024"],
     "feature-statistics": ["--num", "2048"],
 }
-"""Scripts of `run_all.py` that a GPU serves, and how much each of them is given to do."""
+"""Scripts of `run_all.py` that use a GPU, with their amounts of work."""
 
 ARMS = ("published", "compensated + teacher + soap", "random", "scratch")
 
 
 def tests(a: argparse.Namespace) -> bool:
-    """The `gpu` tier."""
+    """Run the `gpu` test tier."""
     words = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", BENCHMARKS.parent / "tests"]
-    told = subprocess.run(words, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    (a.out / "tests.txt").write_text(told.stdout)
-    print(told.stdout[-2000:])
-    return told.returncode == 0
+    finished = subprocess.run(words, check=False, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    (a.out / "tests.txt").write_text(finished.stdout)
+    print(finished.stdout[-2000:])
+    return finished.returncode == 0
 
 
 def rows(a: argparse.Namespace) -> bool:
-    """Throughput against the baselines."""
-    given = {name: ["--quick"] if a.quick else options for name, options in ROWS.items()}
-    return run_table(a.out / "rows", {name: ["--device", a.device, *options] for name, options in given.items()})
+    """Measure throughput against the baselines."""
+    options_of = {name: ["--quick"] if a.quick else options for name, options in ROWS.items()}
+    return run_table(a.out / "rows", {name: ["--device", a.device, *options] for name, options in options_of.items()})
 
 
 def original(a: argparse.Namespace) -> bool:
     """Train a DDPM."""
-    return _ends_well(
+    return _succeeds(
         "-m", "diffprune", "train", "--architecture", a.architecture, "--data", a.data, "--device", a.device,
         "--steps", str(a.steps), "--batch-size", "128", "--learning-rate", "4e-4", "--schedule", "cosine",
         "--warmup-steps", str(a.steps // 20), "--ema-decay", "0.999", "--out", str(a.out / "original"),
@@ -54,9 +54,9 @@ def original(a: argparse.Namespace) -> bool:
 
 
 def recovery(a: argparse.Namespace) -> bool:
-    """Prune and recover it in several ways, for a tenth and a fifth of its own steps."""
+    """Prune and recover the DDPM in several ways, for a tenth and a fifth of its training steps."""
     tenth = a.steps // 10
-    return _ends_well(
+    return _succeeds(
         str(BENCHMARKS / "quality.py"), str(a.out / "original"), "--data", a.data, "--device", a.device,
         "--mixed-precision", "bf16", "--ratio", "0.3", "--batch-size", "128", "--steps", str(2 * tenth),
         "--every", str(tenth // 2), "--milestones", "0", str(tenth), str(2 * tenth), "--num-drawn", str(a.num_drawn),
@@ -64,7 +64,7 @@ def recovery(a: argparse.Namespace) -> bool:
     )  # fmt: skip
 
 
-def _ends_well(*words: str) -> bool:
+def _succeeds(*words: str) -> bool:
     return subprocess.run([sys.executable, *words], check=False).returncode == 0
 
 
@@ -80,16 +80,18 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--data", help="original, recovery: CIFAR-10's training images")
     parser.add_argument("--architecture", default="ddpm-cifar10", help="original: a built-in name or a config.json")
-    parser.add_argument("--steps", type=int, default=3000, help="original: of training")
-    parser.add_argument("--num-drawn", type=int, default=1024, help="recovery: samples that are judged")
-    parser.add_argument("--quick", action="store_true", help="rows: so small that it only shows that the scripts run")
+    parser.add_argument("--steps", type=int, default=3000, help="original: training steps")
+    parser.add_argument("--num-drawn", type=int, default=1024, help="recovery: samples per model")
+    parser.add_argument(
+        "--quick", action="store_true", help="rows: smallest sizes, which only show that the scripts run"
+    )
     a = parser.parse_args()
     if {"original", "recovery"} & {*a.parts} and a.data is None:
         parser.error("--data: original and recovery need images")
     a.out.mkdir(parents=True, exist_ok=True)
-    ended = {part: PARTS[part](a) for part in a.parts}
-    print(json.dumps(ended))
-    sys.exit(not all(ended.values()))
+    succeeded = {part: PARTS[part](a) for part in a.parts}
+    print(json.dumps(succeeded))
+    sys.exit(not all(succeeded.values()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the quality benchmarks measure a denoiser with: held-out images, the original's answers and samples."""
+"""Quality measures of a denoiser: errors on held-out images and samples, compared with the original's."""
 
 import itertools
 from collections.abc import Callable
@@ -29,7 +29,7 @@ HELD_OUT, NUM_JUDGED, DRAWING_STEPS, NUM_PAIRED = 0.1, 640, 20, 64
 
 
 def split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
-    """A tenth of the images, at least 256, to judge by, and the others."""
+    """Split off a tenth of the images, at least 256, for evaluation; returns them and the others."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7)).tolist()
     num = max(256, int(len(images) * HELD_OUT))
     held_out, others = (
@@ -43,7 +43,7 @@ def split(images: ImageSet) -> tuple[ImageSet, ImageSet]:
 
 
 class Classifier(nn.Module):
-    """A small classifier for features of images that the package ships none for; trained for minutes."""
+    """A small classifier whose features stand in where the package ships none; trained in minutes."""
 
     def __init__(self, channels: int, num_classes: int, side: int) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Classifier(nn.Module):
 
 
 def classifier_for(data: str, images: ImageSet, steps: int = 800) -> Any:
-    """Features: of the shipped classifier for the digits; else of one that is trained on the classes of DATA."""
+    """Return a classifier for features: the shipped one for the digits, else one trained on the classes of DATA."""
     if data == "digits":
         return load_classifier()
     torch.manual_seed(0)
@@ -97,26 +97,26 @@ class Judge:
         clean = torch.stack([images[i] for i in chosen])
         noise = torch.randn(clean.shape, generator=generator)
         times = torch.arange(NUM_JUDGED) * self.process.num_timesteps // NUM_JUDGED
-        told: Conditioning = {}
+        condition: Conditioning = {}
         if self.process.classes is not None and images.labels is not None:
-            told = self.process.classes.embed(torch.tensor([images.labels[i] for i in chosen]))
+            condition = self.process.classes.embed(torch.tensor([images.labels[i] for i in chosen]))
         parts = [slice(i, i + 64) for i in range(0, NUM_JUDGED, 64)]
         self.batches = [
-            noisy_batch(self.process.scheduler, clean[p], noise[p], times[p], {n: v[p] for n, v in told.items()})
+            noisy_batch(self.process.scheduler, clean[p], noise[p], times[p], {n: v[p] for n, v in condition.items()})
             for p in parts
         ]
         self.num_drawn = num_drawn
         self.real = self._embedded(torch.stack([images[i] for i in range(min(len(images), 2 * num_drawn))]))
-        self.answers = self._answers(self.original)
+        self.outputs = self._outputs(self.original)
         self.drawn = self._drawn(self.original)
-        self.of_original = {"noise_error": self._noise_error(self.answers), "frechet": self._frechet(self.drawn)}
+        self.of_original = {"noise_error": self._noise_error(self.outputs), "frechet": self._frechet(self.drawn)}
 
     def errors(self, denoiser: nn.Module) -> dict[str, float]:
-        answers = self._answers(denoiser)
-        gap = torch.cat([(a - b).square().flatten() for a, b in zip(answers, self.answers, strict=True)])
+        outputs = self._outputs(denoiser)
+        gap = torch.cat([(a - b).square().flatten() for a, b in zip(outputs, self.outputs, strict=True)])
         return {
             "output_error": float(gap.mean()),
-            "noise_error": self._noise_error(answers) - self.of_original["noise_error"],
+            "noise_error": self._noise_error(outputs) - self.of_original["noise_error"],
         }
 
     def samples(self, denoiser: nn.Module) -> dict[str, float]:
@@ -127,16 +127,16 @@ class Judge:
         }
 
     @torch.no_grad()
-    def _answers(self, denoiser: nn.Module) -> list[Tensor]:
+    def _outputs(self, denoiser: nn.Module) -> list[Tensor]:
         with placed(denoiser, self.device):
-            return [self._answer(denoiser, batch) for batch in self.batches]
+            return [self._output(denoiser, batch) for batch in self.batches]
 
-    def _answer(self, denoiser: nn.Module, batch: NoisyBatch) -> Tensor:
+    def _output(self, denoiser: nn.Module, batch: NoisyBatch) -> Tensor:
         noisy, timesteps = batch.noisy.to(self.device), batch.timesteps.to(self.device)
         return predict(denoiser, noisy, timesteps, on_device(batch.condition, self.device)).cpu()
 
-    def _noise_error(self, answers: list[Tensor]) -> float:
-        return float(mean(float((a - b.target).square().mean()) for a, b in zip(answers, self.batches, strict=True)))
+    def _noise_error(self, outputs: list[Tensor]) -> float:
+        return float(mean(float((a - b.target).square().mean()) for a, b in zip(outputs, self.batches, strict=True)))
 
     def _drawn(self, denoiser: nn.Module) -> Tensor:
         options = SampleOptions(num=self.num_drawn, steps=DRAWING_STEPS, seed=99)

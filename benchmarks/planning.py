@@ -2,7 +2,7 @@
 
     python benchmarks/planning.py --out benchmarks/results/planning
 
-The seconds are those of the whole command, imports and all; the memory is the largest that its process held.
+Seconds are of the whole command, including imports; memory is the peak of its process.
 """
 
 import argparse
@@ -27,15 +27,15 @@ status = main(sys.argv[2:])
 Path(sys.argv[1]).write_text(Path("/proc/self/status").read_text())
 sys.exit(status)
 """
-"""A command that leaves what Linux tells of its process; `ru_maxrss` would count the memory of the parent too."""
+"""Run a command and save /proc/self/status; `ru_maxrss` would include the memory of the parent process."""
 
 
-def peak_gb(words: list[str], told: Path) -> float:
-    """Run a command in a process of its own; returns the largest memory that it held, in GB."""
-    subprocess.run([sys.executable, "-c", COMMAND, str(told), *words], stdout=subprocess.DEVNULL, check=True)
-    found = re.search(r"VmHWM:\s*(\d+) kB", told.read_text())
-    assert found is not None
-    return int(found[1]) * 1024 / 1e9
+def peak_gb(words: list[str], status: Path) -> float:
+    """Run a command in a new process; returns its peak memory in GB. status: file for its /proc/self/status."""
+    subprocess.run([sys.executable, "-c", COMMAND, str(status), *words], stdout=subprocess.DEVNULL, check=True)
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
+    assert peak is not None
+    return int(peak[1]) * 1024 / 1e9
 
 
 def main() -> None:

@@ -1,17 +1,18 @@
-"""How fast pruned models recover: the published way, each ingredient added, random choice and training from scratch.
+"""Recovery of pruned models by finetuning: the published way, each ingredient added, random units, from scratch.
 
     python benchmarks/quality.py digits --data digits --steps 1000 --seeds 3 --out benchmarks/results/quality-digits
     python benchmarks/quality.py PIPELINE --data train.parquet --out benchmarks/results/quality-NAME
 
-One pretrained model, one size, one data order. Every arm is pruned by the same ratio and trained with the same options;
-seeds change the calibration images, the noises, the data order and what is drawn at random. Measured on EMA weights:
+Every arm prunes one pretrained model by the same ratio and trains it with the same options. Seeds change the
+calibration images, the noises, the data order and random scores. Measured on EMA weights:
 
 - output error: mean squared difference to the original's output on held-out images, noises and timesteps
-- noise error: the same images' mean squared error of the predicted noise, less that of the original
-- Fréchet distance of samples to held-out images, on features of a small classifier, less that of the original's samples
+- noise error: mean squared error of the predicted noise on the same images, minus that of the original
+- Fréchet distance of samples to held-out images, on features of a small classifier, minus that of the original's
+  samples
 - SSIM to the original's samples from the same noise
 
-Writes DIR/quality.json after every run and goes on from there; DIR/quality.png and DIR/quality.md at the end.
+Writes OUT/quality.json after every run and resumes from it; OUT/quality.png and OUT/quality.md at the end.
 """
 
 import argparse
@@ -48,17 +49,17 @@ ARMS: dict[str, dict[str, Any]] = {
     "scratch": {"reinit": True},
     "scratch + soap": {"reinit": True, "optimizer": "soap"},
 }
-"""What each arm does beside the published way: units by diff-pruning, sliced weights, the noise error alone, AdamW.
+"""Changes of each arm to the published way: diff-pruning scores, sliced weights, denoising loss alone, AdamW.
 
-The ingredients that `prune` and `finetune` use by default are compensation, the teacher (where it is given) and SOAP.
+By default `prune` compensates, and `finetune` uses SOAP and the teacher, where there is one.
 """
 
 
 def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: argparse.Namespace) -> dict[str, Any]:
-    """One arm from pruning to its last step: figures by step, and seconds of each part."""
-    how = ARMS[arm]
+    """Run one arm, from pruning to its last step; returns figures by step, and seconds of each part."""
+    changes = ARMS[arm]
     started = time.perf_counter()
-    criterion = how.get("criterion", "diff-pruning")
+    criterion = changes.get("criterion", "diff-pruning")
     scoring = {
         "data": a.data,
         "device": a.device,
@@ -66,18 +67,18 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
         "timestep_stride": a.stride,
         "num_calibration_images": 64,
     }
-    by = {} if criterion == "random" else scoring
-    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **by))
+    calibration = {} if criterion == "random" else scoring
+    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **calibration))
     scored = time.perf_counter()
-    chosen = {name: how.get(name, False) for name in ("compensate", "reinit")}
+    chosen = {name: changes.get(name, False) for name in ("compensate", "reinit")}
     options = PruneOptions(data=a.data, seed=seed, **chosen)
     small, _ = apply_plan(pipeline, plan, options)
     pruned = time.perf_counter()
     at_start = {**judge.errors(denoiser_of(small)), **judge.samples(denoiser_of(small)), "seconds": 0.0}
     figures: dict[int, dict[str, float]] = {0: at_start}
     judging = 0.0
-    rate = {} if "optimizer" in how else {"optimizer": "adamw", "learning_rate": a.learning_rate}
-    chosen = {name: how[name] for name in ("optimizer", "feature_weight") if name in how}
+    rate = {} if "optimizer" in changes else {"optimizer": "adamw", "learning_rate": a.learning_rate}
+    chosen = {name: changes[name] for name in ("optimizer", "feature_weight") if name in changes}
     training = FinetuneOptions(
         data=a.data, steps=a.steps, batch_size=a.batch_size, device=a.device, ema_decay=0.98,
         flip=not a.no_flip, seed=seed, tracker="none",
@@ -96,7 +97,7 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
             figures[step] |= judge.samples(denoiser)
         judging += time.perf_counter() - since
 
-    teacher = denoiser_of(pipeline) if how.get("teacher") else None
+    teacher = denoiser_of(pipeline) if changes.get("teacher") else None
     train_denoiser(denoiser_of(small), process_of(pipeline), images, training, teacher=teacher, on_step=measure)
     return {
         "arm": arm, "seed": seed, "params": plan.after.params / plan.before.params,
@@ -106,7 +107,7 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
 
 
 def steps_to(runs: list[dict[str, Any]], goal: float) -> int | None:
-    """The first step at which the mean noise error over seeds is at most a goal."""
+    """Return the first step at which the mean noise error over seeds is at most a goal."""
     steps = sorted(map(int, runs[0]["figures"]))
     return next((s for s in steps if mean(_figure(r, s, "noise_error") for r in runs) <= goal), None)
 
@@ -116,7 +117,7 @@ def _figure(run: dict[str, Any], step: int, name: str) -> float:
 
 
 def table(runs: list[dict[str, Any]], milestones: list[int], last: int) -> str:
-    """A markdown table: mean (and spread over seeds) by arm and step."""
+    """Return a Markdown table: mean and standard deviation over seeds, by arm and step."""
     by_arm = {arm: [r for r in runs if r["arm"] == arm] for arm in ARMS if any(r["arm"] == arm for r in runs)}
     goal = mean(_figure(r, last, "noise_error") for r in by_arm["published"])
     names = {
@@ -148,7 +149,7 @@ def table(runs: list[dict[str, Any]], milestones: list[int], last: int) -> str:
 
 
 def plot(runs: list[dict[str, Any]], path: Path) -> None:
-    """Noise error and output error by step and by seconds, one line per run."""
+    """Plot noise error and output error by step and by seconds, one line per run."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -175,14 +176,18 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--ratio", type=float, default=0.5)
     parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--every", type=int, default=50, help="steps between errors")
+    parser.add_argument("--every", type=int, default=50, help="steps between two measurements of errors")
     parser.add_argument("--milestones", type=int, nargs="+", default=[0, 100, 300, 1000], help="steps with samples")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=5e-4, help="of AdamW; SOAP has its default")
-    parser.add_argument("--stride", type=int, default=10, help="timesteps of the scores")
-    parser.add_argument("--mixed-precision", default="no", choices=["no", "bf16"], help="of scores and training")
+    parser.add_argument(
+        "--learning-rate", type=float, default=5e-4, help="learning rate of AdamW; SOAP uses its default"
+    )
+    parser.add_argument("--stride", type=int, default=10, help="stride of the scored timesteps")
+    parser.add_argument(
+        "--mixed-precision", default="no", choices=["no", "bf16"], help="autocast dtype of scores and training"
+    )
     add_device(parser)
     parser.add_argument("--num-drawn", type=int, default=256)
     parser.add_argument("--no-flip", action="store_true")
@@ -192,23 +197,25 @@ def main() -> None:
     everything = images_for(process_of(pipeline), a.data)
     held_out, images = split(everything)
     judge = Judge(pipeline, held_out, classifier_for(a.data, everything).embed, a.num_drawn, a.device)
-    place = a.out / "quality.json"
+    path = a.out / "quality.json"
     a.out.mkdir(parents=True, exist_ok=True)
-    found: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"runs": []}
-    found |= {
+    results: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"runs": []}
+    results |= {
         "options": {k: str(v) if isinstance(v, Path) else v for k, v in vars(a).items() if k != "out"},
         "original": judge.of_original, **facts(),
     }  # fmt: skip
     for seed in range(a.seeds):
         for arm in a.arms:
-            if any(r["arm"] == arm and r["seed"] == seed for r in found["runs"]):
+            if any(r["arm"] == arm and r["seed"] == seed for r in results["runs"]):
                 continue
-            found["runs"].append(json.loads(json.dumps(run(arm, seed, pipeline, images, judge, a))))
-            place.write_text(json.dumps(found, indent=1) + "\n")
-            last = found["runs"][-1]["figures"][str(a.steps)]
-            print(f"{arm}, seed {seed}: {found['runs'][-1]['figures']['0']['output_error']:.4f} -> {last}", flush=True)
-    (a.out / "quality.md").write_text(table(found["runs"], a.milestones, a.steps))
-    plot(found["runs"], a.out / "quality.png")
+            results["runs"].append(json.loads(json.dumps(run(arm, seed, pipeline, images, judge, a))))
+            path.write_text(json.dumps(results, indent=1) + "\n")
+            last = results["runs"][-1]["figures"][str(a.steps)]
+            print(
+                f"{arm}, seed {seed}: {results['runs'][-1]['figures']['0']['output_error']:.4f} -> {last}", flush=True
+            )
+    (a.out / "quality.md").write_text(table(results["runs"], a.milestones, a.steps))
+    plot(results["runs"], a.out / "quality.png")
     print((a.out / "quality.md").read_text())
 
 

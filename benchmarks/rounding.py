@@ -1,9 +1,9 @@
-"""What widths that the device runs well are worth: a forward pass at one MACs budget, with and without `round_to`.
+"""Speed of rounded widths: a forward pass at the same MACs budget, with and without `round_to`.
 
     python benchmarks/rounding.py --out benchmarks/results/rounding
 
-Both by magnitude, in turn, in eval mode without gradients. Channels that pass norm groups, as nearly all of a UNet do,
-are a multiple of their number anyway; neurons of transformers may come out at any number.
+Both models are pruned by magnitude and run in turn, in eval mode without gradients. Most channels of a UNet pass norm
+groups, so their widths are multiples of the number of groups anyway; neurons of transformers can have any width.
 """
 
 import argparse
@@ -14,22 +14,22 @@ from rounds import alternate, arguments, denoiser_named, faster, medians, record
 from share import seconds_of_pass
 
 MODELS = ("ddpm-cifar10", "dit-s-2")
-ASKED = 1.0
+TARGET = 1.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
-    parser.add_argument("--keep-macs", type=float, default=0.56, help="share that stays at most, in both ways")
+    parser.add_argument("--keep-macs", type=float, default=0.56, help="maximum share of MACs kept, in both ways")
     parser.add_argument("--round-to", default="auto")
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--images", type=int, default=64, help="of each model, passed in a round")
+    parser.add_argument("--images", type=int, default=64, help="images per model and round")
     a = arguments(parser, {"images": 16})
     found, rows, widths = {}, [], {}
     for name in a.models:
         dense, pair = denoiser_named(name), {}
-        for kind, asked in {"rounded": a.round_to, "ragged": None}.items():
-            plan = diffprune.plan(dense, criterion="magnitude", keep_macs=a.keep_macs, round_to=asked)
+        for kind, round_to in {"rounded": a.round_to, "ragged": None}.items():
+            plan = diffprune.plan(dense, criterion="magnitude", keep_macs=a.keep_macs, round_to=round_to)
             pair[kind] = diffprune.prune(dense, plan).eval()
             widths[f"{name}, {kind}"] = {
                 "round_to": plan.options["round_to"], "macs_share": plan.after.macs / plan.before.macs,
@@ -42,7 +42,7 @@ def main() -> None:
             found |= alternate(measures, a.rounds)
             ours, baseline = (medians(found)[way] for way in ways)
             row = f"rounded widths at {a.keep_macs:g} of the MACs, {name}, batch size {size}"
-            rows.append(faster(row, ours, baseline, ASKED, "passes/s", 1.0))
+            rows.append(faster(row, ours, baseline, TARGET, "passes/s", 1.0))
     record("rounding", a, found, rows, plans=widths)
 
 

@@ -1,4 +1,4 @@
-"""What all rows share: ways that take turns, medians of their seconds, and the record of it."""
+"""Shared by all benchmarks: run ways in turn, take medians of seconds, write the record."""
 
 import argparse
 import json
@@ -32,14 +32,14 @@ SIZES = {
     ),
     "sd-1.5": partial(UNet2DConditionModel, sample_size=64, cross_attention_dim=768),
 }  # fmt: skip
-"""DiT-S/2 (Peebles and Xie 2023, table 1), and the UNet of Stable Diffusion 1 (Rombach et al. 2022)."""
+"""Random-weight denoisers: DiT-S/2 (Peebles and Xie 2023, table 1), and the UNet of SD 1 (Rombach et al. 2022)."""
 
 PACKAGES = ("diffprune", "torch", "diffusers", "accelerate", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
 class Seconds:
-    """Of wall time, and of CPU time of this process and of those that it started and that have ended."""
+    """Seconds of wall time, and of CPU time of this process and its finished child processes."""
 
     wall: float
     cpu: float
@@ -53,15 +53,16 @@ class Seconds:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: what is judged is the ratio, or where there is no baseline what is ours.
+    """One row of the table: our value against a baseline and a target.
 
-    cpu_ratio: the same ratio in CPU time. asked: bound on what is judged, from below or with at_most from above.
+    ratio: of ours to the baseline, compared with the target; without it our value is compared. cpu_ratio: the same in
+    CPU time. target: the target, a minimum, or with at_most a maximum.
     """
 
     row: str
     unit: str
     ours: float
-    asked: float
+    target: float
     baseline: float | None = None
     ratio: float | None = None
     cpu_ratio: float | None = None
@@ -69,15 +70,15 @@ class Row:
 
     @property
     def reached(self) -> bool:
-        found = self.ours if self.ratio is None else self.ratio
-        return found <= self.asked if self.at_most else found >= self.asked
+        value = self.ours if self.ratio is None else self.ratio
+        return value <= self.target if self.at_most else value >= self.target
 
 
-HEAD = "| row | ours | baseline | ratio | in CPU time | asked for | reached |\n|---|---|---|---|---|---|---|\n"
+HEAD = "| row | ours | baseline | ratio | in CPU time | target | reached |\n|---|---|---|---|---|---|---|\n"
 
 
 def seconds(work: Callable[[], Any]) -> Seconds:
-    """What a piece of work takes, on a GPU until it has ended there."""
+    """Measure a function, including its work on a GPU."""
     _wait_for_gpu()
     wall, cpu = time.perf_counter(), _cpu()
     work()
@@ -96,7 +97,7 @@ def _cpu() -> float:
 
 
 def alternate(measures: Mapping[str, Callable[[], Seconds]], num_rounds: int) -> dict[str, list[Seconds]]:
-    """Every way once in each round, in turn; the order is turned round from round to round."""
+    """Run every way once per round, in turn; the order is reversed every other round."""
     found: dict[str, list[Seconds]] = {name: [] for name in measures}
     for number in range(num_rounds):
         for name in list(measures)[:: -1 if number % 2 else 1]:
@@ -110,15 +111,15 @@ def medians(found: Mapping[str, Sequence[Seconds]]) -> dict[str, Seconds]:
 
 
 def faster(
-    row: str, ours: Seconds, baseline: Seconds, asked: float, unit: str = "s", amount: float | None = None
+    row: str, ours: Seconds, baseline: Seconds, target: float, unit: str = "s", amount: float | None = None
 ) -> Row:
-    """How many times faster ours is. amount: of work that was done in the time, to tell a rate in place of seconds."""
-    told = [s.wall if amount is None else amount / s.wall for s in (ours, baseline)]
-    return Row(row, unit, told[0], asked, told[1], baseline.wall / ours.wall, baseline.cpu / ours.cpu)
+    """Return the row of a speedup. amount: work done in the time, to show a rate instead of seconds."""
+    values = [s.wall if amount is None else amount / s.wall for s in (ours, baseline)]
+    return Row(row, unit, values[0], target, values[1], baseline.wall / ours.wall, baseline.cpu / ours.cpu)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows, as they are recorded, in Markdown."""
+    """Return recorded rows as a Markdown table."""
     return HEAD + "\n".join(_line(row) for row in rows) + "\n"
 
 
@@ -127,55 +128,55 @@ def _line(row: Mapping[str, Any]) -> str:
         return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
 
     ratios = [f"{cell(row[name])}{'' if row[name] is None else 'x'}" for name in ("ratio", "cpu_ratio")]
-    asked = f"at {'most' if row['at_most'] else 'least'} {cell(row['asked'])}" + ("x" if ratios[0] else "")
-    cells = [f"{cell(row['ours'])} {row['unit']}", cell(row["baseline"]), *ratios, asked]
+    target = f"at {'most' if row['at_most'] else 'least'} {cell(row['target'])}" + ("x" if ratios[0] else "")
+    cells = [f"{cell(row['ours'])} {row['unit']}", cell(row["baseline"]), *ratios, target]
     return f"| {row['row']} | " + " | ".join(cells) + f" | {'yes' if row['reached'] else 'no'} |"
 
 
 def arguments(
     parser: argparse.ArgumentParser, quick: Mapping[str, Any], *, of_each_model: Sequence[str] = ()
 ) -> argparse.Namespace:
-    """Parsed arguments, with --out, --rounds and --quick added, with which `quick` holds the defaults.
+    """Add --out, --rounds and --quick, and parse. quick: the defaults under --quick.
 
-    of_each_model: options that take as many values as --models.
+    of_each_model: options with one value per entry of --models.
     """
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--rounds", type=int, default=3, help="times that every way is measured")
-    parser.add_argument("--quick", action="store_true", help="so small that it only shows that the script runs")
+    parser.add_argument("--rounds", type=int, default=3, help="number of measurements of every way")
+    parser.add_argument("--quick", action="store_true", help="smallest sizes, which only show that the script runs")
     if parser.parse_known_args()[0].quick:
         parser.set_defaults(**{"rounds": 1, **quick})
     a = parser.parse_args()
     for name in of_each_model:
         if len(getattr(a, name)) != len(a.models):
-            parser.error(f"--{name.replace('_', '-')}: one for each of --models {' '.join(a.models)}")
+            parser.error(f"--{name.replace('_', '-')}: give one value for each of --models {' '.join(a.models)}")
     return a
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """Add --device, on which both ways compute."""
+    """Add --device, used by both ways."""
     parser.add_argument("--device", default="cpu", help="torch device of both ways")
 
 
 def record(
     name: str, a: argparse.Namespace, found: Mapping[str, Sequence[Seconds]], rows: Sequence[Row], **more: Any
 ) -> None:
-    """Write OUT/NAME.json, and OUT/NAME.md, which is printed too. found: seconds by way, a pair per round."""
-    told = [{**asdict(row), "reached": row.reached} for row in rows]
-    kept = {
-        "options": {key: value for key, value in vars(a).items() if key != "out"}, "rows": told,
+    """Write OUT/NAME.json and OUT/NAME.md, and print the latter. found: way -> seconds of each round."""
+    recorded_rows = [{**asdict(row), "reached": row.reached} for row in rows]
+    contents = {
+        "options": {key: value for key, value in vars(a).items() if key != "out"}, "rows": recorded_rows,
         "rounds": {way: [[s.wall, s.cpu] for s in times] for way, times in found.items()},
         "medians": {way: [s.wall, s.cpu] for way, s in medians(found).items()}, **facts(), **more,
     }  # fmt: skip
     a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / f"{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (a.out / f"{name}.json").write_text(json.dumps(contents, indent=1) + "\n")
     ways = [f"| {way} | {s.wall:.3g} | {s.cpu:.3g} |\n" for way, s in medians(found).items()]
-    text = table(told) + "\n| way | s | CPU s |\n|---|---|---|\n" + "".join(ways)
+    text = table(recorded_rows) + "\n| way | s | CPU s |\n|---|---|---|\n" + "".join(ways)
     (a.out / f"{name}.md").write_text(text)
     print(text)
 
 
 def facts() -> dict[str, Any]:
-    """When and on what something was measured."""
+    """Return date, machine, threads and versions of a measurement."""
     return {
         "date": str(date.today()), "machine": _machine(), "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
@@ -185,13 +186,13 @@ def facts() -> dict[str, Any]:
 
 
 def _machine() -> str:
-    told = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", told.read_text()) if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", cpuinfo.read_text()) if cpuinfo.exists() else []
     return f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores of {names[0] if names else 'unknown'}"
 
 
 def pipeline_named(name: str) -> Any:
-    """A pipeline by name or folder; of an architecture without weights one with random weights, by a fixed seed."""
+    """Load a pipeline by name or folder; an architecture without weights gets random ones from a fixed seed."""
     if name not in ARCHITECTURES:
         return load_pipeline(name)
     torch.manual_seed(0)
@@ -199,7 +200,7 @@ def pipeline_named(name: str) -> Any:
 
 
 def denoiser_named(name: str) -> Any:
-    """A denoiser in eval mode: one of `SIZES` with random weights, or that of `pipeline_named`."""
+    """Return a denoiser in eval mode: one of `SIZES` with random weights, or that of `pipeline_named`."""
     if name not in SIZES:
         return pipeline_named(name).unet.eval()
     torch.manual_seed(0)

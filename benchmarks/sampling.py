@@ -1,11 +1,11 @@
-"""Images per second: the DDIMPipeline of diffusers against `diffprune.sample`, of the dense model and of a pruned one.
+"""Images per second: the DDIMPipeline of diffusers against `diffprune.sample`, dense and pruned.
 
     python benchmarks/sampling.py --out benchmarks/results/sampling
 
-The pipeline of diffusers is used as people do: fp32, eager, a batch after another, each image saved as PNG after its
-batch. Both draw as many images, in batches of as many, with as many steps, from pipelines that are in memory. Ours is
-the whole call, with what `run.json` tells (hash of the weights, MACs, latency), which takes over a second however few
-the images are. The pruned model is of the same pipeline, by magnitude; its baseline is the dense one.
+The DDIMPipeline is used in the usual way: fp32, eager, batch after batch, each image saved as PNG after its batch. Both
+draw the same number of images, with the same batch size and steps, from pipelines in memory. Ours is the whole call,
+including the facts of `run.json` (hash of the weights, MACs, latency), which take over a second for any number of
+images. The pruned model is the same pipeline pruned by magnitude; its baseline is the dense one.
 """
 
 import argparse
@@ -33,17 +33,17 @@ from rounds import (
 )
 
 DENSE, PRUNED = 1.8, 3.2
-"""What is asked for, as times the images per second of the baseline."""
+"""Speedups to reach over the baseline, in images per second."""
 
 
 def plain(pipeline: Any, folder: Path, a: argparse.Namespace, num: int) -> None:
-    """What people write."""
-    drawing = DDIMPipeline(pipeline.unet, pipeline.scheduler).to(a.device)
-    drawing.set_progress_bar_config(disable=True)
+    """Sample with plain diffusers."""
+    ddim = DDIMPipeline(pipeline.unet, pipeline.scheduler).to(a.device)
+    ddim.set_progress_bar_config(disable=True)
     folder.mkdir()
     for start in range(0, num, a.batch_size):
         size = min(a.batch_size, num - start)
-        for i, image in enumerate(drawing(batch_size=size, num_inference_steps=a.steps).images):
+        for i, image in enumerate(ddim(batch_size=size, num_inference_steps=a.steps).images):
             image.save(folder / f"{start + i:06d}.png")
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--num", type=int, nargs="+", default=[512, 64], help="images of each model")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--batch-size", type=int, default=64, help="as by default in `sample`")
+    parser.add_argument("--batch-size", type=int, default=64, help="default of `sample`")
     parser.add_argument("--ratio", type=float, default=0.3)
     add_device(parser)
     a = arguments(parser, {"num": [16, 2], "steps": 4, "batch_size": 8}, of_each_model=["num"])
@@ -76,7 +76,7 @@ def main() -> None:
             f"{name}, pruned": partial(ours, small),
         }
         for draw in ways.values():
-            measure(draw, a, 2)  # uncounted
+            measure(draw, a, 2)  # warm-up
         found |= alternate({way: partial(measure, draw, a, num) for way, draw in ways.items()}, a.rounds)
         baseline, dense, pruned = (medians(found)[way] for way in ways)
         rows += [

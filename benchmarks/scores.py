@@ -1,14 +1,14 @@
-"""The scores of diff-pruning: 1,000 fp32 backward passes in a plain loop against ours, in time and in what they choose.
+"""Diff-Pruning scores: 1,000 fp32 backward passes in a plain loop against ours, in seconds and in units kept.
 
     python benchmarks/scores.py --out benchmarks/results/scores
 
-A round has calibration images and noises of its own. The plain loop is what people write: one batch, every timestep,
-gradients summed by autograd. It chooses units the published way, by its gradients before the first timestep whose loss
-is below a share of the largest, and goes on to the last; the record tells how many passes came before. Ours is the
-criterion as it is by default, with all timesteps, and both in fp32, on the same images. Of the units that stay:
+Each round draws new calibration images and noises. The plain loop runs one batch at every timestep, with gradients
+summed by autograd. It chooses units as published, by the gradients before the first timestep whose loss is below
+a share of the largest, and runs on to the last timestep; the record has the number of passes before the threshold. Ours
+is the criterion with its defaults, with all timesteps, and both in fp32, on the same images. For the units kept:
 
-- agreement: the share that the full pass keeps too; the bar is a second full pass, which is that of the next round
-- output error right after pruning, not compensated, on held-out images; the bar is the worst of the full passes
+- agreement: the share that the full pass keeps too; the target is that of a second full pass, the next round's
+- output error right after pruning, not compensated, on held-out images; the target is the worst full pass
 
 Both are means over the rounds.
 """
@@ -35,26 +35,26 @@ from diffprune.stages.plan_stage import calibration_of
 from judge import Judge, split
 from rounds import Row, Seconds, add_device, alternate, arguments, faster, medians, pipeline_named, record, seconds
 
-ASKED = 8.0
+TARGET = 8.0
 
 
 def plain(denoiser: Any, calibration: Calibration, threshold: float, num_passes: int) -> tuple[dict[str, Tensor], int]:
-    """What people write: summed gradients by parameter before the threshold, and how many passes that were."""
+    """Run the plain loop; returns the summed gradients before the threshold, and the number of passes before it."""
     clean, noise = calibration.clean, calibration.noise
     denoiser.to(clean.device).requires_grad_(True).zero_grad()
-    largest, found, used = 0.0, None, num_passes
+    largest, summed, used = 0.0, None, num_passes
     for t in range(num_passes):
         timesteps = torch.full((len(clean),), t, device=clean.device)
         noisy = calibration.scheduler.add_noise(clean, noise, timesteps)
         loss = mse_loss(denoiser(noisy, timesteps).sample, noise)
         largest = max(largest, loss.item())
-        if found is None and loss.item() < threshold * largest:
-            found, used = _gradients(denoiser), t
+        if summed is None and loss.item() < threshold * largest:
+            summed, used = _gradients(denoiser), t
         loss.backward()
-    found = _gradients(denoiser) if found is None else found
+    summed = _gradients(denoiser) if summed is None else summed
     denoiser.zero_grad()
     denoiser.to("cpu")
-    return found, used
+    return summed, used
 
 
 def _gradients(denoiser: Any) -> dict[str, Tensor]:
@@ -70,7 +70,7 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 class Scoring:
-    """The ways of one model, and what they chose in each round."""
+    """The ways of one model, and the units that each kept per round."""
 
     def __init__(self, pipeline: Any, a: argparse.Namespace) -> None:
         self.pipeline, self.denoiser, self.a = pipeline, pipeline.unet.eval(), a
@@ -79,7 +79,7 @@ class Scoring:
         self.passes_used: list[int] = []
 
     def measure(self, way: str) -> Seconds:
-        """Choose units in one way, on the images of its next round."""
+        """Choose units in one way, on the images of its next round; returns the seconds."""
         options = PlanOptions(
             criterion="diff-pruning", ratio=self.a.ratio, data=self.a.data, seed=len(self.chosen[way]),
             device=self.a.device, num_calibration_images=self.a.num_images, batch_size=self.a.num_images,
@@ -100,10 +100,10 @@ class Scoring:
         return fit(self.denoiser, self.groups, Scores("diff-pruning", values), options).kept
 
     def agreements(self) -> dict[str, list[float]]:
-        """With the full pass of the same round; of the plain loop, of each pair of its passes."""
+        """Return agreements with the full pass of the same round; for the plain loop, of each pair of its passes."""
         full = self.chosen["plain loop"]
-        found = {way: [agreement(*pair) for pair in zip(self.chosen[way], full, strict=True)] for way in WAYS}
-        return found | {"plain loop": [agreement(*pair) for pair in itertools.combinations(full, 2)]}
+        by_way = {way: [agreement(*pair) for pair in zip(self.chosen[way], full, strict=True)] for way in WAYS}
+        return by_way | {"plain loop": [agreement(*pair) for pair in itertools.combinations(full, 2)]}
 
     def errors(self) -> dict[str, list[float]]:
         held_out, _ = split(images_for(process_of(self.pipeline), self.a.data))
@@ -116,7 +116,7 @@ class Scoring:
 
 
 def agreement(first: Kept, second: Kept) -> float:
-    """The share of the kept units that two choices have in common."""
+    """Return the share of kept units that two choices have in common."""
     return sum(len({*first[name]} & {*second[name]}) for name in first) / sum(map(len, first.values()))
 
 
@@ -138,12 +138,12 @@ def main() -> None:
         times = alternate({way: partial(scoring.measure, way) for way in scoring.chosen}, a.rounds)
         found |= {f"{model}, {way}": each for way, each in times.items()}
         agreements, errors, middle = scoring.agreements(), scoring.errors(), medians(times)
-        bar, worst = mean(agreements["plain loop"]), max(errors["plain loop"])
+        target, worst = mean(agreements["plain loop"]), max(errors["plain loop"])
         for way in WAYS:
             name = f"scores, {model}, {way}"
             rows += [
-                faster(name, middle[way], middle["plain loop"], ASKED),
-                Row(f"{name}: units as the full pass", "", mean(agreements[way]), bar),
+                faster(name, middle[way], middle["plain loop"], TARGET),
+                Row(f"{name}: units as the full pass", "", mean(agreements[way]), target),
                 Row(f"{name}: output error", "", mean(errors[way]), worst, at_most=True),
             ]
         more[model] = {"agreements": agreements, "errors": errors, "passes_to_threshold": scoring.passes_used}

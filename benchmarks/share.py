@@ -1,9 +1,9 @@
-"""How much of the saved MACs reaches the clock: the speedup of a forward pass over the factor that its MACs fall by.
+"""Share of saved MACs that saves time: speedup of a forward pass over the reduction factor of its MACs.
 
     python benchmarks/share.py --out benchmarks/results/share
 
-Dense model and pruned one (by magnitude) in turn, in eval mode without gradients, in the precision that `sample` takes
-by default; MACs are those of layers and of the products inside attention.
+The dense model and the model pruned by magnitude run in turn, in eval mode without gradients, in the default autocast
+dtype of `sample`. MACs include layers and the products inside attention.
 """
 
 import argparse
@@ -19,19 +19,19 @@ from diffprune.compute.cost import cost_of
 from diffprune.options import InspectOptions
 from rounds import MODELS, Row, Seconds, add_device, alternate, arguments, denoiser_named, medians, record, seconds
 
-ASKED = 0.9
+TARGET = 0.9
 
 
 @torch.no_grad()
 def passes(denoiser: Any, batch_size: int, num: int) -> None:
-    told = family_of(denoiser).example_inputs(denoiser, batch_size, denoiser.device)
+    inputs = family_of(denoiser).example_inputs(denoiser, batch_size, denoiser.device)
     for _ in range(num):
-        denoiser(**told)
+        denoiser(**inputs)
 
 
 def seconds_of_pass(denoiser: Any, batch_size: int, num: int) -> Seconds:
     with autocast_forward(InspectOptions(), denoiser, denoiser.device):
-        passes(denoiser, batch_size, 2)  # uncounted
+        passes(denoiser, batch_size, 2)  # warm-up
         return seconds(lambda: passes(denoiser, batch_size, num)) / num
 
 
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--ratio", type=float, default=0.3)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1, 16])
-    parser.add_argument("--images", type=int, nargs="+", default=[960, 64], help="of each model, passed in a round")
+    parser.add_argument("--images", type=int, nargs="+", default=[960, 64], help="images per model and round")
     add_device(parser)
     a = arguments(parser, {"images": [64, 16]}, of_each_model=["images"])
     found, rows = {}, []
@@ -66,7 +66,7 @@ def main() -> None:
             rows.append(
                 Row(
                     f"share of saved MACs on the clock, {name}, batch size {size}", "x faster",
-                    before.wall / after.wall, ASKED, fewer,
+                    before.wall / after.wall, TARGET, fewer,
                     before.wall / after.wall / fewer, before.cpu / after.cpu / fewer,
                 )
             )  # fmt: skip

@@ -1,10 +1,11 @@
-"""What a step of training costs: a plain loop, ours, and on demand what the teacher and SOAP add.
+"""Seconds per training step: a plain loop against ours, optionally with teacher and SOAP.
 
     python benchmarks/training.py --out benchmarks/results/training
 
-The student is the model pruned at RATIO by magnitude. Every way trains the same student on the same images, in turn; a
-step is a run less a short one, by their difference in steps. The plain loop is what people write: fp32, torch's AdamW,
-the EMA of diffusers, clipping. What is asked for is of AdamW in both; `--ways` has the seconds of others recorded too.
+The student is the model pruned at RATIO by magnitude. Every way trains the same student on the same images, in turn.
+Seconds per step are those of a long run minus those of a short run, over their difference in steps. The plain loop is
+the usual one: fp32, torch's AdamW, the EMA of diffusers, gradient clipping. The target compares AdamW with AdamW;
+`--ways` records the seconds of other ways too.
 """
 
 import argparse
@@ -44,12 +45,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "SOAP": {"optimizer": "soap"},
     "SOAP, teacher": {"optimizer": "soap", "teacher": True},
 }
-AIMED, ASKED = "AdamW", 1.7
-UNCOUNTED = 10
+COMPARED, TARGET = "AdamW", 1.7
+WARMUP_STEPS = 10
 
 
 def plain(pipeline: Any, small: Any, images: ImageSet, device: str, batch_size: int, steps: int) -> None:
-    """The loop that people write."""
+    """Train with a plain loop."""
     model = small.unet.train().to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     average = EMAModel(model.parameters(), decay=0.9999)
@@ -90,8 +91,8 @@ def ours(
 
 
 def seconds_per_step(train: Callable[[int], None], steps: int) -> Seconds:
-    """Of a run, less those of a short one."""
-    short, long = (seconds(functools.partial(train, number)) for number in (UNCOUNTED, UNCOUNTED + steps))
+    """Return seconds per step: those of a long run minus those of a short one."""
+    short, long = (seconds(functools.partial(train, number)) for number in (WARMUP_STEPS, WARMUP_STEPS + steps))
     return (long - short) / steps
 
 
@@ -107,9 +108,9 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--data", default="digits")
     parser.add_argument("--ratio", type=float, default=0.3)
-    parser.add_argument("--steps", type=int, nargs="+", default=[40, 8], help="of each model, counted in a round")
-    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 16], help="of each model")
-    parser.add_argument("--ways", nargs="+", default=[], choices=WAYS, help=f"of ours, beside {AIMED}")
+    parser.add_argument("--steps", type=int, nargs="+", default=[40, 8], help="measured steps per model and round")
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 16], help="one per model")
+    parser.add_argument("--ways", nargs="+", default=[], choices=WAYS, help=f"our ways in addition to {COMPARED}")
     add_device(parser)
     a = arguments(
         parser, {"steps": [10], "batch_sizes": [8], "models": MODELS[:1]}, of_each_model=["steps", "batch_sizes"]
@@ -120,7 +121,7 @@ def main() -> None:
         pipeline = pipeline_named(name)
         images = images_for(process_of(pipeline), a.data)
         plan = diffprune.plan(pipeline, criterion="magnitude", ratio=a.ratio)
-        ways = {PLAIN: plain, **{way: functools.partial(ours, **WAYS[way]) for way in (AIMED, *a.ways)}}
+        ways = {PLAIN: plain, **{way: functools.partial(ours, **WAYS[way]) for way in (COMPARED, *a.ways)}}
         times = alternate(
             {
                 way: functools.partial(measure, train, pipeline, plan, images, a.device, batch_size, steps)
@@ -130,7 +131,7 @@ def main() -> None:
         )
         found |= {f"{name}, {way}": each for way, each in times.items()}
         middle = medians(times)
-        rows.append(faster(f"training, {name}", middle[AIMED], middle[PLAIN], ASKED, "steps/s", 1))
+        rows.append(faster(f"training, {name}", middle[COMPARED], middle[PLAIN], TARGET, "steps/s", 1))
     record("training", a, found, rows)
 
 
