@@ -305,7 +305,7 @@ def test_steps_that_an_offset_moves_past_the_last_timestep_are_refused(refused: 
     DDIMPipeline(tiny_unet(), scheduler).save_pretrained(tmp_path / "model")
     words = ["sample", tmp_path / "model", "--out", tmp_path / "images", "--num", 1, "--scheduler", "own"]
     message = refused(*words, "--steps", 20, status=2)
-    assert "got 20, with which DDIMScheduler starts at timestep 20; the model has 0 to 19" in message
+    assert "got 20, for which DDIMScheduler starts at timestep 20, but the model has timesteps 0 to 19" in message
     assert main([str(word) for word in [*words, "--steps", 19]]) == 0
 
 

@@ -74,7 +74,9 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 def test_interrupted_scores_go_on_to_the_same(criterion: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unet = tiny_pipeline().unet
     groups = find_groups(unet)
-    monkeypatch.setattr(sys.modules["diffprune.criteria.obs"], "LARGEST_SUMS", 2**20)  # its groups in several parts
+    monkeypatch.setattr(
+        sys.modules["diffprune.criteria.obs"], "MAX_HESSIAN_ENTRIES", 2**20
+    )  # its groups in several parts
     options = PlanOptions(criterion=criterion, timestep_stride=4, batch_size=3, device="cpu")
 
     def scored(folder: Path) -> Any:

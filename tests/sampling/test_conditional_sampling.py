@@ -119,7 +119,7 @@ def test_a_latent_model_is_scored_pruned_finetuned_and_reloaded(tmp_path: Path) 
     [
         ({"classes": "0-3"}, "the model has 0 to 2"),
         ({"classes": "a-b"}, "expected classes such as"),
-        ({"guidance_scale": 2.0}, "no class that stands for none"),
+        ({"guidance_scale": 2.0}, "the model has no null class"),
         ({"per_class": 2}, "needs classes"),
     ],
 )

@@ -247,9 +247,9 @@ def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: 
     unmasked = given / "unmasked.jsonl"
     unmasked.write_text(asked("kontext", given).read_text())
     wrong = [
-        (plain, diffprune.OptionError, r"draws from images that it is given .image, mask_image.*image_file_name"),
-        (unmasked, diffprune.OptionError, r"draws from images.*image_file_name.*mask_image_file_name"),
-        (asked("inpaint", given, depth_file_name="a.png"), diffprune.OptionError, "knows no depth"),
+        (plain, diffprune.OptionError, r"needs input images .image, mask_image.*image_file_name"),
+        (unmasked, diffprune.OptionError, r"needs input images.*image_file_name.*mask_image_file_name"),
+        (asked("inpaint", given, depth_file_name="a.png"), diffprune.OptionError, "takes no depth"),
     ]
     for prompts, kind, message in wrong:
         for stage in (

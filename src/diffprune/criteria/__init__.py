@@ -1,4 +1,4 @@
-"""Criteria: how much each unit of each group matters. One file each, one signature."""
+"""Pruning criteria: a score for each unit of each group. One file each, one signature."""
 
 from collections.abc import Callable, Sequence
 
@@ -39,6 +39,6 @@ BLOCK_CRITERIA: dict[str, Callable[[nn.Module, Sequence[Group], Calibration, Sco
     "bypass": bypass,
     "cosine": cosine,
 }
-"""Criteria for whole blocks; `random` serves them too."""
+"""Criteria for whole blocks, in addition to `random`."""
 
 __all__ = ["BLOCK_CRITERIA", "CRITERIA", "Scores"]

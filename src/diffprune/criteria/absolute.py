@@ -1,4 +1,4 @@
-"""Absolute scores: Taylor terms whose signs cannot cancel between timesteps."""
+"""Absolute scores: the absolute Taylor terms of each timestep, which cannot cancel each other."""
 
 from collections.abc import Sequence
 

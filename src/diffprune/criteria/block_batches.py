@@ -1,4 +1,4 @@
-"""What block criteria share: the batches they look at, and blocks that have to stay."""
+"""Shared by the block criteria: calibration batches at a few timesteps, and scores of blocks that must be kept."""
 
 from collections.abc import Iterator, Mapping
 
@@ -10,20 +10,22 @@ from diffprune.criteria.score_pass import spaced_timesteps
 from diffprune.groups import fixed_blocks
 from diffprune.options import ScoringOptions
 
-STAYS = float("inf")
-"""Score of a block that has to stay."""
+KEPT_SCORE = float("inf")
+"""Score of a block that must be kept."""
 
 
 def spaced_batches(calibration: Calibration, options: ScoringOptions, num_timesteps: int) -> Iterator[NoisyBatch]:
-    """Yield the calibration images at `num_timesteps` timesteps, evenly spaced among those to be scored."""
+    """Yield the calibration batches at `num_timesteps` evenly spaced scored timesteps."""
     for t in spaced_timesteps(calibration, options, num_timesteps):
         yield from calibration.batches(t, options.batch_size)
 
 
 def with_fixed(denoiser: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Scores with those of the blocks that have to stay above all others."""
+    """Replace the scores of blocks that must be kept by infinity."""
     fixed = fixed_blocks(denoiser)
     return {
-        name: torch.tensor([STAYS if i in fixed[name] else float(v) for i, v in enumerate(scores)], dtype=torch.float64)
+        name: torch.tensor(
+            [KEPT_SCORE if i in fixed[name] else float(v) for i, v in enumerate(scores)], dtype=torch.float64
+        )
         for name, scores in values.items()
     }

@@ -1,4 +1,4 @@
-"""Block scores by the output: how far it moves when a block is left out."""
+"""Bypass scores of blocks: the change of the denoiser's output when a block is skipped."""
 
 from collections.abc import Sequence
 from typing import cast
@@ -21,20 +21,22 @@ from diffprune.runs.accumulator import Accumulator
 def bypass(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> Scores:
-    """Mean squared change of the prediction without the block, over images and timesteps.
+    """Return the mean squared change of the prediction without the block, over images and timesteps.
 
     Source: the layer scores of LAPTOP-Diff (Zhang et al. 2024) and of ShortGPT (Men et al. 2024), on the output.
     """
     part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
     fixed = fixed_blocks(denoiser)
     blocks = [(g, i) for g in groups for i in range(g.num_units) if i not in fixed[g.name]]
-    whole = [_prediction(denoiser, batch) for batch in spaced_batches(calibration, options, options.block_timesteps)]
-    num_images = sum(len(prediction) for prediction in whole)
+    predictions = [
+        _prediction(denoiser, batch) for batch in spaced_batches(calibration, options, options.block_timesteps)
+    ]
+    num_images = sum(len(prediction) for prediction in predictions)
     for group, block in sums.iterate(blocks, "blocks", "blocks"):
         others = [i for i in range(group.num_units) if i != block]
-        left = keep_blocks(cast(ModelMixin, denoiser), {group.name: others})
+        shorter = keep_blocks(cast(ModelMixin, denoiser), {group.name: others})
         batches = spaced_batches(calibration, options, options.block_timesteps)
-        changes = (_prediction(left, batch) - before for batch, before in zip(batches, whole, strict=True))
+        changes = (_prediction(shorter, batch) - before for batch, before in zip(batches, predictions, strict=True))
         total = sum(float(change.square().flatten(1).mean(1).double().sum()) for change in changes)
         part[group.name][block] = total / num_images
     return Scores("bypass", with_fixed(denoiser, {name: sums.total(name) for name in part}))

@@ -1,4 +1,4 @@
-"""Block scores by direction: how much a block turns what passes through it."""
+"""Cosine scores of blocks: the change of direction between a block's input and its output."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -22,9 +22,9 @@ from diffprune.runs.accumulator import Accumulator
 def cosine(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> Scores:
-    """1 - cosine similarity of each token before and after the block, the mean over tokens, images and timesteps.
+    """Return 1 - cosine similarity of tokens before and after the block, mean over tokens, images and timesteps.
 
-    Blocks of several streams (image and text) count the mean of their streams. Source: the block influence of
+    A block with several streams (image and text) gets the mean of its streams. Source: the block influence of
     ShortGPT (Men et al. 2024).
     """
     part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
@@ -32,7 +32,7 @@ def cosine(
     for name, block, module in _blocks(denoiser):
 
         def add(module: nn.Module, args: Any, kwargs: Any, output: Any, name: str = name, block: int = block) -> None:
-            part[name][block] += _turned([*args, *kwargs.values()], output)
+            part[name][block] += _direction_change([*args, *kwargs.values()], output)
 
         handles.append(module.register_forward_hook(add, with_kwargs=True))
     timesteps = spaced_timesteps(calibration, options, options.block_timesteps)
@@ -48,28 +48,28 @@ def cosine(
 
 
 def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
-    """List, index and module of each block; of modules that go together those of the class of the first."""
-    for found in block_lists(denoiser):
-        for index, unit in enumerate(found.units):
+    """Yield list, index and module of each block; of modules removed together, those of the first one's class."""
+    for blocks in block_lists(denoiser):
+        for index, unit in enumerate(blocks.units):
             modules = [denoiser.get_submodule(path) for path in unit]
-            yield from ((found.name, index, module) for module in modules if type(module) is type(modules[0]))
+            yield from ((blocks.name, index, module) for module in modules if type(module) is type(modules[0]))
 
 
-def _turned(inputs: Sequence[Any], output: Any) -> float:
-    """1 - cosine, summed over images: of each output stream and the input of its shape that is nearest to it.
+def _direction_change(inputs: Sequence[Any], output: Any) -> float:
+    """Return 1 - cosine, summed over images, between each output stream and its most similar input.
 
-    Streams are tokens (N, L, C), or (N, C, H, W) where UNets are convolutional.
+    Streams are tokens (N, L, C), or feature maps (N, C, H, W). Only inputs of the stream's shape are compared.
     """
     streams = [x for x in (output if isinstance(output, tuple) else (output,)) if isinstance(x, Tensor)]
-    known = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
-    turned = []
+    candidates = [x for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+    changes = []
     for stream in streams:
-        near = [
+        distances = [
             1 - functional.cosine_similarity(x.float(), stream.float(), dim=1 if x.dim() == 4 else -1)
-            for x in known
+            for x in candidates
             if x.shape == stream.shape
         ]
-        if near:
-            turned.append(min(float(d.flatten(1).mean(1).double().sum()) for d in near))
-    assert turned, "a block gives nothing of the shape of what it takes"
-    return sum(turned) / len(turned)
+        if distances:
+            changes.append(min(float(d.flatten(1).mean(1).double().sum()) for d in distances))
+    assert changes, "no output of the block has the shape of one of its inputs"
+    return sum(changes) / len(changes)

@@ -1,4 +1,4 @@
-"""First-order scores: squared Taylor terms, weight by weight, over all timesteps."""
+"""First-order scores: squared Taylor terms of single weights, with gradients summed over all timesteps."""
 
 from collections.abc import Sequence
 
@@ -16,10 +16,10 @@ def first_order(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Sum of (w * G)^2 over the conv and linear weights of a unit, G the gradient summed over all timesteps.
+    """Return the sum of (w * G)^2 over the conv and linear weights of a unit, G the gradient summed over all timesteps.
 
-    Source: Molchanov et al., CVPR 2019, equation 8, with every weight counted on its own.
+    Source: Molchanov et al., CVPR 2019, equation 8, applied to single weights.
     """
-    found = summed_gradients(denoiser, groups, calibration, options, sums, threshold=0.0, norms=False)
-    values = sums_by_unit(groups, denoiser, found.weights, lambda path: found.term(path).square())
-    return Scores("first-order", values, found.details)
+    gradients = summed_gradients(denoiser, groups, calibration, options, sums, threshold=0.0, norms=False)
+    values = sums_by_unit(groups, denoiser, gradients.weights, lambda path: gradients.term(path).square())
+    return Scores("first-order", values, gradients.details)

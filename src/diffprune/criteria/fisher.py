@@ -1,4 +1,4 @@
-"""Fisher scores: how much the loss of single images moves when a unit fades."""
+"""Fisher scores: squared derivatives of each image's loss by a scale factor of each unit."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,10 @@ def fisher(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Sum over images and timesteps of (sum of w * g over all parameters of a unit)^2, g of one image's loss.
+    """Return the sum over images and timesteps of (sum of w * g over a unit's parameters)^2, g of one image's loss.
 
-    The sum inside is the derivative of that loss by a factor before the whole unit, so this is the diagonal of
-    the empirical Fisher information of such factors (Theis et al. 2018; Liu et al., ICML 2021).
+    The inner sum is the derivative of that loss by a scale factor of the unit, so the score is the diagonal of the
+    empirical Fisher information of these factors (Theis et al. 2018; Liu et al., ICML 2021).
     """
     part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}
     for by_group in unit_gradients(denoiser, groups, needed(calibration), options, sums):

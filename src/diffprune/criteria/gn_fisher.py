@@ -1,4 +1,4 @@
-"""Gauss-Newton Fisher scores: how much the output itself moves when a unit fades, whatever the target."""
+"""Gauss-Newton scores: squared derivatives of the output, instead of the loss, by a scale factor of each unit."""
 
 from collections.abc import Sequence
 
@@ -17,10 +17,11 @@ def gn_fisher(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Sum over images and timesteps of (sum of w * g over all parameters of a unit)^2, g of <v, output>, v ~ N(0, I).
+    """Return the sum over images and timesteps of (sum of w * g over a unit's parameters)^2.
 
-    The mean over v is the diagonal of the Gauss-Newton matrix J^T J of factors before the units: the squared change of
-    the output, to first order (Martens and Grosse, ICML 2015; the estimate is that of Hutchinson).
+    g is the gradient of <v, output>, v ~ N(0, I). The mean over v is the diagonal of the Gauss-Newton matrix J^T J of
+    the units' scale factors: the squared change of the output, to first order (Martens and Grosse, ICML 2015; the
+    estimator is Hutchinson's).
     """
     images = needed(calibration)
     part = {g.name: sums.zeros(g.name, g.num_units) for g in groups}

@@ -1,4 +1,4 @@
-"""Magnitude scores: units with small weights go first."""
+"""Magnitude scores: the squared weights of a unit."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,9 @@ def magnitude(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Sum of w^2 over the conv and linear weights of a unit (Han et al. 2015, over groups as in DepGraph 2023).
+    """Return the sum of w^2 over the conv and linear weights of a unit (Han et al. 2015).
 
-    Needs weights, but no images.
+    Summed over groups as in DepGraph (Fang et al. 2023). Needs weights and no images.
     """
     weights = weights_of(denoiser, groups)
     values = sums_by_unit(groups, denoiser, weights, lambda path: weights[path].detach().float().square())

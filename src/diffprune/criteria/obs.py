@@ -1,4 +1,4 @@
-"""Optimal Brain Surgeon scores: what it costs the layers that take a unit, after they have made up for it."""
+"""Optimal Brain Surgeon scores: the error of the consumer layers without a unit, after least-squares compensation."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,18 +27,18 @@ from diffprune.sampling.sampler import image_generator
 
 NUM_TIMESTEPS = 10
 PER_IMAGE = 16
-"""Positions that are looked at in each image."""
+"""Positions sampled in each image."""
 
 DAMPING = 0.01
-"""Share of the mean diagonal that is added to H."""
+"""Share of the mean diagonal added to H."""
 
-LARGEST_SUMS = 2**27
-"""Entries of all H that are collected in one pass over the images: 1 GB in float64."""
+MAX_HESSIAN_ENTRIES = 2**27
+"""Entries of all H accumulated in one pass over the images: 1 GB in float64."""
 
 
 @dataclass
 class _Consumer:
-    """A layer that takes units: H = E[x x^T] of its inputs and E[g^2] of its outputs."""
+    """A layer that takes units as input columns: H = E[x x^T] of its inputs and E[g^2] of its outputs."""
 
     layer: Any
     hessian: Tensor
@@ -49,13 +49,13 @@ def obs(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Units in the order in which they are cheapest to remove one after the other, with what each costs by then.
+    """Remove the cheapest unit of a group again and again; a unit's score is its cost at its removal.
 
     The cost of unit j is the sum over consumers of tr(R W_j [H^-1]_jj^-1 W_j^T), R = diag E[g^2] and g the derivative
-    of <v, output>, v ~ N(0, I), by the consumer's output; after each removal W and H^-1 are those of the units that are
-    left (Hassibi and Stork, NeurIPS 1992; for structures Kurtic et al., NeurIPS 2023). A score is the largest cost so
-    far, so that the order is kept. Looks at 10 evenly spaced timesteps.
-    Raises ModelError for units that no convolution or linear layer takes.
+    of <v, output>, v ~ N(0, I), by the consumer's output. After each removal W and H^-1 are updated to the remaining
+    units (Hassibi and Stork, NeurIPS 1992; for structures Kurtic et al., NeurIPS 2023). A score is the largest cost so
+    far, which preserves the order of removal. Uses 10 evenly spaced timesteps.
+    Raises ModelError for units that are no input of a convolution or linear layer.
     """
     images = needed(calibration)
     values: dict[str, Tensor] = {}
@@ -67,33 +67,35 @@ def obs(
 def _scored(
     denoiser: nn.Module, part: Sequence[Group], images: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> CacheEntry:
-    """Scores of some of the groups; the processes share timesteps, then groups."""
+    """Return the scores of some groups; timesteps, then groups, are sharded over ranks."""
     consumers = _collect(denoiser, part, images, options, sums)
     values = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in part}
-    mine = rank_shard(part, options.device)
-    with progress("scores", len(mine), "groups") as advance:
-        for group in mine:
+    shard = rank_shard(part, options.device)
+    with progress("scores", len(shard), "groups") as advance:
+        for group in shard:
             values[group.name] = _costs(group, consumers)
             advance(1, "")
     return {name: all_reduce_sum(costs, options.device) for name, costs in values.items()}, {}
 
 
-def _taken_by(denoiser: nn.Module, group: Group) -> list[str]:
-    """The layers that take the units of a group."""
-    taking = dict.fromkeys(part.module for part in group.slices if part.dim == "in")
-    paths = [path for path in taking if is_supported(denoiser.get_submodule(path))]
+def _consumers_of(denoiser: nn.Module, group: Group) -> list[str]:
+    """Return the paths of the layers that take the units of a group."""
+    consumers = dict.fromkeys(part.module for part in group.slices if part.dim == "in")
+    paths = [path for path in consumers if is_supported(denoiser.get_submodule(path))]
     if not paths:
-        raise ModelError(f"{group.name}: no convolution or linear layer takes its units; choose another criterion")
+        raise ModelError(
+            f"{group.name}: obs needs a convolution or linear layer that takes its units; choose another criterion"
+        )
     return paths
 
 
 def _in_parts(denoiser: nn.Module, groups: Sequence[Group]) -> Iterator[list[Group]]:
-    """Groups whose consumers' sums fit into memory together."""
+    """Yield groups in parts whose H matrices fit into memory together."""
     part: list[Group] = []
     total = 0
     for group in groups:
-        size = sum(_size(denoiser, path) ** 2 for path in _taken_by(denoiser, group))
-        if part and total + size > LARGEST_SUMS:
+        size = sum(_size(denoiser, path) ** 2 for path in _consumers_of(denoiser, group))
+        if part and total + size > MAX_HESSIAN_ENTRIES:
             yield part
             part, total = [], 0
         part.append(group)
@@ -109,14 +111,14 @@ def _collect(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration, options: ScoringOptions, sums: Accumulator
 ) -> dict[str, _Consumer]:
     layers: dict[str, Any] = {}
-    for path in dict.fromkeys(path for group in groups for path in _taken_by(denoiser, group)):
+    for path in dict.fromkeys(path for group in groups for path in _consumers_of(denoiser, group)):
         layers[path] = denoiser.get_submodule(path)
         zeros = partial(sums.zeros, device=calibration.clean.device)
         zeros(f"{path} hessian", _size(denoiser, path), _size(denoiser, path))
         zeros(f"{path} sensitivity", len(layers[path].weight))
         zeros(f"{path} num")
 
-    def take(place: LayerDim, values: Tensor, gradient: Tensor) -> None:
+    def accumulate(place: LayerDim, values: Tensor, gradient: Tensor) -> None:
         path, layer = place[0], layers[place[0]]
         if place[1] == "in":
             rows = inputs_at(layer, values, sample_positions(layer, values, PER_IMAGE, generator))[:, 0]
@@ -132,7 +134,7 @@ def _collect(
         generator = image_generator(options.seed + 1, t)
         along = directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
-            with hooked_activations(denoiser, places, take):
+            with hooked_activations(denoiser, places, accumulate):
                 output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
                 (output.float() * along[number]).sum().backward()
     consumers = {}
@@ -144,16 +146,16 @@ def _collect(
 
 
 def _costs(group: Group, consumers: Mapping[str, _Consumer]) -> Tensor:
-    """The score of each unit: (units,), float64."""
+    """Return the score of each unit: (units,), float64."""
     problems = [_problem(group, path, consumer) for path, consumer in consumers.items() if _takes(group, path)]
     scores = torch.zeros(group.num_units, dtype=torch.float64)
-    left = torch.ones(group.num_units, dtype=torch.bool)
-    last = 0.0
+    remaining = torch.ones(group.num_units, dtype=torch.bool)
+    largest = 0.0
     for _ in range(group.num_units):
         costs = torch.stack([problem.costs() for problem in problems]).sum(0).cpu()
-        unit = int(torch.where(left, costs, torch.inf).argmin())
-        last = max(last * (1 + 1e-12), float(costs[unit]))
-        scores[unit], left[unit] = last, False
+        unit = int(torch.where(remaining, costs, torch.inf).argmin())
+        largest = max(largest * (1 + 1e-12), float(costs[unit]))
+        scores[unit], remaining[unit] = largest, False
         for problem in problems:
             problem.remove(unit)
     return scores
@@ -165,29 +167,29 @@ def _takes(group: Group, path: str) -> bool:
 
 @dataclass
 class _Problem:
-    """One consumer's part: weights (outputs, inputs) scaled by sensitivity, H^-1, and the columns of each unit."""
+    """State of one consumer: weights (outputs, inputs) scaled by sensitivity, H^-1, and the columns of each unit."""
 
     weight: Tensor
     inverse: Tensor
     columns: Tensor
 
     def costs(self) -> Tensor:
-        """tr(W_j [H^-1]_jj^-1 W_j^T) of every unit j; of one that is gone, 0."""
+        """Return tr(W_j [H^-1]_jj^-1 W_j^T) of every unit j; 0 for removed units."""
         blocks = self.inverse[self.columns[:, :, None], self.columns[:, None, :]]
-        gone = blocks.diagonal(dim1=1, dim2=2).sum(1) == 0
-        blocks = blocks + torch.diag_embed(gone.to(blocks).unsqueeze(1).expand(-1, blocks.shape[1]))
+        is_removed = blocks.diagonal(dim1=1, dim2=2).sum(1) == 0
+        blocks = blocks + torch.diag_embed(is_removed.to(blocks).unsqueeze(1).expand(-1, blocks.shape[1]))
         weights = self.weight.T[self.columns]
         costs: Tensor = (weights * torch.linalg.solve(blocks, weights)).sum((1, 2))
         return costs
 
     def remove(self, unit: int) -> None:
-        """Leave a unit out; the others take over what they can."""
-        mine = self.columns[unit]
-        rows = torch.linalg.solve(self.inverse[mine][:, mine], self.inverse[mine])
-        self.weight -= self.weight[:, mine] @ rows
-        self.inverse -= self.inverse[:, mine] @ rows
-        self.weight[:, mine] = 0
-        self.inverse[mine], self.inverse[:, mine] = 0, 0
+        """Remove a unit and compensate with the remaining ones."""
+        columns = self.columns[unit]
+        rows = torch.linalg.solve(self.inverse[columns][:, columns], self.inverse[columns])
+        self.weight -= self.weight[:, columns] @ rows
+        self.inverse -= self.inverse[:, columns] @ rows
+        self.weight[:, columns] = 0
+        self.inverse[columns], self.inverse[:, columns] = 0, 0
 
 
 def _problem(group: Group, path: str, consumer: _Consumer) -> _Problem:

@@ -1,4 +1,4 @@
-"""Random scores: the baseline every criterion must beat."""
+"""Random scores: the baseline for every criterion."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,10 @@ def random(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Uniform in [0, 1), drawn by `options.seed` in the order of the groups. Needs no weights and no images."""
+    """Return scores uniform in [0, 1), drawn by `options.seed` in the order of the groups.
+
+    Needs no weights and no images.
+    """
     generator = torch.Generator().manual_seed(options.seed)
     values = {g.name: torch.rand(g.num_units, generator=generator, dtype=torch.float64) for g in groups}
     return Scores("random", values)

@@ -1,4 +1,4 @@
-"""The score pass: gradients of the training loss, timestep by timestep, each folded away as soon as it is there."""
+"""The score pass: gradients of the training loss by timestep, each reduced into a sum as soon as it is computed."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from diffprune.artifact.slicing import is_weighted
 from diffprune.calibration.calibration_set import Calibration, NoisyBatch
-from diffprune.criteria.scores import is_weighted
 from diffprune.errors import ModelError
 from diffprune.groups import Group
 from diffprune.options import ScoringOptions
@@ -24,33 +24,33 @@ Weights = Mapping[str, nn.Parameter]
 """Path of a layer -> its weight."""
 
 Fold = Callable[[str, Tensor], None]
-"""Takes the path of a layer and an fp32 gradient of its weight, of which nothing else is kept."""
+"""Reduces the fp32 gradient of a layer's weight, given by path, into running sums."""
 
 
 NUM_SCORED = 100
-"""Timesteps that are scored unless told otherwise: leaving out the others changes scores less than other images do."""
+"""Timesteps scored by default: skipping the others changes scores less than another draw of images does."""
 
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Weights, in their own dtype, and their gradients summed over timesteps, fp32; details as in `loss_details`."""
+    """Weights in their own dtype, and their gradients summed over timesteps in fp32; details as in `loss_details`."""
 
     weights: Weights
     gradients: Mapping[str, Tensor]
     details: Mapping[str, Any]
 
     def term(self, path: str) -> Tensor:
-        """The product w * G of one layer, fp32."""
+        """Return w * G of one layer, fp32."""
         return self.weights[path].detach().float() * self.gradients[path]
 
 
 def weights_of(denoiser: nn.Module, groups: Sequence[Group]) -> Weights:
-    """The weights that enter the scores of these groups: of convolutions and linears."""
+    """Return the weights that enter the scores of groups: those of convolutions and linear layers."""
     return {p: m.weight for p, m in _layers(denoiser, groups) if is_weighted(m) and isinstance(m.weight, nn.Parameter)}
 
 
 def norm_weights_of(denoiser: nn.Module, groups: Sequence[Group]) -> Weights:
-    """The weights of the group norms over units of these groups."""
+    """Return the GroupNorm weights over the units of groups."""
     return {p: m.weight for p, m in _layers(denoiser, groups) if isinstance(m, nn.GroupNorm)}
 
 
@@ -60,47 +60,47 @@ def _layers(denoiser: nn.Module, groups: Sequence[Group]) -> list[tuple[str, Any
 
 
 def scored_timesteps(num_timesteps: int, options: ScoringOptions) -> range:
-    """The timesteps of a score pass: every n-th from the first to the last one asked for; `auto` makes it a hundred.
+    """Return the timesteps of a score pass: every n-th from first to last; stride `auto` gives about a hundred.
 
-    num_timesteps: T of the model's schedule. Raises ModelError when it has none of them.
+    num_timesteps: T of the model's schedule. Raises ModelError when the schedule has none of these timesteps.
     """
     end = num_timesteps if options.last_timestep is None else options.last_timestep + 1
-    found = range(options.first_timestep, min(end, num_timesteps))
-    if not found:
+    selected = range(options.first_timestep, min(end, num_timesteps))
+    if not selected:
         raise ModelError(
             f"no timesteps to score from {options.first_timestep} to {end - 1}: the model has 0 to {num_timesteps - 1}"
         )
     stride = options.timestep_stride
-    return found[:: max(1, len(found) // NUM_SCORED) if stride == "auto" else stride]
+    return selected[:: max(1, len(selected) // NUM_SCORED) if stride == "auto" else stride]
 
 
 def spaced_timesteps(calibration: Calibration, options: ScoringOptions, num: int) -> list[int]:
-    """At most `num` timesteps, evenly spaced among those to be scored."""
-    known = scored_timesteps(calibration.num_timesteps, options)
-    num = min(num, len(known))
-    return [known[int((i + 0.5) * len(known) / num)] for i in range(num)]
+    """Return at most `num` evenly spaced timesteps of a score pass."""
+    scored = scored_timesteps(calibration.num_timesteps, options)
+    num = min(num, len(scored))
+    return [scored[int((i + 0.5) * len(scored) / num)] for i in range(num)]
 
 
 def fold_gradients(
     denoiser: nn.Module, calibration: Calibration, options: ScoringOptions, weights: Weights, fold: Fold,
     sums: Accumulator, *, threshold: float = 0.0, whole_timesteps: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Give `fold` the gradients dL_t/dw of `weights`, each in the middle of the backward pass, and drop it there.
+    """Call `fold` with the gradients dL_t/dw of `weights` during the backward pass, and free each right after.
 
-    L_t is the mean squared error of the prediction over the calibration batch. So the gradients of all weights are
-    never there together, and no other parameter gets one. With several micro-batches `fold` is given the parts of a
-    gradient; with `whole_timesteps` their sum, for which they are held meanwhile.
-    sums: what `fold` adds to; it notes how far the pass has come. Several processes share the timesteps, or with a
-    threshold, which needs them in their order, the images.
+    L_t is the mean squared error of the prediction over the calibration batch. The gradients of all weights are never
+    in memory together, and other parameters get none. `fold` receives the gradient of each micro-batch; with
+    `whole_timesteps` their sum over the micro-batches of a timestep.
+    sums: the running sums of `fold`; it records the progress of the pass. Ranks share the timesteps, or the images
+    where a threshold needs the timesteps in order.
     threshold: the pass ends before the first t with L_t < threshold * (largest loss so far).
-    Returns what plans tell of the pass. Raises ModelError when the loss is not finite.
+    Returns `loss_details`. Raises ModelError when the loss is not finite.
     """
-    assert not (threshold and whole_timesteps), "images are shared by processes where there is a threshold"
-    images = _my_images(calibration, options) if threshold else calibration
+    assert not (threshold and whole_timesteps), "with a threshold, images are sharded over ranks"
+    images = _rank_images(calibration, options) if threshold else calibration
     held: dict[str, Tensor] = {}
     holds = whole_timesteps and len(calibration) > options.batch_size
 
-    def take(path: str, gradient: Tensor) -> None:
+    def receive(path: str, gradient: Tensor) -> None:
         if not holds:
             fold(path, gradient)
         elif path in held:
@@ -109,7 +109,7 @@ def fold_gradients(
             held[path] = gradient
 
     timesteps = scored_timesteps(calibration.num_timesteps, options)
-    with _differentiated(denoiser, weights, take):
+    with _gradients_to(denoiser, weights, receive):
         for t in sums.iterate(timesteps, "scores", "timesteps", sharded=not threshold):
             limit = threshold * max(sums.losses.values(), default=0.0)
             total = 0.0
@@ -127,7 +127,7 @@ def fold_gradients(
 
 
 def loss_details(sums: Accumulator, *, stopped_at: int | None = None) -> dict[str, Any]:
-    """What plans tell of a pass: the mean loss at each timestep, and the one at which a threshold ended it."""
+    """Return the mean loss of each timestep, and the timestep at which a threshold ended the pass."""
     return {
         "timesteps_used": len(sums.losses),
         "stopped_at": stopped_at,
@@ -136,7 +136,7 @@ def loss_details(sums: Accumulator, *, stopped_at: int | None = None) -> dict[st
 
 
 def zeros_of(weights: Weights, sums: Accumulator) -> dict[str, Tensor]:
-    """A running sum for each weight, fp32, where the weight is."""
+    """Return a running sum for each weight: fp32, on the weight's device."""
     return {
         path: sums.zeros(path, *weight.shape, dtype=torch.float32, device=weight.device)
         for path, weight in weights.items()
@@ -147,7 +147,7 @@ def summed_gradients(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator, *, threshold: float, norms: bool,
 ) -> GradientSums:  # fmt: skip
-    """G = sum over t of dL_t/dw with its sign, before the first t with L_t < threshold * (largest loss so far).
+    """Return G = sum of the signed dL_t/dw over t, up to the first t with L_t < threshold * (largest loss so far).
 
     Source: Fang, Ma and Wang, NeurIPS 2023, section 3.
     """
@@ -162,25 +162,25 @@ def summed_gradients(
 
 
 def needed(calibration: Calibration | None) -> Calibration:
-    """The calibration batch; raises ModelError where there is none."""
+    """Return the calibration batch; raises ModelError where there is none."""
     if calibration is None:
-        raise ModelError("this criterion needs calibration images")
+        raise ModelError("this criterion needs calibration images; give data")
     return calibration
 
 
-def _my_images(calibration: Calibration, options: ScoringOptions) -> Calibration:
-    """This process's share of the images; raises ModelError where there is none for some process."""
+def _rank_images(calibration: Calibration, options: ScoringOptions) -> Calibration:
+    """Return this rank's shard of the images; raises ModelError where a rank would have none."""
     state = process_state(options.device)
     if len(calibration) < state.num_processes:
         raise ModelError(
-            f"{len(calibration)} calibration images for {state.num_processes} processes; with a threshold each needs "
-            "one: give more images or start fewer processes"
+            f"{len(calibration)} calibration images for {state.num_processes} ranks; with a threshold each rank needs "
+            "an image: give more images or start fewer processes"
         )
     return calibration.every(state.num_processes, state.process_index)
 
 
 def _loss(denoiser: nn.Module, batch: NoisyBatch, calibration: Calibration) -> Tensor:
-    """The part of L_t that a micro-batch contributes."""
+    """Return the contribution of a micro-batch to L_t."""
     output = predict(denoiser, batch.noisy, batch.timesteps, batch.condition)
     return functional.mse_loss(output.float(), batch.target.float()) * (len(batch.noisy) / len(calibration))
 
@@ -190,9 +190,9 @@ def _reaches(
     limit: float, first: float, denoiser: nn.Module, images: Calibration, calibration: Calibration, timestep: int,
     options: ScoringOptions, sums: Accumulator,
 ) -> bool:  # fmt: skip
-    """Whether L_t reaches a limit, of which `first` is the part of the first micro-batch of this process's images.
+    """Return whether L_t reaches a limit; `first` is the contribution of this rank's first micro-batch.
 
-    Looks at no more than it must; all processes look at equally many micro-batches.
+    Stops at the first micro-batch that decides it; all ranks run equally many micro-batches.
     """
     rest = islice(images.batches(timestep, options.batch_size), 1, None)
     largest_share = math.ceil(len(calibration) / process_state(options.device).num_processes)
@@ -207,15 +207,15 @@ def _reaches(
 
 
 @contextmanager
-def _differentiated(denoiser: nn.Module, weights: Weights, take: Fold) -> Iterator[None]:
-    """While it lasts, backward passes hand the gradients of `weights` to `take`; no other parameter gets any."""
+def _gradients_to(denoiser: nn.Module, weights: Weights, receive: Fold) -> Iterator[None]:
+    """Pass the gradients of `weights` to `receive` in backward passes; no other parameter gets a gradient."""
     before = [(parameter, parameter.requires_grad, parameter.grad) for parameter in denoiser.parameters()]
 
-    def hand_over(path: str) -> Callable[[Tensor], None]:
+    def receiver(path: str) -> Callable[[Tensor], None]:
         def hook(weight: Tensor) -> None:
             assert weight.grad is not None
             gradient, weight.grad = weight.grad.float(), None
-            take(path, gradient)
+            receive(path, gradient)
 
         return hook
 
@@ -225,11 +225,11 @@ def _differentiated(denoiser: nn.Module, weights: Weights, take: Fold) -> Iterat
         for path, weight in weights.items():
             weight.grad = None
             weight.requires_grad_(True)
-            handles.append(weight.register_post_accumulate_grad_hook(hand_over(path)))
+            handles.append(weight.register_post_accumulate_grad_hook(receiver(path)))
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, wanted, gradient in before:
-            parameter.requires_grad_(wanted)
+        for parameter, requires_grad, gradient in before:
+            parameter.requires_grad_(requires_grad)
             parameter.grad = gradient

@@ -1,4 +1,4 @@
-"""Scores: one number per unit of each group, and how weights are summed into them."""
+"""The value `Scores`, one number per unit of each group, and the sum of per-weight terms into units."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -8,17 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffprune.artifact.slicing import AXES, is_weighted, layer_type
+from diffprune.artifact.slicing import AXES, layer_type
 from diffprune.groups import Group
-
-__all__ = ["Scores", "is_weighted", "sums_by_unit"]
 
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of all groups; units with lower scores go first.
+    """Scores of all groups; units with the lowest scores are removed first.
 
-    values: group name -> float64 (num_units,). details: facts about how they came about, for `run.json`.
+    values: group name -> float64 (num_units,). details: facts about the score pass, for `run.json`.
     """
 
     criterion: str
@@ -29,10 +27,10 @@ class Scores:
 def sums_by_unit(
     groups: Sequence[Group], model: nn.Module, layers: Iterable[str], term: Callable[[str], Tensor]
 ) -> dict[str, Tensor]:
-    """Sum terms over all weights that belong to each unit, in float64: group name -> (num_units,) on the CPU.
+    """Sum terms over all weights of each unit: group name -> (num_units,), float64 on the CPU.
 
-    layers: paths of those whose weights count. term: path -> one term per element of the weight; the terms of one
-    layer are there at a time. A weight counts for the unit of its row and for the unit of its column.
+    layers: paths of the layers whose weights count. term: path -> one term per element of the weight, called for one
+    layer at a time. A weight counts for the unit of its row and for the unit of its column.
     """
     totals = {group.name: torch.zeros(group.num_units, dtype=torch.float64) for group in groups}
     parts = defaultdict(list)
@@ -47,6 +45,6 @@ def sums_by_unit(
             axis = AXES[kind]["weight"][part.dim]
             others = [d for d in range(terms.ndim) if d != axis]
             rows = terms.sum(others, dtype=torch.float64) if others else terms.double()
-            mine = rows[part.start : part.start + group.num_units * part.width]
-            totals[group.name] += mine.view(group.num_units, part.width).sum(1).cpu()
+            rows = rows[part.start : part.start + group.num_units * part.width]
+            totals[group.name] += rows.view(group.num_units, part.width).sum(1).cpu()
     return totals

@@ -1,4 +1,4 @@
-"""Second-order scores: the Taylor term with the curvature that the gradients of the timesteps tell."""
+"""Second-order scores: Taylor terms with curvature estimated from the gradients of the timesteps."""
 
 from collections.abc import Sequence
 
@@ -16,11 +16,11 @@ def second_order(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """Sum of |w * G - 1/2 * sum over t of (w * g_t)^2| over the conv and linear weights of a unit.
+    """Return the sum of |w * G - 1/2 * sum over t of (w * g_t)^2| over the conv and linear weights of a unit.
 
     g_t is the gradient at timestep t and G their sum: the second-order expansion of the loss with the empirical
     Fisher information in place of the Hessian's diagonal (LeCun et al., NeurIPS 1989; the combination as in Ma,
-    Fang and Wang, NeurIPS 2023, equation 5), all timesteps counting.
+    Fang and Wang, NeurIPS 2023, equation 5), over all timesteps.
     """
     weights = weights_of(denoiser, groups)
     terms = zeros_of(weights, sums)

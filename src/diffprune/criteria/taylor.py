@@ -16,10 +16,10 @@ def taylor(
     denoiser: nn.Module, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator,
 ) -> Scores:  # fmt: skip
-    """|sum of w * G| over the conv and linear weights of a unit, G the gradient summed over all timesteps.
+    """Return |sum of w * G| over the conv and linear weights of a unit, G the gradient summed over all timesteps.
 
     Source: Molchanov et al. 2019, as the baseline of Diff-Pruning (Fang et al. 2023).
     """
-    found = summed_gradients(denoiser, groups, calibration, options, sums, threshold=0.0, norms=False)
-    sums_of_terms = sums_by_unit(groups, denoiser, found.weights, found.term)
-    return Scores("taylor", {name: values.abs() for name, values in sums_of_terms.items()}, found.details)
+    gradients = summed_gradients(denoiser, groups, calibration, options, sums, threshold=0.0, norms=False)
+    sums_of_terms = sums_by_unit(groups, denoiser, gradients.weights, gradients.term)
+    return Scores("taylor", {name: values.abs() for name, values in sums_of_terms.items()}, gradients.details)

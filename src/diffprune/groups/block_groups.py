@@ -1,4 +1,4 @@
-"""Whole blocks as units: each list of blocks is a group."""
+"""Groups whose units are whole blocks: one group per list of blocks."""
 
 from collections.abc import Mapping, Sequence
 
@@ -9,19 +9,19 @@ from diffprune.groups.group import Group
 
 
 def find_blocks(denoiser: nn.Module) -> tuple[Group, ...]:
-    """One group per list of blocks that the denoiser's config can shorten; empty for classes without such a list."""
+    """Return one group per list of blocks that the config can shorten; empty for classes without such a list."""
     return tuple(
-        Group(found.name, "blocks", len(found.units), (), least=len(found.fixed) or (0 if found.may_empty else 1))
-        for found in block_lists(denoiser)
+        Group(blocks.name, "blocks", len(blocks.units), (), least=len(blocks.fixed) or (0 if blocks.may_empty else 1))
+        for blocks in block_lists(denoiser)
     )
 
 
 def fixed_blocks(denoiser: nn.Module) -> Mapping[str, frozenset[int]]:
-    """Group name -> blocks that have to stay."""
-    return {found.name: found.fixed for found in block_lists(denoiser)}
+    """Return group name -> indices of blocks that cannot be removed."""
+    return {blocks.name: blocks.fixed for blocks in block_lists(denoiser)}
 
 
 def kept_blocks(groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> dict[str, Sequence[int]]:
-    """The part of a choice that shortens lists of blocks."""
-    lists = {g.name: g.num_units for g in groups if g.kind == "blocks"}
-    return {name: kept[name] for name, number in lists.items() if name in kept and len(kept[name]) < number}
+    """Select the kept units of the block groups that lose a block."""
+    num_blocks = {g.name: g.num_units for g in groups if g.kind == "blocks"}
+    return {name: kept[name] for name, num in num_blocks.items() if name in kept and len(kept[name]) < num}

@@ -1,4 +1,4 @@
-"""A group: units that can only be removed together, by name and index."""
+"""The value `Group`: units of one kind, and the rows and columns of layers that each occupies."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from diffprune.options import Kind
 
 @dataclass(frozen=True)
 class Slice:
-    """Where the units of a group lie in one dimension of one layer.
+    """The rows or columns of one layer that belong to the units of a group.
 
-    Unit u is the `width` rows (`out`) or columns (`in`) from `start + u * width` on.
+    Unit u has `width` rows (dim `out`) or columns (dim `in`), the first at `start + u * width`.
     """
 
     module: str
@@ -26,7 +26,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Count:
-    """A whole number that a module holds and that falls by `per_unit` with every unit removed."""
+    """An integer attribute of a module that decreases by `per_unit` for each removed unit (such as `heads`)."""
 
     module: str
     attribute: str
@@ -35,12 +35,12 @@ class Count:
 
 @dataclass(frozen=True)
 class Group:
-    """Units that are removed from all their slices at once.
+    """Units of one kind at one place. Removing a unit removes its rows and columns from all slices.
 
     name: path of the first layer that produces the units.
-    balance: number of equal parts (of consecutive units) that must lose the same number; 1 is no constraint.
-    least: units that stay whatever is asked for.
-    rotary: path of the attention whose heads the units are, where it is given rotary tables for all heads.
+    balance: number of equal parts (of consecutive units) that must lose equally many units; 1 for no constraint.
+    least: minimum number of units kept.
+    rotary: path of the attention where its rotary tables span all heads; None elsewhere.
     """
 
     name: str
@@ -57,9 +57,9 @@ class Group:
 
 
 def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]], model: nn.Module) -> KeptIndices:
-    """What remains of the model when each group keeps the named units only.
+    """Return the rows, columns and integer attributes of a model in which each group keeps some units.
 
-    kept_units: group name -> units to keep; groups that are not named keep all.
+    kept_units: group name -> units to keep; other groups keep all units.
     """
     masks: dict[LayerDim, Tensor] = {}
     numbers: dict[tuple[str, str], int] = {}
@@ -77,7 +77,8 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
             rows = removed.repeat_interleave(part.width)
             mask[part.start : part.start + len(rows)] &= ~rows
         for count in group.counts:
-            now = numbers.get((count.module, count.attribute))
-            before = number(model.get_submodule(count.module), count.attribute) if now is None else now
-            numbers[count.module, count.attribute] = (before or 0) - int(removed.sum()) * count.per_unit
+            value = numbers.get((count.module, count.attribute))
+            if value is None:
+                value = number(model.get_submodule(count.module), count.attribute) or 0
+            numbers[count.module, count.attribute] = value - int(removed.sum()) * count.per_unit
     return KeptIndices({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers, rotary)

@@ -1,4 +1,4 @@
-"""Attention heads as groups: rows of the query, key and value projections, columns of the output projection."""
+"""Groups of attention heads: rows of query, key and value projections, columns of the output projection."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,17 +9,17 @@ from diffprune.architectures.rotary import spans_heads
 from diffprune.artifact.slicing import layer_below, linear_below, number, width
 from diffprune.groups.group import Count, Group, Slice
 
-Output = tuple[str, int]
-"""Path of a layer that takes the heads, and its first column that does."""
+Consumer = tuple[str, int]
+"""Path of a layer whose input contains the heads, and the first of their columns."""
 
 
-def heads_of(
-    path: str, attention: nn.Module, layouts: Sequence[AttentionLayout], *, taken_by: Output | None = None
+def head_group(
+    path: str, attention: nn.Module, layouts: Sequence[AttentionLayout], *, consumer: Consumer | None = None
 ) -> Group | None:
-    """The heads of one attention; None where the module is no attention of several heads.
+    """Return the group of heads of one attention; None where the module is not a multi-head attention.
 
-    A unit is a key-value head with all query heads that share it. Widths of values may differ from those of keys.
-    taken_by: where the heads go when the attention has no output projection of its own.
+    A unit is a key-value head with all query heads that share it. Values may have another width than keys.
+    consumer: the layer that takes the heads of an attention without an output projection.
     """
     heads = next((n for name in HEADS if (n := number(attention, name)) is not None), 0)
     if heads < 2:
@@ -28,19 +28,19 @@ def heads_of(
         needed = [names[0] for names in (layout.queries, layout.keys, layout.values, layout.packed) if names]
         if not all(linear_below(attention, name) is not None for name in needed):
             continue
-        outputs = _outputs(path, attention, layout) if taken_by is None else [taken_by]
+        outputs = _outputs(path, attention, layout) if consumer is None else [consumer]
         if outputs:
             split = _packed_heads if layout.packed else _separate_heads
             return split(path, attention, layout, heads, outputs)
     return None
 
 
-def _outputs(path: str, attention: nn.Module, layout: AttentionLayout) -> list[Output]:
+def _outputs(path: str, attention: nn.Module, layout: AttentionLayout) -> list[Consumer]:
     return [(f"{path}.{name}", 0) for name in layout.outputs if linear_below(attention, name) is not None]
 
 
 def _separate_heads(
-    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Consumer]
 ) -> Group | None:
     rows = [_rows(attention, names[0]) for names in (layout.queries, layout.keys, layout.values)]
     head_dim = rows[0] // heads
@@ -48,7 +48,7 @@ def _separate_heads(
     if units < 1 or heads * head_dim != rows[0] or units * head_dim != rows[1] or heads % units or rows[2] % units:
         return None
     if units == 1:
-        return _sharing_heads(path, attention, layout, heads, outputs)
+        return _multi_query_heads(path, attention, layout, heads, outputs)
     slices = []
     for names, norms, size in (
         (layout.queries, layout.query_norms, rows[0]),
@@ -64,10 +64,10 @@ def _separate_heads(
     return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts), rotary=rotary)
 
 
-def _sharing_heads(
-    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+def _multi_query_heads(
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Consumer]
 ) -> Group | None:
-    """Query heads that share the one key and the one value, which stay."""
+    """Return the query heads of a multi-query attention; its single key and value are kept."""
     size = _rows(attention, layout.queries[0])
     head_dim, value_dim = size // heads, _rows(attention, layout.values[0])
     if any(_spans(attention, name, size, head_dim) for name in layout.query_norms):
@@ -79,10 +79,10 @@ def _sharing_heads(
 
 
 def _packed_heads(
-    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Output]
+    path: str, attention: nn.Module, layout: AttentionLayout, heads: int, outputs: list[Consumer]
 ) -> Group | None:
-    taking = linear_below(attention, outputs[0][0].removeprefix(f"{path}."))
-    size = 0 if taking is None else taking.in_features
+    consumer = linear_below(attention, outputs[0][0].removeprefix(f"{path}."))
+    size = 0 if consumer is None else consumer.in_features
     present = [name for name in layout.packed if _rows(attention, name)]
     if not size or size % heads or any(_rows(attention, name) % size for name in present):
         return None
@@ -102,7 +102,7 @@ def _rows(attention: nn.Module, name: str) -> int:
 
 
 def _spans(attention: nn.Module, name: str, size: int, head_dim: int) -> bool:
-    """Whether a norm spans all heads."""
+    """Return whether a norm spans all heads."""
     norm = layer_below(attention, name)
     return norm is not None and width(norm, "out") == size != head_dim
 
@@ -111,8 +111,8 @@ def _counts(
     path: str, attention: nn.Module, layout: AttentionLayout, numbers: tuple[int, int], widths: tuple[int, ...]
 ) -> Iterator[Count]:
     heads, units = numbers
-    followed = ((HEADS, (heads,)), (KEY_VALUE_HEADS, (units,)), ((*WIDTHS, *layout.widths), widths))
-    for names, values in followed:
+    attributes = ((HEADS, (heads,)), (KEY_VALUE_HEADS, (units,)), ((*WIDTHS, *layout.widths), widths))
+    for names, values in attributes:
         for name in names:
             value = number(attention, name)
             if value is not None and value in values:

@@ -1,4 +1,4 @@
-"""A denoiser block by block: what each holds, costs and can lose."""
+"""Outline of a denoiser for `inspect`: class, parameters, MACs and prunable units of each block."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,10 +11,10 @@ from diffprune.groups import Group
 
 
 def outline(denoiser: nn.Module, groups: Sequence[Group]) -> list[dict[str, Any]]:
-    """One row per part, parents before their children: path, class_name, params, macs, and prunable units by kind.
+    """Return one row per part, parents first: path, class_name, params, macs, and prunable units by kind.
 
-    Parts are the modules at the top and, below them, the entries of lists of blocks. A group counts where its name
-    lies: channels that several blocks share belong to the first.
+    Parts are the top-level modules and, inside them, the entries of block lists. A group counts for the part that
+    contains its name, so channels shared by several blocks count for the first.
     """
     macs = macs_by_layer(denoiser)
     rows = []
@@ -42,12 +42,12 @@ def _parts(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             continue
         path = f"{prefix}{name}"
         yield path, child
-        if _is_list(child) or any(_is_list(below) for below in child.children()):
+        if _is_block_list(child) or any(_is_block_list(below) for below in child.children()):
             yield from _parts(f"{path}.", child)
 
 
-def _is_list(module: nn.Module) -> bool:
-    """Whether it lists blocks: entries of several layers with weights, not the layers of one block."""
+def _is_block_list(module: nn.Module) -> bool:
+    """Return whether each entry of a list has several layers with weights."""
     return isinstance(module, nn.ModuleList) and all(_num_layers(entry) > 1 for entry in module)
 
 

@@ -1,4 +1,4 @@
-"""What is left of a denoiser when its groups keep some of their units."""
+"""Remove units from a copy of a denoiser."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,7 +11,7 @@ from diffprune.groups.group import Group, kept_indices
 
 
 def remove_units(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]]) -> ModelMixin:
-    """A copy with only the kept units (group name -> indices); `denoiser` is untouched. Works on the meta device."""
+    """Return a copy with only the kept units (group name -> indices); works on the meta device as well."""
     narrow = shrink(denoiser, kept_indices(groups, kept, denoiser))
     blocks = kept_blocks(groups, kept)
     return keep_blocks(narrow, blocks) if blocks else narrow

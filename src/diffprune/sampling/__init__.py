@@ -1,1 +1,1 @@
-"""Drawing images: timestep grids, steps, and the seeded, sharded, resumable sampler."""
+"""Sampling: timestep grids, denoising steps, and a seeded, resumable sampler that shards images over ranks."""

@@ -1,4 +1,4 @@
-"""Denoising on the published timestep grids, with our own steps."""
+"""Sampling loop on the published timestep grids, with DDIM or DDPM steps."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,17 +14,17 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 """Noisy images (N, C, H, W) and timesteps (N,) -> the denoiser's output, fp32."""
 
 Record = Callable[[Tensor], None]
-"""Called with x after every step."""
+"""Called with x_t after every step."""
 
 
 def denoise_on_grid(
     predict: Predict, scheduler: Any, x_t: Tensor, options: SampleOptions, noise: Callable[[], Tensor], record: Record
 ) -> Tensor:
-    """Take noise x_T to images by DDIM or ancestral DDPM steps.
+    """Denoise x_T to images by DDIM or ancestral DDPM steps.
 
-    A step goes to the next lower member of the same grid, the last one to the clean image. Uses the noise
-    schedule (`alphas_cumprod`) and the prediction type of `scheduler`; the steps are our own, since diffusers'
-    assume their own spacing. noise: draws fresh noise like x_T.
+    A step leads to the next lower timestep of the grid, the last step to the clean image. `scheduler` gives the noise
+    schedule (`alphas_cumprod`) and the prediction type; its own steps assume its own spacing and are not used.
+    noise: draws fresh noise shaped as x_T.
     """
     alpha_bars = scheduler.alphas_cumprod.to(device=x_t.device, dtype=torch.float32)
     grid = timestep_grid(options.grid, options.steps, len(alpha_bars))

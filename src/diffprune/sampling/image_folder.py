@@ -1,4 +1,4 @@
-"""Sampling into a folder: exactly N files, resumable, written while the next batch computes."""
+"""Sample N images into a folder, resumable; files are written while the next batch computes."""
 
 import io
 import time
@@ -24,26 +24,28 @@ from diffprune.sampling.sampler import conditions_of, draw_images
 from diffprune.sampling.scheduler_sampling import OWN, check_steps, scheduler_named
 from diffprune.sampling.timestep_grids import timestep_grid
 
-FRAME_MS, REST_MS = 60, 1500
+FRAME_MS, LAST_FRAME_MS = 60, 1500
 
 
 def image_path(folder: Path, index: int) -> Path:
-    """Where image `index` of a sampled folder lies."""
+    """Return the path of image `index` in a folder of samples."""
     return folder / f"{index:06d}.png"
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """What a sampling run did. images_per_s is of this process, None where nothing was left to draw."""
+class SamplingFacts:
+    """Facts of a sampling run. images_per_s: of this rank; None where all images existed."""
 
     evaluations_per_image: int
     images_per_s: float | None
 
 
-def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Path, options: SampleOptions) -> Sampled:
-    """Draw the images that are missing in `folder`, shared by all processes.
+def sample_to_folder(
+    denoiser: nn.Module, process: DiffusionProcess, folder: Path, options: SampleOptions
+) -> SamplingFacts:
+    """Draw the images missing in `folder`, sharded over ranks.
 
-    The batches are cut by index alone, so that a resumed run computes the same batches as an undisturbed one.
+    Batches depend on the indices alone, so that a resumed run computes the same batches as an uninterrupted one.
     """
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
@@ -52,18 +54,18 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
         range(start, min(start + options.batch_size, options.num_images))
         for start in range(0, options.num_images, options.batch_size)
     ]
-    mine = batches[state.process_index :: state.num_processes]
-    left = [batch for batch in mine if not all(image_path(folder, i).exists() for i in batch)]
-    num_mine, num_left = sum(map(len, mine)), sum(map(len, left))
+    shard = batches[state.process_index :: state.num_processes]
+    missing = [batch for batch in shard if not all(image_path(folder, i).exists() for i in batch)]
+    num_images, num_missing = sum(map(len, shard)), sum(map(len, missing))
     with (
         placed(denoiser, device),
         autocast_forward(options, denoiser, device),
-        progress("images", num_mine, "images", done=num_mine - num_left) as advance,
+        progress("images", num_images, "images", done=num_images - num_missing) as advance,
         ThreadPoolExecutor(max_workers=1) as writer,
     ):
         writing = None
         started = time.monotonic()
-        for batch in left:
+        for batch in missing:
             frames: list[Tensor] = []
             frame = frames.append if options.sequence or process.pipeline is not None else None
             images = draw_images(denoiser, process, batch, options, device, frame)
@@ -73,16 +75,19 @@ def sample_to_folder(denoiser: nn.Module, process: DiffusionProcess, folder: Pat
             advance(len(batch), "")
         if writing is not None:
             writing.result()
-    rate = num_left / (time.monotonic() - started) if num_left else None
-    return Sampled(evaluations, rate)
+    rate = num_missing / (time.monotonic() - started) if num_missing else None
+    return SamplingFacts(evaluations, rate)
 
 
 def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
-    """Denoising steps of an image; raises OptionError or ModelError for steps, scheduler or classes that cannot be."""
+    """Return the denoising steps per image.
+
+    Raises OptionError or ModelError for steps, a scheduler or classes that the model does not support.
+    """
     num_timesteps, scheduler = process.num_timesteps, process.scheduler
     if process.pipeline is not None:
         check_prompts(process.pipeline, options)
-        if not is_flow(scheduler):  # flows are spaced by the pipeline's call
+        if not is_flow(scheduler):  # the pipeline's call spaces the timesteps of flows
             check_steps(scheduler_named(options.scheduler or OWN, scheduler), options.steps, num_timesteps)
         return options.steps
     conditions_of(process, [0], options, torch.device("cpu"))
@@ -99,27 +104,27 @@ def _write(images: Tensor, frames: list[Tensor], indices: range, folder: Path) -
         if path.exists():
             continue
         if frames:
-            _write_sequence([_picture(step[position]) for step in frames], folder / SEQUENCES, index)
-        _write_png(_picture(images[position]), path)
+            _write_sequence([_to_pil(step[position]) for step in frames], folder / SEQUENCES, index)
+        _write_png(_to_pil(images[position]), path)
 
 
-def _write_sequence(pictures: list[Image.Image], folder: Path, index: int) -> None:
-    """The frames of one image as numbered images, and as an animation that rests on the last one."""
-    for step, picture in enumerate(pictures):
-        _write_png(picture, folder / f"{index:06d}" / f"{step:04d}.png")
+def _write_sequence(frames: list[Image.Image], folder: Path, index: int) -> None:
+    """Write the frames of one image as numbered PNGs, and as a GIF that pauses on the last frame."""
+    for step, frame in enumerate(frames):
+        _write_png(frame, folder / f"{index:06d}" / f"{step:04d}.png")
     buffer = io.BytesIO()
-    durations = [FRAME_MS] * (len(pictures) - 1) + [REST_MS]
-    first, *others = [picture.convert("RGB") for picture in pictures]
+    durations = [FRAME_MS] * (len(frames) - 1) + [LAST_FRAME_MS]
+    first, *others = [frame.convert("RGB") for frame in frames]
     first.save(buffer, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
     atomic_write(folder / f"{index:06d}.gif", buffer.getvalue())
 
 
-def _picture(pixels: Tensor) -> Image.Image:
+def _to_pil(pixels: Tensor) -> Image.Image:
     values = pixels.permute(1, 2, 0).numpy()
     return Image.fromarray(values.squeeze(-1) if values.shape[-1] == 1 else values)
 
 
-def _write_png(picture: Image.Image, path: Path) -> None:
+def _write_png(image: Image.Image, path: Path) -> None:
     buffer = io.BytesIO()
-    picture.save(buffer, format="PNG")
+    image.save(buffer, format="PNG")
     atomic_write(path, buffer.getvalue())

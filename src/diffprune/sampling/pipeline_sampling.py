@@ -1,4 +1,4 @@
-"""Drawing by a text-conditioned pipeline's own call: it knows best how its family is sampled."""
+"""Sampling of text-conditioned models by the call of their own pipeline."""
 
 import copy
 from collections.abc import Sequence
@@ -24,20 +24,22 @@ from diffprune.pipelines.prompts import Prompt, by_images, read_prompts
 from diffprune.sampling.scheduler_sampling import OWN, scheduler_named
 
 UNSUPPORTED = ("sampler", "grid", "eta", "classes", "per_class", "sequence", "interpolate")
-"""Options of unconditional and class-conditional models."""
+"""Options of unconditional and class-conditional models, not supported here."""
 
 
 def check_prompts(pipeline: Any, options: SampleOptions) -> list[Prompt]:
-    """The prompts of a sampling run; raises OptionError or ModelError for what a text-conditioned pipeline lacks."""
-    idle = [name for name in UNSUPPORTED if name in options.model_fields_set]
+    """Return the prompts of a sampling run; raises OptionError or ModelError for unsupported options."""
+    unsupported = [name for name in UNSUPPORTED if name in options.model_fields_set]
     lines = []
     if options.prompts is None:
-        lines.append(f"  prompts: missing; {type(pipeline).__name__} draws what a text says: give a file, one a line")
+        lines.append(f"  prompts: missing; {type(pipeline).__name__} needs a file with one prompt per line")
     unknown = with_unknown(pipeline, options)
     if unknown:
-        lines.append(f"  {', '.join(unknown)}: the call of {type(pipeline).__name__} knows no such thing; leave it out")
+        lines.append(f"  {', '.join(unknown)}: not supported by {type(pipeline).__name__}; leave them out")
     if options.negative_prompt is not None and "true_cfg_scale" in call_options(pipeline):
-        lines.append(f"  negative_prompt: {type(pipeline).__name__} takes one only with true_cfg_scale; leave it out")
+        lines.append(
+            f"  negative_prompt: {type(pipeline).__name__} supports one only with true_cfg_scale; leave it out"
+        )
     if options.scheduler is not None:
         named = scheduler_named(options.scheduler, pipeline.scheduler)
         if is_flow(named) != is_flow(pipeline.scheduler):
@@ -45,10 +47,10 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[Prompt]:
                 f"  scheduler: the model was trained with {type(pipeline.scheduler).__name__}, and "
                 f"{options.scheduler} is for {'flows' if is_flow(named) else 'diffusion, not for flows'}"
             )
-    if idle:
+    if unsupported:
         lines.append(
-            f"  {', '.join(idle)}: {type(pipeline).__name__} is sampled by its own call; leave them out (`scheduler` "
-            "and `steps` serve it)"
+            f"  {', '.join(unsupported)}: not supported by the call of {type(pipeline).__name__}; leave them out "
+            "(`scheduler` and `steps` are supported)"
         )
     if lines:
         raise OptionError("this model is conditioned on text:\n" + "\n".join(lines))
@@ -60,39 +62,39 @@ def check_prompts(pipeline: Any, options: SampleOptions) -> list[Prompt]:
 
 
 def check_images(pipeline: Any, prompts: Sequence[Prompt]) -> None:
-    """Raise OptionError for prompts without the images that a pipeline draws from, or with images it does not take."""
-    name, known = type(pipeline).__name__, call_options(pipeline)
-    unknown = {argument for prompt in prompts for argument in prompt.images} - known
+    """Raise OptionError for prompts without the images that a pipeline needs, or with images it does not take."""
+    name, parameters = type(pipeline).__name__, call_options(pipeline)
+    unknown = {argument for prompt in prompts for argument in prompt.images} - parameters
     if unknown:
-        raise OptionError(f"prompts: the call of {name} knows no {', '.join(sorted(unknown))}; leave these images out")
-    masked = {"mask_image"} & known
+        raise OptionError(f"prompts: {name} takes no {', '.join(sorted(unknown))}; leave these images out")
+    masked = {"mask_image"} & parameters
     if needs_images(pipeline) and not all(
         p.images.keys() & GIVEN_IMAGES and p.images.keys() >= masked for p in prompts
     ):
-        taken = sorted(known & GIVEN_IMAGES | masked)
+        taken = sorted(parameters & GIVEN_IMAGES | masked)
         row = ", ".join(f'"{argument}_file_name": "{argument}.png"' for argument in taken)
         raise OptionError(
-            f"prompts: {name} draws from images that it is given ({', '.join(taken)}); write rows such as "
-            f'{{"text": "...", {row}}}, one a line: in a .jsonl file of prompts, or in the '
-            "metadata.jsonl of a folder of images"
+            f"prompts: {name} needs input images ({', '.join(taken)}); write rows such as "
+            f'{{"text": "...", {row}}}, one per line, in a .jsonl file of prompts or in the '
+            "metadata.jsonl of an image folder"
         )
 
 
 def with_unknown(pipeline: Any, options: PromptOptions) -> list[str]:
-    """Options that were given and that the pipeline's call does not know."""
+    """Return the names of options set by the user that the pipeline's call does not take."""
     names = ("height", "width", "num_frames", "guidance_scale", "negative_prompt")
-    given = {name: value for name in names if (value := getattr(options, name, None)) is not None}
-    return [name for name in given if name not in with_call_options(pipeline, given)]
+    values = {name: value for name in names if (value := getattr(options, name, None)) is not None}
+    return [name for name in values if name not in with_call_options(pipeline, values)]
 
 
 def check_text_encoder(pipeline: Any) -> None:
-    """Raise ModelError for a pipeline that was loaded without what reads its prompts."""
+    """Raise ModelError for a pipeline that was loaded without a text encoder or tokenizer."""
     if not any(c is not None for name, c in pipeline.components.items() if name.startswith("text_encoder")):
-        raise ModelError("the pipeline has no text encoder, so it cannot read prompts; load one that has it")
+        raise ModelError("the pipeline has no text encoder, which prompts need; load a pipeline with one")
     optional = set(getattr(pipeline, "_optional_components", ()))
     for name, component in pipeline.components.items():
         if component is None and name.startswith(("text_encoder", "tokenizer")) and name not in optional:
-            raise ModelError(f"the pipeline has no {name}, so it cannot read prompts; load one that has it")
+            raise ModelError(f"the pipeline has no {name}, which prompts need; load a pipeline with one")
 
 
 @torch.no_grad()
@@ -100,9 +102,9 @@ def draw_by_pipeline(
     pipeline: Any, denoiser: nn.Module, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
     options: SampleOptions, device: torch.device,
 ) -> list[Tensor]:  # fmt: skip
-    """Frames of one image or video per prompt, each uint8 (N, C, H, W); one frame for images.
+    """Draw one image or video per prompt; returns its frames, each uint8 (N, C, H, W), one frame for images.
 
-    denoiser: takes the place of the pipeline's own. Guidance and size are the pipeline's own unless they are given.
+    denoiser: replaces the pipeline's. Guidance and size are the pipeline's defaults unless the options set them.
     """
     drawing = copy.copy(pipeline)
     changed = {
@@ -129,5 +131,5 @@ def _frames(output: Any) -> list[Tensor]:
 
 def _pixels(images: Tensor) -> Tensor:
     if not bool(images.isfinite().all()):
-        raise ModelError("the images are not finite: the model holds broken values, or its dtype is too narrow for it")
+        raise ModelError("the sampled images are not finite: the weights are damaged, or their dtype is too narrow")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()

@@ -1,4 +1,4 @@
-"""The sampler: image i depends on the seed and on i alone, never on the batch or the process that draws it."""
+"""The sampler: image i depends on the seed and on i alone, not on batch or rank."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,11 +15,11 @@ from diffprune.sampling.pipeline_sampling import check_prompts, draw_by_pipeline
 from diffprune.sampling.scheduler_sampling import denoise_with, scheduler_named
 
 Frame = Callable[[Tensor], None]
-"""Called after every step with the images as they are, uint8 (N, C, H, W)."""
+"""Called after every step with the current images, uint8 (N, C, H, W)."""
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
-    """The random generator of one image, on the CPU."""
+    """Return the random generator of one image, on the CPU."""
     (state,) = np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state) >> 1)
 
@@ -35,9 +35,9 @@ def draw_images(
 ) -> Tensor:
     """Draw the images of these indices: uint8 (N, C, H, W). The denoiser must be on `device`, in eval mode.
 
-    All noise comes from one generator per image, in fp32 on the CPU. With `options.interpolate` the first noise of
-    image i lies on the arc between those of the two images named. A text-conditioned model draws by its pipeline's own
-    call, image i of prompt i, in turn; of a video it gives the first frame, and `frame` gets all of them.
+    All noise is drawn from one generator per image, in fp32 on the CPU. With `options.interpolate` the initial noise of
+    image i is on the arc between the noises of two images. A text-conditioned model is sampled by its pipeline's call,
+    image i with prompt i modulo the number of prompts. Of a video the first frame is returned; `frame` gets all frames.
     """
     generators = [image_generator(options.seed, i) for i in indices]
     if process.pipeline is not None:
@@ -56,7 +56,7 @@ def draw_images(
     def pixels(x: Tensor) -> Tensor:
         if not bool(x.isfinite().all()):
             raise ModelError(
-                "the images are not finite: the model holds broken values, or its schedule has no signal left"
+                "the sampled images are not finite: the weights are damaged, or the schedule ends with zero signal"
             )
         return ((process.decode(x).clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu()
 
@@ -79,19 +79,19 @@ def draw_images(
 def predictor(
     denoiser: nn.Module, process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
 ) -> Predict:
-    """The denoiser as a function of x_t and t alone: conditions and guidance of these images are put in.
+    """Return the denoiser as a function of x_t and t, with the conditioning and guidance of these images.
 
-    Guidance: eps = eps_null + s * (eps_class - eps_null) (Ho and Salimans 2022, equation 6), for any prediction
-    type, since they are linear in each other.
+    Guidance: eps = eps_null + s * (eps_class - eps_null) (Ho and Salimans 2022, equation 6). It holds for every
+    prediction type, since they are linear in each other.
     """
-    condition, null = conditions_of(process, indices, options, device)
+    condition, null_condition = conditions_of(process, indices, options, device)
 
     def output(x_t: Tensor, timesteps: Tensor) -> Tensor:
-        told = predict(denoiser, x_t, timesteps, condition).float()
-        if null is None:
-            return told
-        untold = predict(denoiser, x_t, timesteps, null).float()
-        return untold + (options.guidance_scale or 0.0) * (told - untold)
+        conditional = predict(denoiser, x_t, timesteps, condition).float()
+        if null_condition is None:
+            return conditional
+        unconditional = predict(denoiser, x_t, timesteps, null_condition).float()
+        return unconditional + (options.guidance_scale or 0.0) * (conditional - unconditional)
 
     return output
 
@@ -99,15 +99,15 @@ def predictor(
 def conditions_of(
     process: DiffusionProcess, indices: Sequence[int], options: SampleOptions, device: torch.device
 ) -> tuple[Conditioning, Conditioning | None]:
-    """The condition of each image, and the one without class where guidance needs it.
+    """Return the conditioning of each image, and that of the null class where guidance needs it.
 
-    Image i is of class i modulo the number of classes asked for. Raises OptionError for classes or guidance that the
-    model does not know.
+    Image i has class i modulo the number of classes in the options. Raises OptionError for classes or guidance that the
+    model does not support.
     """
     guided = options.is_guided
-    idle = [name for name in ("prompts", "negative_prompt") if getattr(options, name) is not None]
-    if idle:
-        raise OptionError(f"{', '.join(idle)}: the model is not conditioned on text; leave them out")
+    unsupported = [name for name in ("prompts", "negative_prompt") if getattr(options, name) is not None]
+    if unsupported:
+        raise OptionError(f"{', '.join(unsupported)}: the model is not conditioned on text; leave them out")
     if process.classes is None:
         if guided or options.classes is not None:
             raise OptionError("classes and guidance_scale: the model is unconditional; leave them out")
@@ -116,7 +116,7 @@ def conditions_of(
     if max(chosen) >= process.classes.num_classes:
         raise OptionError(f"classes: got {max(chosen)}, the model has 0 to {process.classes.num_classes - 1}")
     if guided and process.classes.null_class is None:
-        raise OptionError("guidance_scale: the model has no class that stands for none, so there is no guidance")
+        raise OptionError("guidance_scale: the model has no null class, which guidance needs; leave it out")
     labels = torch.tensor([chosen[i % len(chosen)] for i in indices], device=device)
     if not guided:
         return process.classes.embed(labels), None
@@ -126,7 +126,7 @@ def conditions_of(
 
 
 def slerp(first: Tensor, second: Tensor, share: float) -> Tensor:
-    """The point at `share` (0 to 1) of the arc between two noises (Shoemake, SIGGRAPH 1985)."""
+    """Return the point at `share` (0 to 1) of the arc between two noises (Shoemake, SIGGRAPH 1985)."""
     a, b = first.double().flatten(), second.double().flatten()
     angle = torch.acos((a @ b / (a.norm() * b.norm())).clamp(-1, 1))
     if float(angle) < 1e-6:

@@ -1,4 +1,4 @@
-"""Denoising with any diffusers scheduler, by its name."""
+"""Sampling loop with any diffusers scheduler, chosen by class name."""
 
 import inspect
 from collections.abc import Sequence
@@ -15,52 +15,51 @@ from diffprune.pipelines.diffusion import is_flow
 from diffprune.sampling.grid_sampling import Predict, Record
 
 OWN = "own"
-"""Name that stands for the scheduler the model came with."""
+"""Name of the scheduler saved with the model."""
 
 
 def scheduler_named(name: str, own: Any) -> Any:
-    """A fresh scheduler of this diffusers class with the noise schedule of `own`.
+    """Return a new scheduler of this diffusers class with the noise schedule of `own`.
 
-    Raises OptionError for an unknown name, ModelError where the class cannot take over the schedule.
+    Raises OptionError for an unknown name, ModelError where the class does not support the schedule.
     """
     kind = type(own) if name == OWN else getattr(diffusers, name, None)
     if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
-        known = [n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")]
-        near = get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else "diffusers has for example DPMSolverMultistepScheduler"
-        raise OptionError(f"scheduler: diffusers has no {name!r}; {hint}; `{OWN}` is the model's own")
+        names = [n for n in dir(diffusers) if n.endswith("Scheduler") and not n.startswith("Flax")]
+        near = get_close_matches(name, names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else "give for example DPMSolverMultistepScheduler"
+        raise OptionError(
+            f"scheduler: diffusers has no {name!r}; {hint}; `{OWN}` is the scheduler saved with the model"
+        )
     try:
         return cast(Any, kind).from_config(own.config)
     except (ValueError, TypeError, ImportError, NotImplementedError) as error:
-        raise ModelError(f"{name} cannot take over the schedule of {type(own).__name__}: {error}") from error
+        raise ModelError(f"{name} does not support the noise schedule of {type(own).__name__}: {error}") from error
 
 
 def check_steps(scheduler: Any, steps: int, num_timesteps: int) -> None:
-    """Raise OptionError for steps that a scheduler cannot place on the timesteps of a model, its offset counted.
-
-    Sets the timesteps of `scheduler`.
-    """
+    """Set the timesteps of `scheduler`; raises OptionError where they do not fit the timesteps of the model."""
     if steps > num_timesteps:
         raise OptionError(f"steps: got {steps}, the model has {num_timesteps} timesteps; give at most that")
     name = type(scheduler).__name__
     try:
         scheduler.set_timesteps(steps)
     except ValueError as error:
-        raise OptionError(f"steps: got {steps}, which {name} does not take: {error}") from error
+        raise OptionError(f"steps: got {steps}, which {name} does not support: {error}") from error
     first = int(max(scheduler.timesteps))
     if first >= num_timesteps and not is_flow(scheduler):
         raise OptionError(
-            f"steps: got {steps}, with which {name} starts at timestep {first}; the model has 0 to "
-            f"{num_timesteps - 1}: give fewer steps"
+            f"steps: got {steps}, for which {name} starts at timestep {first}, but the model has timesteps 0 to "
+            f"{num_timesteps - 1}; give fewer steps"
         )
 
 
 def denoise_with(
     scheduler: Any, predict: Predict, noise: Tensor, steps: int, generators: Sequence[torch.Generator], record: Record
 ) -> Tensor:
-    """Take unit noise to images with a fresh scheduler's own spacing and steps.
+    """Denoise unit noise to images with the spacing and the steps of a new scheduler.
 
-    generators: one per image, from which a stochastic scheduler draws; one that cannot take them is deterministic.
+    generators: one per image, for the noise of stochastic schedulers; deterministic schedulers do not use them.
     """
     scheduler.set_timesteps(steps, device=noise.device)
     more = {"generator": list(generators)} if "generator" in inspect.signature(scheduler.step).parameters else {}

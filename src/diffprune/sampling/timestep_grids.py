@@ -9,9 +9,9 @@ from diffprune.options import Grid
 
 
 def timestep_grid(kind: Grid, num_steps: int, num_train_timesteps: int) -> list[int]:
-    """Timesteps to visit, descending, without repeats (Song, Meng and Ermon, DDIM, ICLR 2021).
+    """Return the timesteps of a grid, descending, without repeats (Song, Meng and Ermon, DDIM, ICLR 2021).
 
-    uniform: 0, T // S, 2 * (T // S), ... below T; that is more than S members where S does not divide T.
+    uniform: 0, T // S, 2 * (T // S), ... below T; more than S members where S does not divide T.
     quad: the squares of S numbers spaced evenly from 0 to sqrt(0.8 T), rounded down; repeats are dropped, so
     S = 100 at T = 1000 gives 96. Raises OptionError when S exceeds T.
     """

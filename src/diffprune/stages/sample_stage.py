@@ -16,7 +16,7 @@ from diffprune.pipelines.loading import denoiser_of, load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.runs.distributed import process_state, shared_run
 from diffprune.runs.run_record import Existing
-from diffprune.sampling.image_folder import Sampled, image_path, sample_to_folder
+from diffprune.sampling.image_folder import SamplingFacts, image_path, sample_to_folder
 
 
 def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
@@ -47,7 +47,7 @@ def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existin
         return run.result
 
 
-def _result(denoiser: ModelMixin, sampled: Sampled, options: SampleOptions) -> dict[str, Any]:
+def _result(denoiser: ModelMixin, sampled: SamplingFacts, options: SampleOptions) -> dict[str, Any]:
     device = pick_device(options.device)
     with placed(denoiser, device), autocast_forward(options, denoiser, device):
         latency = latency_ms(denoiser)
