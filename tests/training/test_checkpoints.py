@@ -14,7 +14,7 @@ from diffprune.calibration.calibration_set import images_for
 from diffprune.errors import FolderError
 from diffprune.options import FinetuneOptions
 from diffprune.pipelines.diffusion import process_of
-from diffprune.training.checkpoints import newest_whole
+from diffprune.training.checkpoints import newest_intact
 from diffprune.training.trainer import train_denoiser
 from tests.conftest import tiny_pipeline
 
@@ -67,9 +67,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 ) -> None:
     folder = tmp_path / "checkpoints"
     shutil.copytree(after_four / "checkpoints", folder)
-    assert newest_whole(folder) == folder / "step-0000004"
+    assert newest_intact(folder) == folder / "step-0000004"
     damage(folder / "step-0000004" / name)
-    assert newest_whole(folder) == folder / "step-0000002"
+    assert newest_intact(folder) == folder / "step-0000002"
     assert "step-0000004" in caplog.text
     assert name in caplog.text or damage is alter  # then the file whose sum was altered is named
 
@@ -83,7 +83,7 @@ def test_whatever_is_left_of_the_checkpoints_the_end_is_the_same(
     for name in damaged:
         cut(folder / "checkpoints" / name / "optimizer.bin")
     assert equal(trained(folder, steps=6), whole)
-    assert newest_whole(folder / "checkpoints") == folder / "checkpoints" / "step-0000006"
+    assert newest_intact(folder / "checkpoints") == folder / "checkpoints" / "step-0000006"
 
 
 @pytest.mark.parametrize("keep", [1, 3])

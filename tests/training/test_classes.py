@@ -119,9 +119,9 @@ def test_previews_show_the_classes_in_turn(tmp_path: Path) -> None:
 
 
 def test_class_options_of_models_without_classes_are_refused(image_folder: Path) -> None:
-    with pytest.raises(ModelError, match="no class that stands for none"):
+    with pytest.raises(ModelError, match="the model has no null class"):
         diffprune.finetune(tiny_pipeline(), None, **QUICK, class_dropout=0.1)
-    with pytest.raises(ModelError, match="no class that stands for none"):
+    with pytest.raises(ModelError, match="the model has no null class"):
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **QUICK, class_dropout=0.1)
     with pytest.raises(DataError, match="is in none of its subfolders"):
         diffprune.finetune(tiny_pipeline(num_class_embeds=10), None, **{**QUICK, "data": str(image_folder)})

@@ -55,9 +55,9 @@ def test_channels_of_features_are_matched_by_what_was_kept(pruned: DDPMPipeline)
     }
     images = torch.stack([images_for(process_of(pruned), "digits")[i] for i in range(16)])
     times = torch.arange(16)
-    with matched.watched(student) as ours:
+    with matched.recorded(student) as ours:
         predict(student, images, times, {})
-    with matched.watched(teacher) as all_theirs:
+    with matched.recorded(teacher) as all_theirs:
         predict(teacher, images, times, {})
     theirs = matched.of_teacher(all_theirs)
     assert [x.shape for x in ours] == [x.shape for x in theirs]

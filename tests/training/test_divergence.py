@@ -22,17 +22,17 @@ from tests.conftest import tiny_unet
 STEPS = ["--data", "digits", "--steps", "6", "--batch-size", "4", "--checkpoint-every", "1", "--log-every", "1"]
 
 
-def noted(journal: TrainingLog, losses: Any) -> None:
+def noted(log: TrainingLog, losses: Any) -> None:
     for loss in losses:
-        journal.note([float(loss), *[0.0] * 2 * NUM_BINS])
+        log.add_step([float(loss), *[0.0] * 2 * NUM_BINS])
 
 
 def test_a_loss_ten_times_its_lowest_mean_stops() -> None:
-    journal = TrainingLog()
-    noted(journal, [1.0, *[0.1] * 200])
+    log = TrainingLog()
+    noted(log, [1.0, *[0.1] * 200])
     with pytest.raises(DivergenceError, match=r"mean loss of the 50 steps") as caught:
-        noted(journal, [2.0] * 50)
-    assert 201 < journal.step <= 251
+        noted(log, [2.0] * 50)
+    assert 201 < log.step <= 251
     assert caught.value.sound_step <= 201
 
 
@@ -44,26 +44,26 @@ def test_losses_that_differ_by_the_timesteps_alone_do_not_stop() -> None:
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_no_number_stops(loss: float) -> None:
-    journal = TrainingLog()
-    noted(journal, [0.1, 0.1])
+    log = TrainingLog()
+    noted(log, [0.1, 0.1])
     with pytest.raises(DivergenceError, match=r"at step 3: training diverged; lower the learning rate"):
-        noted(journal, [loss])
-    assert journal.step == 2
+        noted(log, [loss])
+    assert log.step == 2
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 @pytest.mark.parametrize("clip", [1.0, None])
 def test_a_gradient_that_is_no_number_does_not_reach_the_weights(precision: str, clip: float | None) -> None:
     options = FinetuneOptions(grad_clip=clip, mixed_precision=precision, device="cpu")
-    learner = TrainState(tiny_unet(), options, Accelerator(mixed_precision=precision, cpu=True), torch.device("cpu"))
-    for parameter in learner.bare.parameters():
+    state = TrainState(tiny_unet(), options, Accelerator(mixed_precision=precision, cpu=True), torch.device("cpu"))
+    for parameter in state.bare.parameters():
         parameter.grad = torch.ones_like(parameter)
-    learner.bare.conv_in.weight.grad[0, 0] = math.nan
+    state.bare.conv_in.weight.grad[0, 0] = math.nan
     with pytest.raises(DivergenceError, match="gradient is nan at step 8"):
-        learner.update(7)
+        state.update(7)
     AcceleratorState._reset_state()
     before = tiny_unet().state_dict()
-    for model in (learner.bare, learner.averaged()):
+    for model in (state.bare, state.averaged()):
         assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
 
 
@@ -90,9 +90,9 @@ def test_the_last_good_state_is_kept_and_named(
 
 def test_noise_errors_are_logged_by_timestep() -> None:
     facts = step_facts([torch.tensor(2.0)], torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0, 4, 5, 19]), 20)
-    journal = TrainingLog()
-    journal.note(facts.tolist())
-    row = journal.close_row(0.1, 20)
+    log = TrainingLog()
+    log.add_step(facts.tolist())
+    row = log.close_row(0.1, 20)
     assert row == {
         "step": 1, "loss": 2.0, "learning_rate": 0.1, "noise_error_t0_4": 1.5, "noise_error_t5_9": 3.0,
         "noise_error_t15_19": 6.0,

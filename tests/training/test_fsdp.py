@@ -97,28 +97,31 @@ def test_a_sharded_training_that_is_killed_goes_on_to_what_one_process_trains(
         "pytorch_model_fsdp_0", "optimizer_0", "ema", "best",
     }  # fmt: skip
     assert main(words) == 1
-    assert "was saved under FSDP, in shards, this run is without FSDP; launch it as it was" in capsys.readouterr().err
+    assert (
+        "was saved under FSDP, in shards, but this run is without FSDP; launch it the same way"
+        in capsys.readouterr().err
+    )
     ended = forks.run(words, num_processes=2, environment=LAUNCHED)
     assert ended.status == 0, ended.output
     assert_the_same_training(of_one, tmp_path / "two", folder / "pruned")
 
 
 def test_what_shards_cannot_do_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(sharding, "asked_for", lambda device: True)
+    monkeypatch.setattr(sharding, "is_requested", lambda device: True)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     check_sharding(FinetuneOptions(optimizer="adamw", lora_rank=2, device="cpu"))
     check_sharding(TrainOptions(device="cpu"))
-    with pytest.raises(OptionError, match="soap cannot work on shards of the weights; give --optimizer adamw"):
+    with pytest.raises(OptionError, match="soap does not support sharded weights; give --optimizer adamw"):
         check_sharding(FinetuneOptions(device="cpu"))
-    with pytest.raises(OptionError, match="preview_every: one process draws previews"):
+    with pytest.raises(OptionError, match="preview_every: a preview needs the full model on one rank"):
         check_sharding(TrainOptions(device="cpu", preview_every=5))
     for name, value, said in (
-        ("FSDP_VERSION", "1", "FSDP version 1 is not served; give accelerate --fsdp_version 2"),
+        ("FSDP_VERSION", "1", "FSDP version 1 is not supported; give accelerate --fsdp_version 2"),
         ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "cannot wrap lists of layers by size"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "give --gradient-checkpointing of diffprune instead"),
         ("FSDP_OFFLOAD_PARAMS", "true", "weights lie in main memory already"),
-        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config is not served"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config is not supported"),
     ):
         with monkeypatch.context() as other, pytest.raises(OptionError, match=said):
             other.setenv(name, value)
@@ -138,7 +141,7 @@ def test_a_block_is_gathered_at_a_time() -> None:
     assert named(tiny_unet()) == ["AttnDownBlock2D", "AttnUpBlock2D", "DownBlock2D", "UpBlock2D"]
     assert named(text_unet()) == ["BasicTransformerBlock", "CrossAttnUpBlock2D", "ResnetBlock2D", "UpBlock2D"]
     assert named(tiny_unet(), "ResnetBlock2D") == ["ResnetBlock2D"]
-    with pytest.raises(OptionError, match=r"BasicTransformerBlock is no class of a layer of this UNet2DModel.*UpBlock"):
+    with pytest.raises(OptionError, match=r"UNet2DModel has no layer of class BasicTransformerBlock.*UpBlock"):
         named(tiny_unet(), "ResnetBlock2D", "BasicTransformerBlock")
 
 
@@ -184,5 +187,5 @@ def test_accelerate_launches_it(folder: Path, of_one: Path, tmp_path: Path) -> N
     assert_the_same_training(of_one, tmp_path / "adamw", folder / "pruned")
     refused = launched("soap")
     assert refused.returncode != 0
-    assert "soap cannot work on shards of the weights; give --optimizer adamw" in refused.stderr
+    assert "soap does not support sharded weights; give --optimizer adamw" in refused.stderr
     assert not (tmp_path / "soap").exists()

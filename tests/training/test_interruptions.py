@@ -175,7 +175,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     with monkeypatch.context() as signalling:
         signalling.setattr("diffprune.training.trainer.draw", signalled)
         assert finetuned(pruned_folder, out, *STEPS) == 128 + number
-    assert f"stopped by {number.name} after step 5, which is saved; the same command goes on" in capsys.readouterr().err
+    assert (
+        f"stopped by {number.name} after step 5, which is saved; run the same command again" in capsys.readouterr().err
+    )
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     assert (out / "checkpoints" / "step-0000005").exists()
     assert finetuned(pruned_folder, out, *STEPS) == 0
@@ -219,7 +221,7 @@ def test_two_processes_of_which_one_is_told_to_stop_go_on_as_two_or_as_one(
     os.kill(int(workers[-1]), signal.SIGTERM)
     _, said = running.communicate()
     assert running.returncode != 0
-    assert "the same command goes on from there" in said
+    assert "run the same command again to resume" in said
     assert '"running"' in (out / "run.json").read_text()
     shutil.copytree(out, tmp_path / "one")
     assert finetuned(pruned_folder, tmp_path / "one", *OF_TWO) == 0

@@ -13,7 +13,7 @@ from diffprune.calibration.calibration_set import images_for
 from diffprune.errors import DataError, OptionError
 from diffprune.options import FinetuneOptions
 from diffprune.pipelines.diffusion import process_of
-from diffprune.training.batches import Feed
+from diffprune.training.batches import TrainingData
 from diffprune.training.history import VALIDATION, History
 from diffprune.training.trainer import result_step, train_denoiser
 from diffprune.training.validation import Validation
@@ -38,19 +38,21 @@ def validated(history: History) -> dict[int, float]:
     return {int(row["step"]): row[VALIDATION] for row in history if VALIDATION in row}
 
 
-def feed(pipeline: DDPMPipeline, image_folder: Path, **changes: Any) -> Feed:
+def feed(pipeline: DDPMPipeline, image_folder: Path, **changes: Any) -> TrainingData:
     process = process_of(pipeline)
     options = FinetuneOptions(**{**QUICK, **changes})
-    return Feed(process, images_for(process, str(image_folder)), options, torch.device("cpu"))
+    return TrainingData(process, images_for(process, str(image_folder)), options, torch.device("cpu"))
 
 
 def test_training_never_sees_the_held_out_images(pipeline: DDPMPipeline, image_folder: Path) -> None:
     split = feed(pipeline, image_folder, num_validation_images=5)
     seen = {index for step in range(14) for index in split.indices(step)}
-    assert len(set(split.held_out)) == 5
-    assert seen.isdisjoint(split.held_out)
-    assert seen | set(split.held_out) == set(range(12))
-    assert set(feed(pipeline, image_folder, num_validation_images=5, seed=1).held_out) != set(split.held_out)
+    assert len(set(split.held_out_indices)) == 5
+    assert seen.isdisjoint(split.held_out_indices)
+    assert seen | set(split.held_out_indices) == set(range(12))
+    assert set(feed(pipeline, image_folder, num_validation_images=5, seed=1).held_out_indices) != set(
+        split.held_out_indices
+    )
 
 
 def test_the_error_is_the_same_each_time_and_whatever_the_batches(pipeline: DDPMPipeline, image_folder: Path) -> None:
@@ -109,5 +111,5 @@ def test_a_resumed_run_knows_its_best_weights(tmp_path: Path, monkeypatch: pytes
 def test_what_cannot_be_validated_is_refused(pipeline: DDPMPipeline, image_folder: Path) -> None:
     with pytest.raises(OptionError, match="early_stop: needs num_validation_images"):
         diffprune.finetune(pipeline, data=image_folder, early_stop=2)
-    with pytest.raises(DataError, match="12 of 12 images held out leave none"):
+    with pytest.raises(DataError, match="got 12 of 12 images, which leaves none"):
         diffprune.finetune(pipeline, data=image_folder, num_validation_images=12)

@@ -22,7 +22,7 @@ from diffprune.architectures.families import FAMILIES, family_of
 from diffprune.artifact.slicing import is_weighted, shrink
 from diffprune.compute.placement import placed
 from diffprune.groups import find_groups, kept_indices
-from diffprune.groups.group_finder import block_lists
+from diffprune.groups.group_finder import nested_block_lists
 from tests.zoo.tiny_configs import CONFIGS, EXCLUDED, NOT_COVERED
 from tests.zoo.zoo import (
     SMALL_INPUTS,
@@ -74,7 +74,7 @@ def result(name: str) -> Result:
     small = shrink(model, kept_indices(ruled, kept, model))
     ours = outputs_of(small)
     parts = [part for group in groups for part in group.slices]
-    blocks = [f"{path}.{i}" for path, found in block_lists(model).items() for i in range(len(found))]
+    blocks = [f"{path}.{i}" for path, found in nested_block_lists(model).items() for i in range(len(found))]
     narrow = shrink(model, kept_indices(groups, uniform(groups, 0.3), model))
     outputs_of(narrow)
     return Result(

@@ -1,4 +1,4 @@
-"""The zoo under FSDP2: a sharded model has the outputs and gradients of the whole one.
+"""The zoo under FSDP2: a sharded model has the outputs and gradients of the unsharded one.
 
 Started as a script it is one of two processes: a line for each class says what came of it.
 """
@@ -43,7 +43,7 @@ def passed(model: nn.Module) -> Tensor:
 
 def difference(name: str, accelerator: Any) -> float:
     """The largest, over the largest value, of outputs of a student and a teacher and of all gradients together."""
-    from diffprune.training.fsdp import name_blocks, shard_frozen, whole
+    from diffprune.training.fsdp import gathered, name_blocks, shard_frozen
     from tests.zoo.zoo import tiny_model
 
     plain, model = tiny_model(name), tiny_model(name)
@@ -55,7 +55,7 @@ def difference(name: str, accelerator: Any) -> float:
     with torch.no_grad():
         outputs.append(passed(shard_frozen(accelerator, tiny_model(name).requires_grad_(False))))
     gradients = [
-        {n: whole(p.grad, torch.device("cpu")) for n, p in each.named_parameters() if p.grad is not None}
+        {n: gathered(p.grad, torch.device("cpu")) for n, p in each.named_parameters() if p.grad is not None}
         for each in (plain, model)
     ]
     size = sum(float(value.square().sum()) for value in gradients[0].values()) ** 0.5

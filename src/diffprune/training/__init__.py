@@ -1,1 +1,1 @@
-"""Training: from scratch, or to recover what pruning cost."""
+"""Train a denoiser: from scratch, or to recover the quality of a pruned one."""

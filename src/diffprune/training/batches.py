@@ -1,4 +1,4 @@
-"""From images and draws to the noisy batches of a step, on this process's device."""
+"""Load training images or latents and add noise: the batches of a step, on this rank's device."""
 
 from collections.abc import Iterator, Sequence
 
@@ -12,29 +12,38 @@ from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.pipelines.conditioning import on_device
 from diffprune.pipelines.denoiser_interface import PLAIN
 from diffprune.pipelines.diffusion import UNCONDITIONAL, Conditioning, DiffusionProcess
-from diffprune.training.draws import Draws, held_out, image_indices
+from diffprune.training.draws import Draws, image_indices, split_held_out
 from diffprune.training.fsdp import check_sharding
 from diffprune.training.lora import check_peft
 
 
 def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, options: TrainingOptions) -> None:
-    """Raise ModelError, DataError or OptionError where a model cannot be trained so, before any work."""
+    """Check before any work that these images can train the model with these options.
+
+    Raises ModelError, DataError or OptionError otherwise.
+    """
     if isinstance(images, ImageSet) and process.classes is not None and images.labels is None:
-        raise DataError(f"the model is class-conditional and the images of {images.source} bear no classes")
+        raise DataError(
+            f"the model is class-conditional, but the images of {images.source} have no class labels; give images "
+            "with labels"
+        )
     check_sharding(options)
     if isinstance(options, FinetuneOptions) and options.lora_rank is not None:
         check_peft()
     if options.class_dropout and (process.classes is None or process.classes.null_class is None):
-        raise ModelError("class_dropout: the model has no class that stands for none; leave it out")
+        raise ModelError("class_dropout: the model has no null class; leave the option out")
     if len(images) <= options.num_validation_images:
         raise DataError(
-            f"num_validation_images: {options.num_validation_images} of {len(images)} images held out leave none to "
+            f"num_validation_images: got {options.num_validation_images} of {len(images)} images, which leaves none to "
             f"train on; give at most {len(images) - 1}"
         )
 
 
-class Feed:
-    """What a model is trained on: images, or latents of the model's own with what it is told of each."""
+class TrainingData:
+    """Training data of one run: images, or latents of the model with the conditioning of each.
+
+    train_indices, held_out_indices: images for training and for validation.
+    """
 
     def __init__(
         self,
@@ -45,54 +54,59 @@ class Feed:
     ) -> None:
         check_conditions(process, images, options)
         self.process, self.images, self.options, self.device = process, images, options, device
-        self.trained_on, self.held_out = held_out(len(images), options.num_validation_images, options.seed)
+        self.train_indices, self.held_out_indices = split_held_out(
+            len(images), options.num_validation_images, options.seed
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one noise."""
+        """Shape of the noise of one image: (C, H, W)."""
         return tuple(self.images.clean.shape[1:]) if isinstance(self.images, Calibration) else self.process.shape
 
-    def loaded(self, indices: Iterator[list[int]]) -> Iterator[Tensor]:
-        """Load images, or take latents, one batch per list of indices."""
+    def load(self, indices: Iterator[list[int]]) -> Iterator[Tensor]:
+        """Yield one batch of images or latents per list of indices."""
         if isinstance(self.images, Calibration):
             latents = self.images.clean
-            return (latents[mine] for mine in indices)
+            return (latents[batch] for batch in indices)
         return load_batches(self.images, indices, num_workers=self.options.num_workers)
 
     def indices(self, step: int) -> list[int]:
-        """Images of the global batch of a step."""
-        chosen = image_indices(len(self.trained_on), self.options.batch_size, self.options.seed, step)
-        return [self.trained_on[i] for i in chosen]
+        """Return the image indices of the global batch of a step."""
+        positions = image_indices(len(self.train_indices), self.options.batch_size, self.options.seed, step)
+        return [self.train_indices[i] for i in positions]
 
     def training_batches(self, first_step: int, shards: list[slice]) -> Iterator[Tensor]:
-        """What this process loads, one batch per forward pass, from `first_step` to the end."""
+        """Yield the batches of this rank, one per forward pass, from `first_step` to the last step."""
         steps = range(first_step, self.options.steps)
-        return self.loaded(mine for step in steps for mine in map(self.indices(step).__getitem__, shards))
+        return self.load(batch for step in steps for batch in map(self.indices(step).__getitem__, shards))
 
-    def noisy(self, loaded: Tensor, indices: Sequence[int], draws: Draws) -> NoisyBatch:
-        """What the model sees of loaded images and should answer; indices: which images they are."""
-        clean = self._clean(loaded, draws.mirrored)
+    def add_noise(self, loaded: Tensor, indices: Sequence[int], draws: Draws) -> NoisyBatch:
+        """Return the noisy batch of loaded images with its conditioning and target.
+
+        indices: the image indices of `loaded`, in the same order.
+        """
+        clean = self._encode(loaded, draws.mirrored)
         noise, timesteps = draws.noise.to(self.device), draws.timesteps.to(self.device)
-        condition = self._condition(indices, draws.unlabelled)
+        condition = self._conditioning(indices, draws.unlabeled)
         convention = self.images.convention if isinstance(self.images, Calibration) else PLAIN
         return noisy_batch(self.process.scheduler, clean, noise, timesteps, condition, convention)
 
-    def _clean(self, loaded: Tensor, mirrored: Tensor) -> Tensor:
-        """x_0 of what was loaded: images, half of them mirrored, are encoded; latents are taken as they are."""
+    def _encode(self, loaded: Tensor, mirrored: Tensor) -> Tensor:
+        """Return x_0: images are mirrored where drawn and encoded; latents are used unchanged."""
         if isinstance(self.images, Calibration):
             return loaded.to(self.device)
         images = torch.where(mirrored[:, None, None, None], loaded.flip(-1), loaded).to(self.device)
         return self.process.encode(images)
 
-    def _condition(self, indices: Sequence[int], unlabelled: Tensor) -> Conditioning:
-        """What the model is told of these images."""
+    def _conditioning(self, indices: Sequence[int], unlabeled: Tensor) -> Conditioning:
+        """Return the conditioning of these images; unlabeled ones get the null class."""
         if isinstance(self.images, Calibration):
             return on_device(self.images.conditioning(indices), self.device)
         classes, labels = self.process.classes, self.images.labels
         if classes is None or labels is None:
             return UNCONDITIONAL
-        told = torch.tensor([labels[i] for i in indices])
+        class_labels = torch.tensor([labels[i] for i in indices])
         if classes.null_class is not None:
-            told[unlabelled] = classes.null_class
+            class_labels[unlabeled] = classes.null_class
         with torch.no_grad():
-            return classes.embed(told.to(self.device))
+            return classes.embed(class_labels.to(self.device))

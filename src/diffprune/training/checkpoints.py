@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: complete or absent, verified before they are loaded, the last few kept."""
+"""Checkpoints of a training run: written atomically, verified by checksum before loading, the newest ones kept."""
 
 import hashlib
 import logging
@@ -21,39 +21,42 @@ from diffprune.errors import FolderError
 from diffprune.runs.atomic_files import atomic_folder, read_json, write_json
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the checkpoints below the stage's own."""
+"""Name of the checkpoint folder inside the output folder of a stage."""
 
-SUMS = "checksums.json"
-"""File of a checkpoint, written last: SHA-256 of every other one."""
+CHECKSUMS = "checksums.json"
+"""File of a checkpoint, written last: the SHA-256 of each other file."""
 
 WEIGHTS = {
     "model.safetensors": "without FSDP",
     "pytorch_model_fsdp_0": "under FSDP, in shards",
     "pytorch_model_fsdp.bin": "under FSDP, with FULL_STATE_DICT",
 }
-"""What accelerate calls the weights in a checkpoint, and how a training that does so was launched."""
+"""Names that accelerate gives to the weights in a checkpoint, and the launch that writes each."""
 
 _log = logging.getLogger(__name__)
 
 
 def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int) -> None:
-    """Save the state of all processes as `step-NNNNNNN`, which appears when everything is written.
+    """Save the state of all ranks as the folder `step-NNNNNNN`, which appears once it is complete.
 
-    keep: how many of the newest stay. Raises FolderError where it cannot be written.
+    keep: number of newest checkpoints to keep. Raises FolderError where the checkpoint cannot be written.
     """
     accelerator.wait_for_everyone()
-    with atomic_folder(folder / f"step-{step:07d}") if accelerator.is_main_process else nullcontext() as mine:
-        message: list[Any] = [mine]
+    with atomic_folder(folder / f"step-{step:07d}") if accelerator.is_main_process else nullcontext() as target:
+        message: list[Any] = [target]
         broadcast_object_list(message)
         try:
             accelerator.save_state(str(message[0]))
-        except (RuntimeError, CheckpointException) as error:  # of whole files, and of shards, which says no more
-            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch's own, of a full disk
+        except (RuntimeError, CheckpointException) as error:  # from torch.save, and from sharded saving
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # torch.save on a full disk
                 raise
-            raise FolderError(f"cannot write a checkpoint to {folder}; free space, the same command goes on") from error
+            raise FolderError(
+                f"cannot write a checkpoint to {folder}; free disk space and run the same command again to resume"
+            ) from error
         accelerator.wait_for_everyone()
-        if mine is not None:
-            write_json(mine / SUMS, {str(path.relative_to(mine)): _sha256(path) for path in _files(mine)})
+        if target is not None:
+            checksums = {str(path.relative_to(target)): _sha256(path) for path in _files(target)}
+            write_json(target / CHECKSUMS, checksums)
     if accelerator.is_main_process:
         for old in sorted(folder.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
@@ -61,12 +64,12 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, step: int, keep: int
 
 
 def load_newest(accelerator: Accelerator, folder: Path) -> bool:
-    """Restore the newest checkpoint that is whole into everything prepared or registered; False without one.
+    """Restore the newest intact checkpoint into everything prepared or registered; returns False without one.
 
-    One that is not whole is left out, with a warning that names it. The number of processes may be another one than
-    when it was saved. Raises FolderError for one whose weights are sharded where they were not, or the other way round.
+    A damaged checkpoint is skipped with a warning. The world size may differ from that of the run that saved it.
+    Raises FolderError where the checkpoint is sharded and this run is not, or the reverse.
     """
-    message: list[Any] = [newest_whole(folder) if accelerator.is_main_process else None]
+    message: list[Any] = [newest_intact(folder) if accelerator.is_main_process else None]
     broadcast_object_list(message)
     if message[0] is not None:
         _check_weights(accelerator, Path(message[0]))
@@ -79,55 +82,57 @@ def _check_weights(accelerator: Accelerator, checkpoint: Path) -> None:
     if accelerator.is_fsdp2:
         in_shards = accelerator.state.fsdp_plugin.state_dict_type == StateDictType.SHARDED_STATE_DICT
         expected = "pytorch_model_fsdp_0" if in_shards else "pytorch_model_fsdp.bin"
-    found = next((name for name in WEIGHTS if (checkpoint / name).exists()), expected)
-    if found != expected:
+    saved = next((name for name in WEIGHTS if (checkpoint / name).exists()), expected)
+    if saved != expected:
         raise FolderError(
-            f"the checkpoint {checkpoint} was saved {WEIGHTS[found]}, this run is {WEIGHTS[expected]}; launch it as it "
-            "was, or start anew with --overwrite"
+            f"the checkpoint {checkpoint} was saved {WEIGHTS[saved]}, but this run is {WEIGHTS[expected]}; launch it "
+            "the same way, or start again with --overwrite"
         )
 
 
-def newest_whole(folder: Path, last_step: int | None = None) -> Path | None:
-    """The newest checkpoint, up to a step, whose files are what they were when they were written."""
+def newest_intact(folder: Path, last_step: int | None = None) -> Path | None:
+    """Return the newest checkpoint, up to a step, whose files match their checksums; None without one."""
     for path in sorted(folder.glob("step-*"), reverse=True):
         if last_step is not None and int(path.name.removeprefix("step-")) > last_step:
             continue
         fault = fault_of(path)
         if fault is None:
             return path
-        _log.warning("left out the checkpoint %s: %s; taking the one before, if any", path, fault)
+        _log.warning("skipped the checkpoint %s: %s; trying the previous one", path, fault)
     return None
 
 
 def fault_of(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint; None for one that is whole."""
+    """Describe the damage of a checkpoint; None for an intact one."""
     try:
-        sums = read_json(checkpoint / SUMS)
+        sums = read_json(checkpoint / CHECKSUMS)
     except (OSError, ValueError):
         sums = {}
     if not sums:
-        return f"its {SUMS} is missing or damaged"
+        return f"its {CHECKSUMS} is missing or damaged"
     for name, expected in sums.items():
         try:
-            found = _sha256(checkpoint / name)
+            checksum = _sha256(checkpoint / name)
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-        if found != expected:
+        if checksum != expected:
             return f"{name} has changed since it was written"
     return None
 
 
-def keep(accelerator: Accelerator, bare: nn.Module, ema: Any, best: Any, others: Sequence[Any]) -> None:
-    """Register what checkpoints hold beside the optimizer: weights, their moving average, the best ones, other states.
+def register_state(accelerator: Accelerator, bare: nn.Module, ema: Any, best: Any, others: Sequence[Any]) -> None:
+    """Register what checkpoints contain in addition to the optimizer: weights, EMA, best weights, other states.
 
-    ema: with `shadow_params`. best: with `weights`, which may be none yet. Where the model is sharded, both are saved
-    shard by shard, so that any number of processes finds its own again.
+    ema: has `shadow_params`. best: has `weights`, empty before the first validation. For a sharded model both are
+    saved as distributed checkpoints, so that a run with another world size can load its shards.
     """
     if not accelerator.is_fsdp2:
         accelerator.register_for_checkpointing(ema, *others, best)
-        _keep_unwrapped(accelerator, bare)
+        _register_unwrapped(accelerator, bare)
         return
-    accelerator.register_for_checkpointing(_Without(ema, "shadow_params"), *others, _Without(best, "weights"))
+    accelerator.register_for_checkpointing(
+        _WithoutTensors(ema, "shadow_params"), *others, _WithoutTensors(best, "weights")
+    )
 
     def before_saving(models: list[nn.Module], weights: list[dict[str, Tensor]], folder: str) -> None:
         for name, tensors in (("ema", ema.shadow_params), ("best", best.weights)):
@@ -144,25 +149,25 @@ def keep(accelerator: Accelerator, bare: nn.Module, ema: Any, best: Any, others:
     accelerator.register_load_state_pre_hook(before_loading)
 
 
-class _Without:
-    """The state of something but for its tensors, which are saved elsewhere."""
+class _WithoutTensors:
+    """State of an object without one attribute, whose tensors are saved separately."""
 
-    def __init__(self, of: Any, tensors: str) -> None:
-        self.of, self.tensors = of, tensors
+    def __init__(self, source: Any, attribute: str) -> None:
+        self.source, self.attribute = source, attribute
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: value for name, value in self.of.state_dict().items() if name != self.tensors}
+        return {name: value for name, value in self.source.state_dict().items() if name != self.attribute}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.of.load_state_dict(state)
+        self.source.load_state_dict(state)
 
 
 def _numbered(tensors: Sequence[Tensor]) -> dict[str, Any]:
     return {str(number): value for number, value in enumerate(tensors)}
 
 
-def _keep_unwrapped(accelerator: Accelerator, bare: nn.Module) -> None:
-    """Save and load the weights without what wraps the model for several processes, so that one process fits too."""
+def _register_unwrapped(accelerator: Accelerator, bare: nn.Module) -> None:
+    """Save and load the weights of the unwrapped model, so that a run with another world size can load them."""
 
     def before_saving(models: list[nn.Module], weights: list[dict[str, torch.Tensor]], folder: str) -> None:
         weights[:] = [bare.state_dict()]

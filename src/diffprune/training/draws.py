@@ -1,4 +1,7 @@
-"""What each training step sees, as a function of the seed and the step alone: a resumed run sees the same."""
+"""Random draws of each training step: image order, noise, timesteps, mirroring, label dropout.
+
+They depend on the seed and the step alone, so a resumed run draws the same.
+"""
 
 import functools
 from collections.abc import Sequence
@@ -18,35 +21,35 @@ Sampling = Literal["uniform", "logit-normal"]
 
 @dataclass(frozen=True)
 class Draws:
-    """The random draws of one global batch: noise (B, C, H, W), timesteps (B,); mirrored, unlabelled (B,) bool.
+    """The random draws of one global batch: noise (B, C, H, W), timesteps (B,); mirrored, unlabeled (B,) bool.
 
-    unlabelled: images whose class is kept from the model, which is told its null class instead.
+    unlabeled: images whose class label is dropped; the model gets its null class instead.
     """
 
     noise: Tensor
     timesteps: Tensor
     mirrored: Tensor
-    unlabelled: Tensor
+    unlabeled: Tensor
 
     def __getitem__(self, part: slice) -> "Draws":
-        return Draws(self.noise[part], self.timesteps[part], self.mirrored[part], self.unlabelled[part])
+        return Draws(self.noise[part], self.timesteps[part], self.mirrored[part], self.unlabeled[part])
 
 
 def image_indices(num_images: int, batch_size: int, seed: int, step: int) -> list[int]:
-    """Images of the global batch of a step: the concatenated shuffles of all epochs, cut into batches."""
+    """Return the image indices of a global batch: the shuffles of all epochs, concatenated and cut into batches."""
     first = step * batch_size
-    wanted = range(first, first + batch_size)
-    return [int(_order(num_images, seed, i // num_images)[i % num_images]) for i in wanted]
+    positions = range(first, first + batch_size)
+    return [int(_order(num_images, seed, i // num_images)[i % num_images]) for i in positions]
 
 
 @functools.lru_cache(maxsize=2)
 def _order(num_images: int, seed: int, epoch: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """The shuffle of an epoch; kept, since drawing it for every step would cost more than the step on a large set."""
+    """Return the shuffle of an epoch; cached, since on a large set drawing it can cost more than a step."""
     return np.random.default_rng([seed, 0, epoch]).permutation(num_images)
 
 
-def held_out(num_images: int, num_validation: int, seed: int) -> tuple[Sequence[int], Sequence[int]]:
-    """Images to train on and images that training never sees, by seed."""
+def split_held_out(num_images: int, num_validation: int, seed: int) -> tuple[Sequence[int], Sequence[int]]:
+    """Split image indices by seed into those for training and those held out for validation."""
     if num_validation == 0:
         return range(num_images), ()
     order = np.random.default_rng([seed, 3]).permutation(num_images).tolist()
@@ -54,18 +57,18 @@ def held_out(num_images: int, num_validation: int, seed: int) -> tuple[Sequence[
 
 
 def sampling_of(scheduler: Any, options: TrainingOptions) -> Sampling:
-    """How timesteps are drawn for models of a scheduler."""
+    """Return the distribution of training timesteps; `auto` is logit-normal for flows, else uniform."""
     if options.timestep_sampling == "auto":
         return "logit-normal" if is_flow(scheduler) else "uniform"
     return options.timestep_sampling
 
 
 def draw(shape: tuple[int, ...], scheduler: Any, options: TrainingOptions, step: int) -> Draws:
-    """Noise, timesteps, mirroring and label dropout of a step. shape: (C, H, W).
+    """Draw noise, timesteps, mirroring and label dropout of a step. shape: (C, H, W).
 
-    Timesteps are drawn antithetically: half of them uniform, the other half T - 1 - t (Song et al. 2021). Logit-normal:
-    half of them at the noise levels s = sigmoid(z), z ~ N(0, 1), the other half at sigmoid(-z) (Esser et al. 2024,
-    section 3.1), moved as the scheduler moves its own, to shift * s / (1 + (shift - 1) s) (section 5.3.2).
+    Timesteps are antithetic. Uniform: half are drawn, the other half are T - 1 - t (Song et al. 2021). Logit-normal:
+    half have the noise level s = sigmoid(z), z ~ N(0, 1), the other half sigmoid(-z) (Esser et al. 2024, section 3.1).
+    The scheduler's shift maps s to shift * s / (1 + (shift - 1) s) (section 5.3.2).
     """
     generator = _generator(options.seed, 1, step)
     noise = torch.randn((options.batch_size, *shape), generator=generator)
@@ -75,25 +78,25 @@ def draw(shape: tuple[int, ...], scheduler: Any, options: TrainingOptions, step:
         timesteps = torch.cat([half, num_timesteps - 1 - half])[: options.batch_size]
     else:
         z = torch.randn(num_half, generator=generator, dtype=torch.float64)
-        timesteps = _at_levels(torch.cat([z, -z]).sigmoid()[: options.batch_size], scheduler)
+        timesteps = _timesteps_at(torch.cat([z, -z]).sigmoid()[: options.batch_size], scheduler)
     mirrored = torch.rand(options.batch_size, generator=generator) < (0.5 if options.flip else 0.0)
-    unlabelled = torch.rand(options.batch_size, generator=generator) < options.class_dropout
-    return Draws(noise, timesteps, mirrored, unlabelled)
+    unlabeled = torch.rand(options.batch_size, generator=generator) < options.class_dropout
+    return Draws(noise, timesteps, mirrored, unlabeled)
 
 
 def validation_draws(num: int, shape: tuple[int, ...], scheduler: Any, options: TrainingOptions) -> Draws:
-    """One noise and one timestep per held-out image, the same for the whole run. shape: (C, H, W).
+    """Draw one noise and one timestep per held-out image, fixed for the whole run. shape: (C, H, W).
 
-    The timesteps are the num quantiles of the distribution that training draws from; nothing is mirrored or unlabelled.
+    The timesteps are `num` quantiles of the training distribution. No image is mirrored or unlabeled.
     """
     noise = torch.randn((num, *shape), generator=_generator(options.seed, 4))
     quantiles = (torch.arange(num, dtype=torch.float64) + 0.5) / num
     if sampling_of(scheduler, options) == "uniform":
         timesteps = (quantiles * num_timesteps_of(scheduler)).long()
     else:
-        timesteps = _at_levels(torch.special.ndtri(quantiles).sigmoid(), scheduler)
-    nothing = torch.zeros(num, dtype=torch.bool)
-    return Draws(noise, timesteps, nothing, nothing)
+        timesteps = _timesteps_at(torch.special.ndtri(quantiles).sigmoid(), scheduler)
+    none = torch.zeros(num, dtype=torch.bool)
+    return Draws(noise, timesteps, none, none)
 
 
 def _generator(*key: int) -> torch.Generator:
@@ -101,17 +104,20 @@ def _generator(*key: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) >> 1)
 
 
-def _at_levels(levels: Tensor, scheduler: Any) -> Tensor:
-    """The timesteps nearest to noise levels in 0 to 1, after the scheduler's own shift of them."""
+def _timesteps_at(levels: Tensor, scheduler: Any) -> Tensor:
+    """Return the timesteps of noise levels in 0 to 1, after the scheduler's fixed shift."""
     config, num_timesteps = scheduler.config, num_timesteps_of(scheduler)
-    fixed = not getattr(config, "use_dynamic_shifting", False)
-    shift = float(getattr(config, "shift", None) or getattr(config, "flow_shift", None) or 1.0) if fixed else 1.0
+    is_fixed = not getattr(config, "use_dynamic_shifting", False)
+    shift = float(getattr(config, "shift", None) or getattr(config, "flow_shift", None) or 1.0) if is_fixed else 1.0
     levels = shift * levels / (1 + (shift - 1) * levels)
     return (levels * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
 def shards_of(options: TrainingOptions, num_processes: int, process_index: int) -> list[slice]:
-    """The part of the global batch that a process takes in each forward pass of a step; raises OptionError."""
+    """Return the shard of the global batch of one rank, one slice per forward pass of a step.
+
+    Raises OptionError where the batch does not divide over ranks and accumulation steps.
+    """
     size, rest = divmod(options.batch_size, num_processes * options.accumulation_steps)
     if rest or size == 0:
         raise OptionError(

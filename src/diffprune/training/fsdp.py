@@ -1,4 +1,4 @@
-"""Training sharded by FSDP2, where `accelerate launch --use_fsdp` asks for it: what is served, and what differs."""
+"""FSDP2: shard a training over ranks where `accelerate launch --use_fsdp` requests it."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,54 +19,58 @@ from diffprune.options import TrainingOptions
 from diffprune.runs.distributed import process_state
 
 SHARDABLE = ("adam", "adamax", "adamw", "nadam", "radam", "rmsprop", "sgd")
-"""Optimizers that move each weight by itself, so that a shard is all they need."""
+"""Elementwise optimizers, which need nothing outside their shard."""
 
-CALLED_ALONE = ("CombinedTimestepLabelEmbeddings",)
-"""Classes of layers that a model (DiT) also calls while the block that holds them is not gathered."""
+CALLED_OUTSIDE_BLOCKS = ("CombinedTimestepLabelEmbeddings",)
+"""Layer classes that a model (DiT) also calls outside the block that contains them, while it is not gathered."""
 
 
-def asked_for(device: str) -> bool:
-    """Whether several processes were launched to shard a model; a single one on a CPU has nothing to share."""
+def is_requested(device: str) -> bool:
+    """Return whether the launcher requests FSDP; a single CPU process never shards."""
     return _switched_on("ACCELERATE_USE_FSDP") and process_state(device).use_distributed
 
 
 def check_sharding(options: TrainingOptions) -> None:
-    """Where sharding is asked for, raise OptionError, before any work, that lists what it cannot do."""
-    if not asked_for(options.device):
+    """Raise OptionError before any work where FSDP is requested together with options it does not support."""
+    if not is_requested(options.device):
         return
     mistakes = []
     if (version := os.environ.get("FSDP_VERSION", "1")) != "2":
-        mistakes.append(f"FSDP version {version} is not served; give accelerate --fsdp_version 2")
+        mistakes.append(f"FSDP version {version} is not supported; give accelerate --fsdp_version 2")
     if options.optimizer not in SHARDABLE:
         mistakes.append(
-            f"optimizer: {options.optimizer} cannot work on shards of the weights; give --optimizer adamw, or one of "
+            f"optimizer: {options.optimizer} does not support sharded weights; give --optimizer adamw, or one of "
             + ", ".join(SHARDABLE)
         )
     if options.preview_every:
-        mistakes.append("preview_every: one process draws previews and would need the whole model; leave it out")
+        mistakes.append(
+            "preview_every: a preview needs the full model on one rank, which FSDP does not keep; leave it out"
+        )
     if os.environ.get("FSDP_AUTO_WRAP_POLICY", "").upper() == "SIZE_BASED_WRAP":
-        mistakes.append("--fsdp_auto_wrap_policy: FSDP2 cannot wrap lists of layers by size; leave it out")
+        mistakes.append("--fsdp_auto_wrap_policy: SIZE_BASED_WRAP is not supported by FSDP2; leave it out")
     if _switched_on("FSDP_ACTIVATION_CHECKPOINTING"):
-        mistakes.append("--fsdp_activation_checkpointing: give --gradient-checkpointing of diffprune instead")
+        mistakes.append(
+            "--fsdp_activation_checkpointing: not supported; give --gradient-checkpointing of diffprune instead"
+        )
     if _switched_on("ACCELERATE_USE_PARALLELISM_CONFIG"):
-        mistakes.append("accelerate's parallelism_config is not served beside FSDP; leave it out")
+        mistakes.append("accelerate's parallelism_config is not supported together with FSDP; leave it out")
     on_cpu = process_state(options.device).device.type == "cpu"
     if on_cpu and torch.accelerator.is_available():
-        mistakes.append("device: where there are GPUs, FSDP2 shards over them; leave out cpu")
+        mistakes.append("device: got cpu, but FSDP2 uses the GPUs of this machine; leave it out")
     if on_cpu and _switched_on("FSDP_OFFLOAD_PARAMS"):
-        mistakes.append("--fsdp_offload_params: weights lie in main memory already; leave it out")
+        mistakes.append("--fsdp_offload_params: weights are in main memory already; leave it out")
     if mistakes:
         raise OptionError("training under FSDP: " + "; ".join(mistakes))
 
 
 @contextmanager
 def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accelerator]:
-    """Yield the accelerator of one training; afterwards the accelerator of the caller, if any, works as before.
+    """Yield the accelerator of one training run; afterwards the accelerator of the caller, if any, works as before.
 
-    folder: where it logs; None for nowhere.
+    folder: where trackers log; None for no logs.
     """
     state = process_state(options.device)
-    before, sharded = state.distributed_type, asked_for(options.device)
+    before, sharded = state.distributed_type, is_requested(options.device)
     if sharded and before == DistributedType.MULTI_CPU:
         state.distributed_type = DistributedType.MULTI_GPU  # accelerate leaves FSDP out on CPUs, without a word
     # accelerate has one state per process, with one precision: that of the caller's accelerator is put aside
@@ -77,7 +81,7 @@ def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accel
     try:
         accelerator = Accelerator(
             mixed_precision=options.mixed_precision,
-            # sharded, each pass gives its gradients away; kept until the last one, they would be whole
+            # sharded: reduce gradients after each pass, since unreduced ones would need the memory of the full model
             gradient_accumulation_plugin=GradientAccumulationPlugin(
                 num_steps=options.accumulation_steps, sync_each_batch=sharded
             ),
@@ -99,11 +103,10 @@ def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accel
 
 
 def _plugin(precision: str) -> FullyShardedDataParallelPlugin:
-    """What the launcher asks for, but weights are gathered in the lower precision and gradients summed in fp32.
+    """Return the launcher's plugin with weights gathered in the autocast dtype and gradients reduced in fp32.
 
-    Inputs stay as they are, as in a training that is not sharded: timesteps do not fit into bf16. Every process has
-    loaded the model, so that none need be sent. Asked for nothing else, a block is gathered at a time, where accelerate
-    would gather all of the model.
+    Inputs are not cast, as without sharding: bf16 cannot represent the timesteps. Every rank has loaded the model, so
+    no weights are broadcast. The default policy gathers one block at a time; accelerate's gathers the whole model.
     """
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -115,24 +118,24 @@ def _plugin(precision: str) -> FullyShardedDataParallelPlugin:
 
 
 def name_blocks(accelerator: Accelerator, model: nn.Module) -> None:
-    """Tell accelerate which layers are gathered one at a time, where the user has not named their classes.
+    """Set the layer classes that FSDP gathers one at a time, unless the user named them.
 
-    They are those that diffusers does not split over devices, else the elements of the model's lists of blocks.
+    They are the classes that diffusers does not split over devices, else the elements of the model's block lists.
     Raises OptionError for classes that the model does not have.
     """
     plugin = accelerator.state.fsdp_plugin
     if plugin.auto_wrap_policy is None:
         return
-    there = {type(module).__name__ for module in model.modules()}
+    present = {type(module).__name__ for module in model.modules()}
     named = plugin.transformer_cls_names_to_wrap
-    if unknown := sorted(set(named or ()) - there):
+    if unknown := sorted(set(named or ()) - present):
         raise OptionError(
-            f"--fsdp_transformer_layer_cls_to_wrap: {', '.join(unknown)} is no class of a layer of this "
-            f"{type(model).__name__}; leave it out, or give some of {', '.join(sorted(_classes_of_blocks(model)))}"
+            f"--fsdp_transformer_layer_cls_to_wrap: {type(model).__name__} has no layer of class "
+            f"{', '.join(unknown)}; leave it out, or give some of {', '.join(sorted(_classes_of_blocks(model)))}"
         )
-    undivided = there.intersection(getattr(model, "_no_split_modules", None) or ())
+    undivided = present.intersection(getattr(model, "_no_split_modules", None) or ())
     plugin.transformer_cls_names_to_wrap = named or sorted(
-        (undivided or _classes_of_blocks(model)) | there.intersection(CALLED_ALONE)
+        (undivided or _classes_of_blocks(model)) | present.intersection(CALLED_OUTSIDE_BLOCKS)
     )
 
 
@@ -149,7 +152,7 @@ def _classes_of_blocks(model: nn.Module) -> set[str]:
 
 
 def shard_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
-    """Shard a model that only answers, as the one that trains, in its own dtype; no part of it stays gathered."""
+    """Shard a frozen model like the one that trains, in its own dtype; blocks are resharded after each forward pass."""
     plugin = accelerator.state.fsdp_plugin
     policy = plugin.mixed_precision_policy
     plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -161,30 +164,33 @@ def shard_frozen(accelerator: Accelerator, model: nn.Module) -> nn.Module:
     return cast(nn.Module, sharded)
 
 
-def whole(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor with the parts of all processes, which all have to ask for it; one that is no shard, as it is."""
+def gathered(value: Tensor, device: torch.device) -> Tensor:
+    """Gather a sharded tensor from all ranks; a tensor that is not sharded is returned unchanged.
+
+    A collective: all ranks must call it.
+    """
     return cast(DTensor, value.to(device)).full_tensor() if isinstance(value, DTensor) else value
 
 
 @contextmanager
-def exchanged(model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
-    """Exchange the shards of a model's parameters with others while it lasts; no copy of them all is made."""
+def swapped(model: nn.Module, parameters: Sequence[Tensor], others: Sequence[Tensor]) -> Iterator[None]:
+    """Swap the shards of a model's parameters with others inside the context, one at a time to save memory."""
 
-    def exchange() -> None:
+    def swap() -> None:
         with torch.no_grad():
-            for ours, other in zip(parameters, others, strict=True):
-                kept = ours.detach().clone()
-                ours.copy_(other)
-                other.copy_(kept)
+            for parameter, other in zip(parameters, others, strict=True):
+                previous = parameter.detach().clone()
+                parameter.copy_(other)
+                other.copy_(previous)
 
-    exchange()
+    swap()
     try:
         yield
     finally:
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # what stays gathered after a forward pass would be taken for the old weights
-        exchange()
+                module.reshard()  # gathered weights of the last forward pass would be reused after the swap
+        swap()
 
 
 def _switched_on(name: str) -> bool:

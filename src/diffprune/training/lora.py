@@ -1,4 +1,4 @@
-"""Low-rank adapters: recovery that trains a small part beside frozen weights, merged into them at the end."""
+"""LoRA: train low-rank adapters next to frozen weights, and merge them at the end."""
 
 import importlib.util
 from typing import Any
@@ -10,16 +10,16 @@ from diffprune.errors import OptionError
 
 
 def check_peft() -> None:
-    """Raise OptionError where PEFT, which makes the adapters, is not installed."""
+    """Raise OptionError where PEFT is not installed."""
     if importlib.util.find_spec("peft") is None:
-        raise OptionError("lora_rank: needs PEFT; pip install 'diffprune[lora]'")
+        raise OptionError("lora_rank: PEFT is not installed; run pip install 'diffprune[lora]'")
 
 
 def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
-    """Freeze a model and put an adapter of a rank beside every linear layer and ungrouped 2D convolution, in place.
+    """Freeze a model and add a PEFT adapter to every linear layer and ungrouped 2D convolution, in place.
 
-    W x becomes W x + B A x with A drawn by seed and B = 0, so that the output stays as it is at first (Hu et al., ICLR
-    2022), by PEFT. Their parameters are the only ones that take gradients.
+    W x becomes W x + B A x with A drawn by seed and B = 0, so the output is unchanged at first (Hu et al., ICLR 2022).
+    Only the adapters' parameters have gradients.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -35,14 +35,14 @@ def add_adapters(model: nn.Module, rank: int, seed: int) -> None:
 
 
 def merge_adapters(model: nn.Module) -> None:
-    """Add the adapters into the weights and take them away, in place: the layers are as they were, by name and kind."""
+    """Merge the adapters into the weights, in place; layers get their names and classes back."""
     if importlib.util.find_spec("peft") is None:
-        return  # there are none
+        return  # no adapters without PEFT
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     adapted = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, BaseTunerLayer)]
     for path, layer in adapted:
-        tuned: Any = layer
-        tuned.merge(safe_merge=True)
+        tuner: Any = layer
+        tuner.merge(safe_merge=True)
         parent, _, name = path.rpartition(".")
-        setattr(model.get_submodule(parent), name, tuned.get_base_layer())
+        setattr(model.get_submodule(parent), name, tuner.get_base_layer())

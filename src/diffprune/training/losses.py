@@ -7,14 +7,14 @@ from torch.nn import functional
 
 
 def noise_errors(output: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error of the prediction of each image, (N,), in fp32."""
+    """Return the mean squared error of each image's prediction, (N,), in fp32."""
     return (output.float() - target.float()).square().flatten(1).mean(1)
 
 
 def denoising_loss(output: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean squared error of the prediction (Ho, Jain and Abbeel, NeurIPS 2020, equation 14).
 
-    weights: (N,), what each image counts; None stands for all alike.
+    weights: (N,), weight of each image's error; None for equal weights.
     """
     if weights is None:
         return functional.mse_loss(output.float(), target.float())
@@ -24,7 +24,7 @@ def denoising_loss(output: Tensor, target: Tensor, weights: Tensor | None = None
 def distillation_loss(
     output: Tensor, target: Tensor, teacher_output: Tensor, teacher_weight: float, weights: Tensor | None = None
 ) -> Tensor:
-    """teacher_weight * error to the teacher's output + (1 - teacher_weight) * denoising loss.
+    """Return teacher_weight * error to the teacher's output + (1 - teacher_weight) * denoising loss.
 
     The published research code uses 0.7 (Diff-Pruning, Fang et al. 2023).
     """
@@ -33,9 +33,9 @@ def distillation_loss(
 
 
 def feature_loss(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Tensor:
-    """Mean over blocks of the squared difference of features over the teacher's mean square.
+    """Return the mean over blocks of the squared difference of features, divided by the teacher's mean square.
 
-    Without that division the blocks with the largest activations drown the others, and the loss of the output.
+    Without the division, blocks with large activations would dominate the others and the loss of the output.
     """
     terms = [
         functional.mse_loss(ours.float(), theirs.float()) / theirs.float().square().mean().clamp(min=1e-12)

@@ -1,4 +1,4 @@
-"""What a student is trained for: the noise, its teacher's output, its teacher's features."""
+"""Training objective: denoising loss, output distillation and feature distillation, combined by the options."""
 
 import copy
 from collections.abc import Callable
@@ -12,15 +12,15 @@ from diffprune.calibration.calibration_set import NoisyBatch
 from diffprune.options import FinetuneOptions, TrainingOptions
 from diffprune.pipelines.diffusion import min_snr_weights
 from diffprune.pipelines.predict import predict
-from diffprune.training.feature_distillation import Matched, matched_blocks
+from diffprune.training.feature_distillation import MatchedBlocks, matched_blocks
 from diffprune.training.losses import denoising_loss, distillation_loss, feature_loss
 
 
 class Objective:
-    """The loss of a forward pass. The teacher, if any, is copied; it only answers, in the dtype asked for.
+    """The loss of a forward pass. The teacher, if any, is copied and frozen, in `options.teacher_dtype`.
 
-    denoiser: the student before it was made ready. student: as it trains, perhaps with adapters. place: brings the
-    copy to where the student computes, on a device of this type.
+    denoiser: the student before training was prepared. student: the module that trains, perhaps with adapters.
+    place: moves or shards the teacher as the student is. device: where the student computes.
     """
 
     def __init__(
@@ -36,33 +36,33 @@ class Objective:
         self.student, self.scheduler = student, scheduler
         self.options = options if isinstance(options, FinetuneOptions) else None
         self.teacher: nn.Module | None = None
-        self.matched = Matched({})
+        self.matched = MatchedBlocks({})
         if teacher is not None and self.options is not None:
-            self.teacher = place(_answering(copy.deepcopy(teacher), device, self.options.teacher_dtype))
+            self.teacher = place(_frozen(copy.deepcopy(teacher), device, self.options.teacher_dtype))
             if self.options.feature_weight:
                 self.matched = matched_blocks(denoiser, teacher)
 
-    def watching(self) -> AbstractContextManager[list[Tensor]]:
-        """Collect what the student's blocks give in a forward pass."""
-        return self.matched.watched(self.student)
+    def recorded_features(self) -> AbstractContextManager[list[Tensor]]:
+        """Record the outputs of the student's matched blocks in a forward pass."""
+        return self.matched.recorded(self.student)
 
     def loss(self, output: Tensor, features: list[Tensor], batch: NoisyBatch, timesteps: Tensor) -> Tensor:
-        """Of the student's output (N, ...) and features. timesteps: (N,), of the schedule."""
+        """Return the loss of the student's output (N, ...) and features. timesteps: (N,), of the schedule."""
         options, weights = self.options, None
         if options is not None and options.loss_weighting == "min-snr":
             weights = min_snr_weights(self.scheduler, timesteps).to(output.device)
         if options is None or self.teacher is None:
             return denoising_loss(output, batch.target, weights)
-        with torch.no_grad(), self.matched.watched(self.teacher) as taught:
-            answer = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
-        loss = distillation_loss(output, batch.target, answer, options.teacher_weight, weights)
+        with torch.no_grad(), self.matched.recorded(self.teacher) as teacher_features:
+            teacher_output = predict(self.teacher, batch.noisy, batch.timesteps, batch.condition)
+        loss = distillation_loss(output, batch.target, teacher_output, options.teacher_weight, weights)
         if options.feature_weight:
-            loss = loss + options.feature_weight * feature_loss(features, self.matched.of_teacher(taught))
+            loss = loss + options.feature_weight * feature_loss(features, self.matched.of_teacher(teacher_features))
         return loss
 
 
-def _answering(teacher: nn.Module, device: torch.device, dtype: str) -> nn.Module:
-    """A teacher in eval mode without gradients; `auto` is bf16 for a GPU, and as it is elsewhere."""
+def _frozen(teacher: nn.Module, device: torch.device, dtype: str) -> nn.Module:
+    """Freeze a teacher in eval mode. dtype `auto`: bf16 on a GPU, unchanged elsewhere."""
     teacher.eval().requires_grad_(False)
     if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
         return nn.Module.to(teacher, torch.bfloat16)

@@ -24,7 +24,7 @@ class StepFacts:
         """Return a copy of the denoiser with its EMA weights: in eval mode, in the model's dtype, on its device.
 
         The copy is made at each call, so calls cost time and memory; training does not change it afterwards.
-        Raises ModelError for a sharded denoiser, whose weights one rank does not hold.
+        Raises ModelError for a sharded denoiser, whose full weights no single rank has.
         """
         if self._state.sharded:
             raise ModelError(
