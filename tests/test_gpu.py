@@ -52,7 +52,6 @@ def test_finetuning_lowers_the_loss(precision: str) -> None:
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
 def test_text_encoders_and_autoencoder_leave_the_gpu_before_scoring(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("a red cat\nblue\n")
     pipeline = tiny("sd3")

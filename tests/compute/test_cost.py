@@ -5,7 +5,7 @@ import torch
 from diffusers import Lumina2Transformer2DModel
 
 import diffprune
-from diffprune.compute.cost import WithoutValues, cost_of, latency_ms
+from diffprune.compute.cost import WithoutValues, cost_of, latency_ms, layer_cost_of
 from diffprune.pipelines.loading import architecture
 
 PUBLISHED = {
@@ -33,6 +33,9 @@ def test_the_forecast_is_what_the_pruned_model_costs(unet: object) -> None:
     plan = diffprune.plan(unet, criterion="magnitude", ratio=0.4)
     small = diffprune.prune(unet, plan)
     assert cost_of(small) == plan.after
+    layers = layer_cost_of(small)
+    assert (layers.params, layers.macs) == (plan.after.params, plan.after.macs)
+    assert sum(layers.macs_by_layer.values()) == layers.macs
     assert plan.after.params == small.num_parameters()
     assert {name: sizes[0] for name, sizes in plan.layers.items()}["conv_in"] == 16 * 9 + 16
     assert sum(after for _, after in plan.layers.values()) == small.num_parameters()

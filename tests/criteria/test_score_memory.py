@@ -127,7 +127,6 @@ def test_a_class_that_cannot_compute_in_bf16_is_scored_in_fp32() -> None:
     assert model.first.weight.dtype == torch.bfloat16
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("criterion", ["diff-pruning", "fisher"])
 @pytest.mark.parametrize("name", ["ddpm", "sd3", "flux"])
 def test_gradient_checkpointing_gives_the_same_scores(name: str, criterion: str, tmp_path: object) -> None:
@@ -160,7 +159,6 @@ def test_gradient_checkpointing_of_a_class_without_it_is_refused(
         score(pipeline.unet, find_groups(pipeline.unet), noise(), options)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", ["ddpm", "sd3"])
 def test_weights_that_come_layer_by_layer_give_the_same_scores(name: str, tmp_path: object) -> None:
     """On the CPU alone they come as copies; own images are drawn with the parts of the pipeline offloaded, too."""

@@ -21,8 +21,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "wan": {**SIZED, "num_frames": 1}, "ltx": {"height": 32, "width": 64, "num_frames": 1},
 }  # fmt: skip
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
-
 
 def images_for(layout: LatentLayout) -> Tensor:
     return torch.rand((2, 3, *layout.image_size), generator=torch.Generator().manual_seed(1)) * 2 - 1

@@ -5,15 +5,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from diffusers import DDPMPipeline
 from torch import nn
 
 import diffprune
 from diffprune.cli.main import main
 from diffprune.planning import latency
 from diffprune.runs.atomic_files import read_json
-from tests.conftest import tiny_pipeline
+from tests import conftest
 
 Clock = Callable[[Callable[[], float]], list[int]]
+
+
+def tiny_pipeline() -> DDPMPipeline:
+    """Return a pipeline of one level: each candidate of a search is built and counted."""
+    return conftest.tiny_pipeline(
+        block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
+    )
 
 
 def num_params(model: nn.Module) -> int:

@@ -22,8 +22,6 @@ from tests.helpers.tiny_pipelines import tiny
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
-
 
 def planned(folder: Path, **options: Any) -> Path:
     with torch.random.fork_rng():

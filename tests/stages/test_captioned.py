@@ -32,8 +32,6 @@ from diffprune.runs.atomic_files import read_json
 from diffprune.stages import train_stage as train
 from tests.helpers.tiny_pipelines import SIZES, tiny
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens
-
 CPU = torch.device("cpu")
 CAPTIONS = ("a red cat", "blue", "a dog", "a blue cat", "red")
 SCORING = [

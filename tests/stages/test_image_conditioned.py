@@ -80,7 +80,6 @@ def calibrated(name: str, folder: Path) -> tuple[Any, Calibration]:
     return pipeline, calibrate_on_texts(process_of(pipeline), options_for(name, asked(name, folder)), CPU)
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FROM_IMAGES)
 def test_what_is_joined_to_the_latents_is_recorded_and_joined_again(name: str, given: Path) -> None:
     pipeline, calibration = calibrated(name, given)
@@ -110,7 +109,6 @@ def test_what_is_joined_to_the_latents_is_recorded_and_joined_again(name: str, g
         assert torch.allclose(again * calibration.convention.sign, output, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_an_inpainting_model_is_told_its_mask_and_what_the_mask_leaves(given: Path) -> None:
     _, calibration = calibrated("inpaint", given)
     mask, rest = calibration.condition[JOINED]["part"].split([1, 4], dim=1)
@@ -121,7 +119,6 @@ def test_an_inpainting_model_is_told_its_mask_and_what_the_mask_leaves(given: Pa
     assert float((kept[0] - kept[2]).abs().max()) > 1e-2
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "name", [name if name == "inpaint" else pytest.param(name, marks=pytest.mark.slow) for name in FROM_IMAGES]
 )
@@ -146,7 +143,6 @@ def test_a_pipeline_that_draws_from_images_is_pruned_recovered_sampled_and_reloa
     assert type(again) is FROM_IMAGES[name].__annotations__["return"]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_images_with_captions_say_which_image_they_are_drawn_from(given: Path) -> None:
     """A folder of targets, with the sources beside them: the sources are no targets."""
     picture(2).save(given / "edited.png")
@@ -167,7 +163,6 @@ def test_images_with_captions_say_which_image_they_are_drawn_from(given: Path) -
     assert torch.allclose(calibration.condition[JOINED]["part"], joined, atol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_latents_on_disk_are_made_again_for_another_image_of_the_same_name(given: Path, tmp_path: Path) -> None:
     pipeline, options = tiny("pix2pix"), options_for("pix2pix", asked("pix2pix", given))
     process, store = process_of(pipeline), LatentCache(tmp_path / "store", {})
@@ -181,7 +176,6 @@ def test_latents_on_disk_are_made_again_for_another_image_of_the_same_name(given
     assert torch.equal(parts[1][2], parts[2][2])
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_stage_notices_that_an_image_that_it_draws_from_has_changed(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,7 +201,6 @@ def test_a_stage_notices_that_an_image_that_it_draws_from_has_changed(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")
 def test_compensation_by_a_plan_notices_that_an_image_has_changed(
     given: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,7 +218,6 @@ def test_compensation_by_a_plan_notices_that_an_image_has_changed(
     assert "a.png has changed since" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_images_of_several_sizes_are_drawn_from_one_by_one_and_refused_in_a_batch(given: Path, tmp_path: Path) -> None:
     pipeline, prompts = tiny("pix2pix"), asked("pix2pix", given)
     picture(1, side=32).save(given / "b.png")
@@ -239,7 +231,6 @@ def test_images_of_several_sizes_are_drawn_from_one_by_one_and_refused_in_a_batc
             calibrate_on_texts(process_of(pipeline), options, CPU)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: Path) -> None:
     pipeline = tiny("inpaint")
     plain = tmp_path / "plain.txt"
@@ -278,7 +269,6 @@ def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: 
     assert not list((tmp_path / "out").glob("*.png"))
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_whose_conditions_follow_the_steps_is_refused(given: Path) -> None:
     """A ControlNet looks at the noisy image: what it tells at one step is wrong at another."""
     components = tiny("sd").components
@@ -292,7 +282,6 @@ def test_a_pipeline_whose_conditions_follow_the_steps_is_refused(given: Path) ->
         calibrate_on_texts(process_of(pipeline), options_for("inpaint", asked("kontext", given)), CPU)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_that_tells_its_denoiser_several_times_at_once_is_refused(given: Path) -> None:
     """Wan 2.2 TI2V puts the given frame in place of the first one of x_t, and says that it is at time 0."""
     names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
@@ -311,7 +300,6 @@ def test_what_takes_the_place_of_a_part_of_the_latents_is_refused() -> None:
         joined_along(changed, sample)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_that_takes_one_prompt_an_image_is_refused(given: Path) -> None:
     pipeline = StableDiffusion3Img2ImgPipeline(**tiny("sd3").components)
     with pytest.raises(diffprune.ModelError, match="cannot be called with several prompts and these images"):

@@ -19,8 +19,6 @@ from tests.helpers.forks import Ended, Forks
 
 Commands = dict[str, list[str]]
 
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 CALIBRATION = [
     "--num-calibration-images", "8", "--batch-size", "3", "--timestep-stride", "4", "--ratio", "0.3", "--device", "cpu",
 ]  # fmt: skip

@@ -48,7 +48,6 @@ KINDS = ("sd", "sd3", "ltx", "dit")
 """A UNet, a flow, a video and a model of classes; the slow tier takes all pipelines."""
 
 
-@pytest.mark.filterwarnings("ignore")  # transformers and diffusers warn about tokens and devices
 @pytest.mark.parametrize(
     "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in PIPELINES]
 )
@@ -76,7 +75,6 @@ def test_a_pipeline_is_scored_pruned_finetuned_sampled_and_reloaded(name: str, p
     assert type(again) is PIPELINES[name].__annotations__["return"]
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("criterion", ["bypass", "cosine"])
 def test_blocks_of_a_text_conditioned_pipeline_are_scored_and_what_is_left_is_stock(
     criterion: str, prompts: Path, tmp_path: Path
@@ -93,7 +91,6 @@ def test_blocks_of_a_text_conditioned_pipeline_are_scored_and_what_is_left_is_st
     assert not (tmp_path / "out" / "transformer" / "pruning.json").exists()
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_blocks_of_all_attentions_and_the_middle_of_a_unet_compete(prompts: Path, tmp_path: Path) -> None:
     model, out = saved("sdxl", tmp_path), tmp_path / "out"
     words = ["--kinds", "blocks", "--ranking", "global", "--block-timesteps", "2", "--ratio", "0.5"]
@@ -107,7 +104,6 @@ def test_blocks_of_all_attentions_and_the_middle_of_a_unet_compete(prompts: Path
     assert main(["sample", str(out), *drawing, "--out", str(tmp_path / "images")]) == 0
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_image_i_draws_prompt_i_in_turn_whatever_the_batch_size(prompts: Path, tmp_path: Path) -> None:
     pipeline = tiny("sd")
     drawn = []
@@ -120,7 +116,6 @@ def test_image_i_draws_prompt_i_in_turn_whatever_the_batch_size(prompts: Path, t
     assert int(((expected[0] * 255).round().int() - ones[1]).abs().max()) <= 1
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_what_is_recorded_is_what_the_pipeline_computes(prompts: Path) -> None:
     """At the last timestep the recorded conditions and conventions give the loss that noise and latents ask for."""
     for name, scale in (("sd", 1.0), ("flux", 0.001)):
@@ -142,7 +137,6 @@ def test_what_is_recorded_is_what_the_pipeline_computes(prompts: Path) -> None:
             assert first.condition["img_ids"].shape == second.condition["img_ids"].shape
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_stochastic_schedulers_draw_from_the_generators_of_the_images(prompts: Path) -> None:
     pipeline = tiny("sd")
     pipeline.register_modules(scheduler=EulerAncestralDiscreteScheduler(num_train_timesteps=20))
@@ -154,7 +148,6 @@ def test_stochastic_schedulers_draw_from_the_generators_of_the_images(prompts: P
     assert torch.allclose(one.clean, three.clean, atol=1e-3)
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_texts_that_are_padded_to_the_longest_of_a_batch_fit_together_in_any_batch_size(prompts: Path) -> None:
     pipeline = tiny("qwen")
     options = PlanOptions(
@@ -172,7 +165,6 @@ def test_texts_that_are_padded_to_the_longest_of_a_batch_fit_together_in_any_bat
         assert len(next(calibration.batches(5, 2)).condition["img_shapes"]) == 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_guidance_that_is_told_is_that_of_the_latents(prompts: Path) -> None:
     size: dict[str, object] = {"height": 16, "width": 16, "num_calibration_images": 2, "generation_steps": 2}
     for guidance, expected in ((None, 3.5), (2.0, 2.0)):
@@ -181,7 +173,6 @@ def test_guidance_that_is_told_is_that_of_the_latents(prompts: Path) -> None:
         assert calibration.condition["guidance"].tolist() == [expected] * 2
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_a_pipeline_stored_in_bf16_is_computed_with_in_fp32_and_stored_so_again(prompts: Path, tmp_path: Path) -> None:
     tiny("sd3").to(torch.bfloat16).save_pretrained(tmp_path / "model")
     scoring = ["--data", "generated", "--num-calibration-images", "2", "--generation-steps", "2", "--threshold", "0"]
@@ -193,7 +184,6 @@ def test_a_pipeline_stored_in_bf16_is_computed_with_in_fp32_and_stored_so_again(
     assert {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_wrong_uses_of_prompts_are_refused_before_work(
     prompts: Path, pipeline_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

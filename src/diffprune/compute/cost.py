@@ -3,10 +3,9 @@
 import contextlib
 import copy
 import io
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch_pruning
@@ -20,6 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from diffprune.architectures.example_inputs.derived_inputs import Inputs
 from diffprune.architectures.families import family_of
 from diffprune.artifact.slicing import is_weighted, on_meta
+
+T = TypeVar("T")
 
 _ATTENTION_OPS = ("attention", "bmm")
 """Operators that multiply two activations; on the meta device attention runs as two batched matrix products."""
@@ -48,41 +49,58 @@ class Cost:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class LayerCost:
+    """Parameters and MACs as in `Cost`, and the MACs of each counted layer by path; together they are `macs`."""
+
+    params: int
+    macs: int
+    macs_by_layer: Mapping[str, int]
+
+
 def cost_of(denoiser: nn.Module) -> Cost:
-    """Count parameters and MACs on a copy on the meta device, without weights or computation."""
-    return _count_without_values(denoiser)[0]
+    """Count on a copy on the meta device: no weights are needed and nothing is computed."""
+
+    def count(model: nn.Module, inputs: Inputs) -> Cost:
+        layers = _count_layers(model, inputs)
+        return Cost(layers.params, layers.macs, _count_attention(model, inputs))
+
+    return _counted(denoiser, count)
 
 
-def macs_by_layer(denoiser: nn.Module) -> dict[str, int]:
-    """Return the MACs of each counted layer, by path; their sum is `Cost.macs`."""
-    return _count_without_values(denoiser)[1]
+def layer_cost_of(denoiser: nn.Module) -> LayerCost:
+    """Return `cost_of` without attention, in one forward pass instead of two."""
+    return _counted(denoiser, _count_layers)
 
 
-def _count_without_values(denoiser: nn.Module) -> tuple[Cost, dict[str, int]]:
+def _counted(denoiser: nn.Module, count: Callable[[nn.Module, Inputs], T]) -> T:
     try:
         shadow = on_meta(denoiser).eval().requires_grad_(False)
-        return _count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
-    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass reads values
+        return count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
+    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
-        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # the counter knows its batched products
-            return _count(shadow, inputs)
+        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
+            return count(shadow, inputs)
 
 
-def _count(model: nn.Module, inputs: Inputs) -> tuple[Cost, dict[str, int]]:
+def _count_layers(model: nn.Module, inputs: Inputs) -> LayerCost:
     for layer in model.modules():
         if isinstance(layer, nn.Linear):  # torch-pruning's counter reads positional arguments only
             layer.register_forward_pre_hook(lambda _, args, named: ((*args, *named.values()), {}), with_kwargs=True)
     with contextlib.redirect_stdout(io.StringIO()), _dense_flex_attention():
         macs, params, by_module, _ = torch_pruning.utils.count_ops_and_params(model, inputs, layer_wise=True)
+    paths = {module: path for path, module in model.named_modules()}
+    layers = {paths[module]: int(n) for module, n in by_module.items() if n and not any(module.children())}
+    return LayerCost(int(params), int(macs), layers)
+
+
+def _count_attention(model: nn.Module, inputs: Inputs) -> int:
     counter = FlopCounterMode(display=False)
     with counter, _dense_flex_attention(), torch.no_grad():
         model(**inputs)
     flops = counter.get_flop_counts()["Global"]
-    attention = sum(n for op, n in flops.items() if any(name in str(op) for name in _ATTENTION_OPS))
-    paths = {module: path for path, module in model.named_modules()}
-    layers = {paths[module]: int(n) for module, n in by_module.items() if n and not any(module.children())}
-    return Cost(params=int(params), macs=int(macs), attention_macs=attention // 2), layers
+    return sum(n for op, n in flops.items() if any(name in str(op) for name in _ATTENTION_OPS)) // 2
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from diffprune.compute.cost import macs_by_layer
+from diffprune.compute.cost import layer_cost_of
 from diffprune.groups import Group
 
 
@@ -16,7 +16,7 @@ def outline(denoiser: nn.Module, groups: Sequence[Group]) -> list[dict[str, Any]
     Parts are the top-level modules and, inside them, the entries of block lists. A group counts for the part that
     contains its name, so channels shared by several blocks count for the first.
     """
-    macs = macs_by_layer(denoiser)
+    macs = layer_cost_of(denoiser).macs_by_layer
     rows = []
     for path, module in _parts("", denoiser):
         inside = f"{path}."

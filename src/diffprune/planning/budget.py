@@ -8,7 +8,7 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 
 from diffprune.artifact.slicing import without_weights
-from diffprune.compute.cost import cost_of
+from diffprune.compute.cost import layer_cost_of
 from diffprune.criteria import Scores
 from diffprune.errors import OptionError
 from diffprune.groups import Group, remove_units
@@ -151,6 +151,6 @@ def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bo
 def _sizes(denoiser: ModelMixin, names: Sequence[str]) -> dict[str, int]:
     """Those of the parameters and MACs that are asked for (MACs take a traced pass)."""
     if "macs" in names:
-        cost = cost_of(denoiser)
+        cost = layer_cost_of(denoiser)
         return {"params": cost.params, "macs": cost.macs}
     return {"params": sum(parameter.numel() for parameter in denoiser.parameters())} if names else {}
