@@ -1,9 +1,6 @@
 """Two processes make the statistics and the numbers of one."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from diffprune.evaluation.image_preparation import Preparation
 from diffprune.evaluation.inception_features import extract_features, open_image_set
 from diffprune.options import EvaluateOptions
 from tests.conftest import photos, quick_inception
+from tests.helpers.forks import Forks
 
 METRICS = ("fid", "kid", "ssim", "mse")
 MORE = {
@@ -79,17 +77,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("quick_network", "one_thread")
-def test_two_processes_find_the_numbers_of_one(photo_sets: tuple[Path, Path], damaged: Path, tmp_path: Path) -> None:
+def test_two_processes_find_the_numbers_of_one(
+    forks: Forks, photo_sets: tuple[Path, Path], damaged: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "two"
     out.mkdir()
     script = tmp_path / "both.py"
     script.write_text(BOTH.format(more=MORE, metrics=METRICS))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    two = subprocess.run(
-        [*launch, *map(str, (*photo_sets, damaged, out))], capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    two = forks.run([script, *photo_sets, damaged, out], num_processes=2)
+    assert two.status == 0, two.output
 
     alone = diffprune.evaluate(*photo_sets, metrics=METRICS, **MORE)
     record = json.loads((out / "metrics" / "run.json").read_text())

@@ -5,11 +5,13 @@ Run as a script, this module is that interpreter: it reads requests and writes r
 
 import json
 import os
+import runpy
 import signal
 import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -43,7 +45,9 @@ class Forks:
         self, words: Sequence[object], *, num_processes: int = 1, die_at: tuple[str, int] | None = None,
         die_after_s: float | None = None, environment: Mapping[str, str] | None = None,
     ) -> Ended:  # fmt: skip
-        """Run a command. die_at: SIGKILL just before the n-th file whose path contains this text is put in place.
+        """Run a command, or a Python script. words: of the command, or path and arguments of the .py file.
+
+        die_at: SIGKILL just before the n-th file whose path contains this text is put in place.
 
         environment: variables of a launcher, in addition to rank and world size.
         """
@@ -63,11 +67,11 @@ class Forks:
 
 
 @contextmanager
-def forking(folder: Path) -> Iterator[Forks]:
+def forking(folder: Path, environment: Mapping[str, str] = os.environ) -> Iterator[Forks]:
     """Start the interpreter, and end it on exit."""
     process = subprocess.Popen(
         [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     try:
         yield Forks(process, folder)
@@ -141,9 +145,16 @@ def _run_rank(rank: int, port: int, request: dict[str, Any]) -> None:
             os.write(log, f"{Path(target).name}\n".encode())
 
         os.replace = recorded_replace
-        from diffprune.cli.main import main
+        if request["words"][0].endswith(".py"):
+            sys.argv = request["words"]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+            status = 0
+        else:
+            from diffprune.cli.main import main
 
-        status = main(request["words"])
+            status = main(request["words"])
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -4,8 +4,6 @@ import base64
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,6 +15,7 @@ import pytest
 
 import diffprune
 from tests.conftest import tiny_pipeline
+from tests.helpers.forks import Forks, forking
 
 REVISIONS = {"main": "a" * 40, "older": "b" * 40}
 
@@ -135,27 +134,32 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def hub(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """A running hub; gives the environment in which a process uses it, with a cache of its own."""
+def hub(folders: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Run a hub; yields an interpreter that uses it, with a cache of its own."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Hub, root=folders))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    yield {
+    environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith("HF_")},
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HOME": str(tmp_path_factory.mktemp("cache")),
+        "HF_HUB_OFFLINE": "0",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "NO_PROXY": "127.0.0.1",
     }
+    with forking(tmp_path_factory.mktemp("forks"), environment) as interpreter:
+        yield interpreter
     server.shutdown()
     server.server_close()
     thread.join()
 
 
-def run(words: list[str], hub: dict[str, str]) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run([sys.executable, *words], env=hub, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done
+def run(code: str, hub: Forks, folder: Path, *words: object) -> str:
+    """Run code in a process of the hub's interpreter; returns what it prints."""
+    (folder / "code.py").write_text(code)
+    ended = hub.run([folder / "code.py", *words])
+    assert ended.status == 0, ended.output
+    return ended.output
 
 
 LOAD = """
@@ -177,25 +181,25 @@ assert unet.conv_in.out_channels == 12
 """
 
 
-def test_a_pruned_pipeline_loads_by_hub_id_and_revision(hub: dict[str, str]) -> None:
-    run(["-c", LOAD], hub)
+def test_a_pruned_pipeline_loads_by_hub_id_and_revision(hub: Forks, tmp_path: Path) -> None:
+    run(LOAD, hub, tmp_path)
 
 
 COMMANDS = """
 import sys
 from diffprune.cli.main import main
 assert main(["inspect", "team/none"]) == 1
-sys.exit(main(["prune", "team/small", "--criterion", "magnitude", "--ratio", "0.25", "--out", sys.argv[1], "--json"]))
+assert main(["prune", "team/small", "--criterion", "magnitude", "--ratio", "0.25", "--out", sys.argv[1], "--json"]) == 0
 """
 
 
-def test_the_command_line_takes_a_hub_id_and_carries_its_licence(hub: dict[str, str], tmp_path: Path) -> None:
+def test_the_command_line_takes_a_hub_id_and_carries_its_licence(hub: Forks, tmp_path: Path) -> None:
     """And says so where the hub does not have it."""
     out = tmp_path / "smaller"
-    done = run(["-c", COMMANDS, str(out)], hub)
-    assert "team/none" in done.stderr
-    assert "Traceback" not in done.stderr
-    result = json.loads(done.stdout)
+    output = run(COMMANDS, hub, tmp_path, out)
+    assert "team/none" in output
+    assert "Traceback" not in output
+    result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     assert result["params_after"] < result["params_before"]
     assert (out / "LICENSE").read_text() == "Do good.\n"
     assert (out / "README.md").read_text().startswith("# Small\n\n## Pruned with diffprune")
@@ -218,7 +222,9 @@ for unet in (again.unet, bare):
 """
 
 
-def test_a_pruned_pipeline_and_a_bare_denoiser_are_pushed_and_loaded_again(hub: dict[str, str], folders: Path) -> None:
-    run(["-c", PUSH], hub)
+def test_a_pruned_pipeline_and_a_bare_denoiser_are_pushed_and_loaded_again(
+    hub: Forks, folders: Path, tmp_path: Path
+) -> None:
+    run(PUSH, hub, tmp_path)
     assert (folders / "pushed" / "main" / "unet" / "pruning.json").is_file()
     assert (folders / "bare" / "main" / "pruning.json").is_file()

@@ -1,7 +1,5 @@
 """Sampled folders: exactly N images, the same whatever the batch, the process or the interruption."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,7 @@ from diffprune.pipelines.diffusion import process_of
 from diffprune.sampling.image_folder import sample_to_folder
 from diffprune.sampling.sampler import image_generator, slerp
 from tests.conftest import tiny_pipeline, tiny_unet
+from tests.helpers.forks import Forks
 
 
 def pixels(folder: Path) -> torch.Tensor:
@@ -65,15 +64,11 @@ def test_missing_images_are_drawn_again_and_nothing_else(tmp_path: Path) -> None
     assert {p.name for p in written if written[p] != again[p]} == {"000003.png"}
 
 
-def test_two_processes_draw_the_images_of_one(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_two_processes_draw_the_images_of_one(forks: Forks, pipeline_folder: Path, tmp_path: Path) -> None:
     words = ["sample", str(pipeline_folder), "--num", "5", "--steps", "3", "--batch-size", "2"]
     words += ["--device", "cpu", "--mixed-precision", "no"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    two = subprocess.run(
-        [*launch, "-m", "--", "diffprune", *words, "--out", str(tmp_path / "two")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert two.returncode == 0, two.stderr
+    two = forks.run([*words, "--out", tmp_path / "two"], num_processes=2)
+    assert two.status == 0, two.output
     pipeline = diffprune.load_pipeline(pipeline_folder)
     diffprune.sample(pipeline, tmp_path / "one", num=5, steps=3, batch_size=2)
     assert torch.equal(pixels(tmp_path / "one"), pixels(tmp_path / "two"))

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import io
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
@@ -59,7 +60,7 @@ class LayerCost:
 
 
 def cost_of(denoiser: nn.Module) -> Cost:
-    """Count on a copy on the meta device: no weights are needed and nothing is computed."""
+    """Count parameters and MACs on a copy on the meta device, without weights or computation."""
 
     def count(model: nn.Module, inputs: Inputs) -> Cost:
         layers = _count_layers(model, inputs)
@@ -77,10 +78,10 @@ def _counted(denoiser: nn.Module, count: Callable[[nn.Module, Inputs], T]) -> T:
     try:
         shadow = on_meta(denoiser).eval().requires_grad_(False)
         return count(shadow, family_of(denoiser).example_inputs(shadow, 1, torch.device("meta")))
-    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass looks at values
+    except (NotImplementedError, RuntimeError, ValueError):  # the forward pass reads values
         shadow = _with_zeros(denoiser).eval()
         inputs = family_of(denoiser).example_inputs(shadow, 1, torch.device("cpu"))
-        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # its batched products are counted
+        with WithoutValues(), sdpa_kernel(SDPBackend.MATH):  # the counter knows its batched products
             return count(shadow, inputs)
 
 
