@@ -108,7 +108,7 @@ def test_a_plan_is_carried_out_with_options_of_another_run(
     assert (options["offload"], options["batch_size"], options["mixed_precision"]) == ("cpu", 8, "bf16")
     capsys.readouterr()
     assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "no"]) == 1
-    assert "mixed_precision: bf16 there, no now" in capsys.readouterr().err
+    assert "mixed_precision: was bf16, is no" in capsys.readouterr().err
     assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "bf16"]) == 0
     assert main(["prune", model, "--plan", plan, "--gradient-checkpointing", "--out", str(tmp_path / "x")]) == 2
     assert "drop gradient_checkpointing" in capsys.readouterr().err

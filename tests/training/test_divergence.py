@@ -46,7 +46,7 @@ def test_losses_that_differ_by_the_timesteps_alone_do_not_stop() -> None:
 def test_a_loss_that_is_no_number_stops(loss: float) -> None:
     log = TrainingLog()
     noted(log, [0.1, 0.1])
-    with pytest.raises(DivergenceError, match=r"at step 3: training diverged; lower the learning rate"):
+    with pytest.raises(DivergenceError, match=r"at step 3: training diverged; lower learning_rate"):
         noted(log, [loss])
     assert log.step == 2
 

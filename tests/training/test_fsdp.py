@@ -118,9 +118,9 @@ def test_what_shards_cannot_do_is_refused_before_any_work(monkeypatch: pytest.Mo
         check_sharding(TrainOptions(device="cpu", preview_every=5))
     for name, value, said in (
         ("FSDP_VERSION", "1", "FSDP version 1 is not supported; give accelerate --fsdp_version 2"),
-        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "cannot wrap lists of layers by size"),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "SIZE_BASED_WRAP is not supported by FSDP2"),
         ("FSDP_ACTIVATION_CHECKPOINTING", "true", "give --gradient-checkpointing of diffprune instead"),
-        ("FSDP_OFFLOAD_PARAMS", "true", "weights lie in main memory already"),
+        ("FSDP_OFFLOAD_PARAMS", "true", "weights are in main memory already"),
         ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "parallelism_config is not supported"),
     ):
         with monkeypatch.context() as other, pytest.raises(OptionError, match=said):
