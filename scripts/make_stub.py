@@ -111,12 +111,14 @@ def option_type(name: str, annotation: Any) -> str:
     """Return the type of an option, and what is converted to it: single values, paths, torch devices and dtypes."""
     parts = [text_of(annotation)]
     inner = (annotation, *get_args(annotation))
-    if any(Path is part for part in inner):
+    if any(Path in (part, *get_args(part)) for part in inner):
         parts = ["_Path", *(["None"] if type(None) in inner else [])]
     for part in inner:
         if get_origin(part) is tuple and Ellipsis in get_args(part):
             item = text_of(get_args(part)[0])
             parts = [item, f"Sequence[{item}]", *(["None"] if type(None) in inner else [])]
+    if name == "prompts":
+        parts.append("Sequence[str]")
     if name == "device":
         parts.append("torch.device")
     if name in ("mixed_precision", "teacher_dtype"):

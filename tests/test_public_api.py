@@ -18,6 +18,7 @@ import diffprune
 from diffprune.cli.commands import COMMANDS
 from diffprune.data.digits import digits
 from diffprune.options import PlanOptions, parse_options
+from tests.helpers.tiny_pipelines import tiny
 
 ROOT = Path(__file__).parents[1]
 STUB = ROOT / "src" / "diffprune" / "__init__.pyi"
@@ -172,6 +173,20 @@ def test_single_values_paths_and_torch_values_are_taken(name: str, value: Any, e
     assert getattr(parse_options(PlanOptions, {name: value}, what="test"), name) == expected
 
 
+def test_prompts_are_texts_or_a_file(tmp_path: Path) -> None:
+    pipeline = tiny("sd")
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    options: dict[str, Any] = {"num": 2, "steps": 1, "height": 16, "width": 16}
+    texts = diffprune.sample(pipeline, tmp_path / "texts", prompts=["a cat", "a dog"], **options)
+    file = diffprune.sample(pipeline, tmp_path / "file", prompts=tmp_path / "prompts.txt", **options)
+    assert [path.read_bytes() for path in texts] == [path.read_bytes() for path in file]
+    record = json.loads((tmp_path / "texts" / "run.json").read_text())
+    assert record["options"]["prompts"] == record["inputs"]["prompts"]["source"]
+    assert record["options"]["prompts"].startswith("2 prompts in memory (list), sha256 ")
+    with pytest.raises(diffprune.OptionError, match="prompts: got 3, expected texts"):
+        diffprune.sample(pipeline, tmp_path / "wrong", prompts=["a cat", 3])
+
+
 def test_other_dtypes_are_errors(pipeline: Any) -> None:
     with pytest.raises(diffprune.OptionError, match=r"mixed_precision: got 'torch\.float64', expected one of"):
         diffprune.plan(pipeline, mixed_precision=torch.float64)
@@ -180,7 +195,7 @@ def test_other_dtypes_are_errors(pipeline: Any) -> None:
 def test_values_show_themselves_shortly(plan: diffprune.Plan, pipeline: Any, tmp_path: Path) -> None:
     assert repr(plan) == "Plan(UNet2DModel, 1.11M -> 281k parameters, 64.5M -> 16.3M MACs, criterion magnitude)"
     assert "<table>" in plan._repr_html_()
-    assert repr(diffprune.find_groups(pipeline.unet)[0]).startswith("Group(conv_in, 64 channels, ")
+    assert repr(diffprune.find_groups(pipeline.unet)[0]).startswith("Group(conv_in, 32 channels, ")
     facts = diffprune.inspect(pipeline, latency=False)
     assert "parameters      1.113M" in repr(facts).splitlines()
     assert "<th" in facts._repr_html_()

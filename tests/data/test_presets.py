@@ -47,7 +47,7 @@ def test_celeba_faces_are_cut_by_the_published_rows_and_columns() -> None:
 
 
 def test_an_image_that_is_not_an_aligned_face_is_refused_by_name() -> None:
-    with pytest.raises(DataError, match=r"me\.jpg has 300x300 pixels; .* are cut from images of 218x178"):
+    with pytest.raises(DataError, match=r"me\.jpg has 300x300 pixels. .* are cropped from images of 218x178"):
         PRESETS["celeba64"](picture(300, 300), "me.jpg")
 
 
@@ -78,7 +78,7 @@ def test_an_explicit_box_is_cut_from_any_image_that_holds_it() -> None:
     box = preprocessing_of(ImageOptions(crop="8:24,0:16", size=16))
     image = picture(32, 40)
     assert same(box(image), image.crop((0, 8, 16, 24)))
-    with pytest.raises(DataError, match="cut from larger images"):
+    with pytest.raises(DataError, match="cropped from larger images"):
         box(picture(20, 40))
 
 
@@ -89,7 +89,7 @@ def test_the_square_at_the_centre_leaves_the_sides_out() -> None:
 
 
 def test_the_size_of_a_preset_must_be_the_size_of_the_model() -> None:
-    with pytest.raises(OptionError, match="preset: celeba64 makes images of 64x64 pixels, the model takes 32x32"):
+    with pytest.raises(OptionError, match="preset: celeba64 makes images of 64x64 pixels, the model has 32x32"):
         preprocessing_of(ImageOptions(preset="celeba64"), (32, 32))
     with pytest.raises(OptionError, match="size: 8 makes images of 8x8"):
         preprocessing_of(ImageOptions(size=8), (16, 16))

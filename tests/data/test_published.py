@@ -131,7 +131,7 @@ def test_a_malicious_archive_executes_nothing(refused: Callable[..., str], tmp_p
 
 def test_a_damaged_or_other_archive_is_told_as_such(refused: Callable[..., str], tmp_path: Path) -> None:
     archive = write_cifar10(tmp_path / "cifar.tar.gz", TRAIN, TEST)
-    assert "holds no cifar-100-python/train" in refused("cifar100", "--archive", archive, "--md5", "none")
+    assert "has no cifar-100-python/train" in refused("cifar100", "--archive", archive, "--md5", "none")
     archive.write_bytes(archive.read_bytes()[:-5000])
     assert "is not a complete tar.gz" in refused("cifar10", "--archive", archive, "--md5", "none")
 
@@ -287,7 +287,7 @@ def test_wrong_names_and_options_are_told_at_once(refused: Callable[..., str], t
     assert "no archive" in refused("cifar10", "--archive", tmp_path / "nowhere")
     assert "has no images" in refused("celeba", "--archive", tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("not an archive")
-    assert "not a whole zip" in refused("lsun-church", "--archive", tmp_path / "notes.txt")
+    assert "neither a folder nor a complete zip" in refused("lsun-church", "--archive", tmp_path / "notes.txt")
 
 
 def test_images_of_one_name_in_two_folders_are_refused(refused: Callable[..., str], tmp_path: Path) -> None:

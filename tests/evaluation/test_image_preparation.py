@@ -142,7 +142,9 @@ def test_both_sides_are_prepared_for_every_metric_of_features(
 
 def test_what_does_not_suit_is_found_before_the_work(samples: Path, tmp_path: Path) -> None:
     large = written(tmp_path / "large", noise(2, 100, 100))
-    with pytest.raises(DataError, match=r"0000.png has 100x100 pixels; rows 57:185 .* are cut from images of 218x178"):
+    with pytest.raises(
+        DataError, match=r"0000.png has 100x100 pixels. Rows 57:185 .* are cropped from images of 218x178"
+    ):
         diffprune.stats(large, preset="celeba64", device="cpu")
     with pytest.raises(OptionError, match="preset: missing; crop, filter change how images come to a size"):
         diffprune.stats(large, crop="square", filter="box", device="cpu")
@@ -168,7 +170,7 @@ def test_corrupt_images_are_left_out_and_counted(
     assert {found["protocol"][metric]["num_images"] for metric in ("fid", "kid")} == {2}
     assert "kid needs at least 3" in refusal(capsys, *words, "--kid-subset-size", 3)
     (samples / "0000.png").write_bytes(b"")
-    assert "1 of 3 images can be read" in refusal(capsys, *words, "--kid-subset-size", 2)
+    assert "1 of 3 images are readable" in refusal(capsys, *words, "--kid-subset-size", 2)
 
 
 BY_OPTIONS = [

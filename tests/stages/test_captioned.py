@@ -371,7 +371,7 @@ def test_wrong_uses_of_captions_are_refused_before_work(
         assert message in capsys.readouterr().err
     assert passes.num == 0
     assert main(["plan", str(model), "--data", captioned, *few, "--size", "8", "--out", str(tmp_path / "out")]) != 0
-    assert "size: 8 makes images of 8x8 pixels, the model takes 16x16" in capsys.readouterr().err
+    assert "size: 8 makes images of 8x8 pixels, the model has 16x16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

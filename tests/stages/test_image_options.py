@@ -74,7 +74,7 @@ def test_a_preset_of_another_size_is_found_before_work(
 ) -> None:
     words = [command, str(pipeline_folder), "--data", str(photos), "--preset", "cifar10"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "preset: cifar10 makes images of 32x32 pixels, the model takes 16x16" in capsys.readouterr().err
+    assert "preset: cifar10 makes images of 32x32 pixels, the model has 16x16" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*words[:-1], "cifar", "--out", str(tmp_path / "out")]) == 2
     assert "did you mean 'cifar10'?" in capsys.readouterr().err

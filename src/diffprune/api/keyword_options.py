@@ -1,11 +1,13 @@
 """Turn a function that takes option sets into one that takes their fields as keyword arguments."""
 
 import functools
+import hashlib
 import inspect
+import json
 import operator
 import re
 import types
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -13,6 +15,7 @@ from diffprune.data.memory_images import data_source
 from diffprune.errors import OptionError
 from diffprune.options import Options, parse_options
 from diffprune.options.help_groups import GROUPS, group_of, in_order_of_need
+from diffprune.options.in_memory import InMemory, in_memory
 
 R = TypeVar("R")
 
@@ -88,7 +91,20 @@ def _parse(
 
 
 def _value(name: str, value: Any) -> Any:
-    return data_source(value) if name == "data" and value is not None else value
+    if name == "data" and value is not None:
+        return data_source(value)
+    if name == "prompts" and isinstance(value, list | tuple):
+        return _prompts(value)
+    return value
+
+
+def _prompts(texts: Sequence[Any]) -> InMemory:
+    """Describe prompts in memory; raises OptionError for anything other than texts."""
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None or not texts:
+        raise OptionError(f"prompts: got {wrong!r}, expected texts" if texts else "prompts: got no texts")
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    return in_memory(f"{len(texts)} prompt{'s' * (len(texts) != 1)}", type(texts).__name__, digest, tuple(texts))
 
 
 def _unknown(name: str, fields: Mapping[str, Any]) -> str:

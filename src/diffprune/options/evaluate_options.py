@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from diffprune.options.image_options import PreparationOptions, SizedPreset
+from diffprune.options.in_memory import PromptSource
 from diffprune.options.option_set import Groups
 
 Metric = Literal[
@@ -108,7 +109,7 @@ class EvaluateOptions(InceptionOptions):
         default=None, description="lpips: torchvision weights of the backbone (default: download)"
     )
     clip_model: str = Field(default="openai/clip-vit-large-patch14", description="clip_score: CLIP model")
-    prompts: Path | None = Field(
+    prompts: PromptSource | None = Field(
         default=None,
         validate_default=True,
         description=(

@@ -1,9 +1,10 @@
 """Values in memory in places where an option or an argument is the name of a file. Imports no torch."""
 
 import re
+from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ValidatorFunctionWrapHandler, WrapValidator
+from pydantic import PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator
 
 _DESCRIPTION = re.compile(r"in memory \(.*\), sha256 [0-9a-f]{16}$")
 
@@ -42,3 +43,6 @@ def _keep(value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
 
 DataSource = Annotated[str, WrapValidator(_keep)]
 """DATA: a path, a dataset id, a built-in name, or images in memory."""
+
+PromptSource = Annotated[Path, WrapValidator(_keep), PlainSerializer(str, when_used="json")]
+"""The file of prompts, or prompts in memory."""

@@ -1,10 +1,10 @@
 """Options of stages that run a text-conditioned pipeline."""
 
-from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
+from diffprune.options.in_memory import PromptSource
 from diffprune.options.option_set import Groups, Options
 
 
@@ -13,7 +13,7 @@ class PromptOptions(Options):
 
     groups: ClassVar[Groups] = {"text and video models": ("prompts", "height", "width", "num_frames")}
 
-    prompts: Path | None = Field(
+    prompts: PromptSource | None = Field(
         default=None,
         description=(
             "file of prompts, one per line, used in turn (default: none)\n"

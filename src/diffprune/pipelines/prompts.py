@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffprune.errors import DataError, OptionError
+from diffprune.options.in_memory import InMemory
 
 COLUMNS = ("text", "caption", "captions", "prompt")
 """Names under which rows hold a text, most telling first."""
@@ -23,11 +24,13 @@ class Prompt:
     images: Mapping[str, Path] = field(default_factory=dict)
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path | InMemory) -> list[Prompt]:
     """The prompts of a file: the lines of a text, or the rows of a .jsonl, as `prompt_of` takes them.
 
     Raises OptionError when it cannot be read or holds none, DataError for a row that is no prompt.
     """
+    if isinstance(path, InMemory):
+        return [Prompt(text) for text in path.value]
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -78,10 +81,12 @@ def argument_of(name: str) -> str | None:
     return name.removesuffix(_FILE_NAME) if name.endswith(_FILE_NAME) else None
 
 
-def files_of(prompts: Path | None) -> dict[str, str]:
+def files_of(prompts: Path | InMemory | None) -> dict[str, str]:
     """A file of prompts, and the images that it names, among a stage's inputs: it notices when one of them changes."""
     if prompts is None:
         return {}
+    if isinstance(prompts, InMemory):
+        return {"prompts": prompts}
     images = {str(file) for prompt in read_prompts(prompts) for file in prompt.images.values()}
     return {"prompts": str(prompts), **{f"image {file}": file for file in sorted(images)}}
 
