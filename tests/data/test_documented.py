@@ -1,4 +1,4 @@
-"""The page on data sets says what the code does."""
+"""The pages on data sets and presets agree with the code."""
 
 import re
 from pathlib import Path
@@ -6,12 +6,13 @@ from pathlib import Path
 from diffprune.data.presets import PRESETS
 from diffprune.stages.data_stage import _PUBLISHED
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "prepare-images.md"
+DOCS = Path(__file__).parents[2] / "docs"
+TEXT = "".join((DOCS / page).read_text() for page in ("how-to/prepare-images.md", "reference/presets.md"))
 
 
 def rows(first_heading: str) -> list[list[str]]:
     """The cells of the table whose first column is called so."""
-    table = PAGE.read_text().split(f"| {first_heading} |", 1)[1].split("\n\n", 1)[0]
+    table = TEXT.split(f"| {first_heading} |", 1)[1].split("\n\n", 1)[0]
     return [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in table.splitlines()[2:]]
 
 

@@ -1,4 +1,4 @@
-"""The page on the published system: every row has a command, and every command is one."""
+"""The pages on the published system and its experiments: every row has a command, and every command is one."""
 
 import dataclasses
 import re
@@ -14,7 +14,9 @@ from diffprune.options.recipe import read_recipe
 from diffprune.options.shipped_recipes import shipped_recipes
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "reference" / "published-system.md").read_text()
+PAGE = "".join(
+    (ROOT / "docs" / page).read_text() for page in ("reference/published-system.md", "how-to/run-a-recipe.md")
+)
 LAUNCHER = "accelerate launch --num_processes 4 -m diffprune "
 
 
@@ -58,4 +60,4 @@ def test_every_row_has_a_command(section: str) -> None:
 
 def test_every_recipe_of_a_published_experiment_has_a_row() -> None:
     shipped = {name for name in shipped_recipes() if "digit" not in name and name != "demo"}
-    assert shipped == set(re.findall(r"^\| `([\w-]+)` \|", sections()["An experiment, whole"], flags=re.MULTILINE))
+    assert shipped == set(re.findall(r"^\| `([\w-]+)` \|", sections()["Published experiments"], flags=re.MULTILINE))

@@ -130,26 +130,26 @@ def test_channels_are_removed_as_torch_pruning_does(name: str) -> None:
 
 HEAD = """# Denoiser families
 
-Made by `tests/zoo/test_zoo.py` from what it finds out about every model class that diffusers exports from its folders
-of transformers and UNets, each in a tiny configuration: random units of every group are removed, and the smaller model
-equals the dense one in which nothing listens to them (to 1e-5; channels: torch-pruning's own surgery).
-Covered: {covered} of {all} classes. Every repeated block has prunable units.
+After this page you know which denoiser classes of diffusers can be pruned, and which units of each.
 
-- **norm**: a norm spans all heads, or all neurons. Its statistics are those of the kept units afterwards, so that
-  removing some also moves those that stay: the smaller model is an approximation of the dense one without them, and
-  nothing is rescaled. Where that costs too much, give these layers a lower ratio by pattern, or leave the kind out.
-- **rotary**: rotary tables span all heads. The manifest records which heads an attention kept, and it takes their part
-  of the table.
-- blocks: whole blocks that the class's config can do without; the smaller model equals the dense one with the block
-  bypassed, difference 0 (`tests/zoo/test_zoo_depth.py`). They go only when asked for: `--kinds blocks`.
-- removed: share of the parameters of the tiny configuration at ratio 0.3, without blocks.
+{covered} of {all} classes are supported. `tests/zoo/test_zoo.py` writes this page from its results on a tiny model of
+every class. It removes random units of every group. The pruned model equals the dense one with these units masked, to
+1e-5. (For channels, torch-pruning's own surgery is the reference.) Every repeated block has prunable units.
+
+- **norm**: a norm spans all heads, or all neurons, so its statistics change with the removed units. The pruned model
+  only approximates the masked one. If this costs too much, lower the ratio of these layers by pattern, or leave out
+  this kind.
+- **rotary**: rotary tables span all heads. The manifest records the kept heads, and the attention uses their part.
+- **blocks**: whole blocks that the config can describe without. The pruned model equals the dense one with the block
+  bypassed, exactly (`tests/zoo/test_zoo_depth.py`). They are removed with `--kinds blocks` only.
+- **removed**: share of the tiny model's parameters at ratio 0.3, without blocks.
 
 | class | channels | heads | neurons | blocks | note | removed |
 |---|---|---|---|---|---|---|"""
 
 
 def page() -> str:
-    """The table of families, from what the zoo found out."""
+    """Return the page of families, from the results of the zoo."""
     names = exported() - set(EXCLUDED)
     covered = sorted(names & set(CONFIGS))
     lines = [HEAD.format(covered=len(covered), all=len(names))]
@@ -159,9 +159,9 @@ def page() -> str:
         kinds = " | ".join("yes" if kind in found.kinds else "" for kind in ("channels", "heads", "neurons"))
         blocks = "yes" if name in DEPTHS else ""
         lines.append(f"| {name} | {kinds} | {blocks} | {', '.join(notes)} | {found.removed:.0%} |")
-    lines += ["", "Not covered:", ""]
+    lines += ["", "Not supported:", ""]
     lines += [f"- {name}: {NOT_COVERED[name]}" for name in sorted(NOT_COVERED)]
-    lines += ["", "No denoisers of their own, and not counted:", ""]
+    lines += ["", "Not counted, because they are no denoisers:", ""]
     lines += [f"- {name}: {EXCLUDED[name]}" for name in sorted(EXCLUDED)]
     return "\n".join(lines) + "\n"
 

@@ -703,12 +703,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """Class -> its tiny configuration."""
 
 EXCLUDED: dict[str, str] = {
-    "MotionAdapter": "holds motion layers for another UNet and has no forward pass; UNetMotionModel has them in place",
+    "MotionAdapter": "holds motion layers for another UNet and has no forward pass; UNetMotionModel includes them",
 }
 """Classes that are no denoisers, and why."""
 
 NOT_COVERED: dict[str, str] = {
-    "SanaWMTransformer3DModel": "its feed-forwards are served, but they come to 9 % alone; its heads are not",
+    "SanaWMTransformer3DModel": "its heads are not supported, and its feed-forwards alone are 9 % of the parameters",
     "UNet1DModel": "no rule fits its blocks, and its dependency graph could not be traced",
     "RFD4ProteinaTransformer": "takes features of protein structures: no example inputs yet",
     "WanAnimate2Transformer3DModel": "takes lists of latents and a cache of keys and values: no example inputs yet",
