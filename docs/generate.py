@@ -61,7 +61,7 @@ def command_page(name: str, command: Command) -> str:
     lines = [
         f"# diffprune {name}",
         "",
-        f"After this page you know every option of `diffprune {name}`: {command.summary}.",
+        f"After this page you know every option of `diffprune {name}`. Its purpose: {command.summary}.",
         "",
         "```text",
         usage,
