@@ -245,7 +245,7 @@ def test_the_sampler_draws_classes_under_guidance(conditional: ClassConditionalL
 
 @pytest.mark.parametrize("labels", [[], [NUM_CLASSES + 1], [-1], [0.5], ["cat"]])
 def test_labels_that_are_no_classes_are_refused(labels: list[Any], conditional: ClassConditionalLDMPipeline) -> None:
-    with pytest.raises(OptionError, match=f"expected whole numbers from 0 to {NUM_CLASSES}"):
+    with pytest.raises(OptionError, match=f"expected integers from 0 to {NUM_CLASSES}"):
         conditional(labels)
 
 

@@ -1,4 +1,4 @@
-"""What a denoiser is told, taken apart and put together."""
+"""Conditioning kwargs are split and concatenated by row."""
 
 import pytest
 import torch
@@ -29,10 +29,10 @@ def test_batches_are_put_together_as_they_were_taken_apart() -> None:
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        (told(2, 3, length=4), "the length of these texts differs from batch to batch; give a batch_size"),
-        (told(2, 3, ids=2.0), "told of all prompts differs from batch to batch; give a batch_size"),
-        (told(2, 3, words="b"), "told of all prompts differs from batch to batch; give a batch_size"),
-        ({"text": torch.zeros(3, 2)}, "told differs from batch to batch; give a batch_size"),
+        (told(2, 3, length=4), "the length of the text conditioning differs between batches; use a batch_size"),
+        (told(2, 3, ids=2.0), "shared by all prompts differs between batches; use a batch_size"),
+        (told(2, 3, words="b"), "shared by all prompts differs between batches; use a batch_size"),
+        ({"text": torch.zeros(3, 2)}, "the conditioning differs between batches; use a batch_size"),
     ],
 )
 def test_batches_that_do_not_belong_together_are_refused(other: dict[str, object], message: str) -> None:

@@ -11,7 +11,7 @@ from diffprune.errors import ModelError
 from diffprune.pipelines.latent_layout import LatentLayout, find_layout
 from diffprune.pipelines.pipeline_call import UNGUIDED
 from diffprune.pipelines.prompts import Prompt
-from diffprune.pipelines.recorder import listening
+from diffprune.pipelines.recorder import recorded_scheduler
 from tests.helpers.tiny_pipelines import tiny
 
 SIZED: dict[str, Any] = {"height": 16, "width": 16}
@@ -33,7 +33,7 @@ def latents_of(autoencoder: Any, images: Tensor) -> Tensor:
 
 def drawn_from(pipeline: Any, latents: Tensor, more: dict[str, Any]) -> Tensor:
     """What the pipeline itself makes of the latents that its last step gives, in -1 to 1."""
-    with listening(pipeline, lambda _: latents) as (listener, _), torch.random.fork_rng():
+    with recorded_scheduler(pipeline, lambda _: latents) as (listener, _), torch.random.fork_rng():
         output = listener(prompt=["a cat"] * 2, num_inference_steps=2, output_type="pt", **more)
     pixels = torch.as_tensor(output.frames)[:, 0] if hasattr(output, "frames") else output.images
     return pixels * 2 - 1
@@ -78,7 +78,7 @@ def test_a_decoding_that_cannot_be_turned_round_is_refused() -> None:
     mixing = tiny("ltx")
     mixing.vae.register_to_config(timestep_conditioning=True)  # noise is mixed in before it decodes
     more = {**CALLS["ltx"], "decode_timestep": 0.5}
-    with pytest.raises(ModelError, match=r"LTXPipeline.*cannot be turned round; give data `generated`"):
+    with pytest.raises(ModelError, match=r"LTXPipeline.*cannot invert .*use data `generated`"):
         find_layout(mixing, Prompt("a red cat"), more)
     blind = tiny("sd")
     blind.vae = None
@@ -88,7 +88,7 @@ def test_a_decoding_that_cannot_be_turned_round_is_refused() -> None:
 
 def test_images_do_not_serve_a_model_of_several_frames() -> None:
     layout = find_layout(tiny("wan"), Prompt("a red cat"), {**SIZED, "num_frames": 5})
-    with pytest.raises(ModelError, match=r"give data `generated`.*num_frames 1"):
+    with pytest.raises(ModelError, match=r"use data `generated`.*num_frames 1"):
         layout.encode(images_for(layout))
 
 

@@ -152,7 +152,7 @@ def test_broken_models_and_schedules_are_refused_instead_of_drawn_black(tmp_path
     with pytest.raises(ModelError, match="not finite"):
         diffprune.sample(pipeline, tmp_path / "a", num=1, steps=2)
     flow = DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler())
-    with pytest.raises(ModelError, match="is a flow; flows are served with text-conditioned pipelines"):
+    with pytest.raises(ModelError, match="is supported for text-conditioned pipelines"):
         diffprune.sample(flow, tmp_path / "b", num=1, steps=2)
     with pytest.raises(ModelError, match="takes 1 channels and gives 3"):
         diffprune.sample(tiny_pipeline(out_channels=3), tmp_path / "c", num=1, steps=2)

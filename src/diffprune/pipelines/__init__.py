@@ -1,1 +1,1 @@
-"""Everything around the denoiser: loading, noise process, prompts and conditioning."""
+"""Everything around the denoiser: loading, noise schedule, prompts and conditioning."""

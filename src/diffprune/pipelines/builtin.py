@@ -1,4 +1,4 @@
-"""Models known by a short name: the shipped pipeline, and architectures without weights. Imports no torch."""
+"""Built-in models: the shipped pipeline, and architectures without weights. Imports no torch."""
 
 from pathlib import Path
 from typing import Any

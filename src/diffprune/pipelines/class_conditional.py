@@ -1,4 +1,4 @@
-"""Class-conditional latent diffusion as a pipeline: diffusers has the parts and no pipeline of them.
+"""Pipeline of class-conditional latent diffusion, which diffusers has the components of but no pipeline.
 
 Source: Rombach et al. 2022, section 4.3 (class embedding by cross-attention); Ho and Salimans 2022, equation 6
 (classifier-free guidance).
@@ -29,30 +29,30 @@ else:
 
 
 class ClassEmbedding(_Model):
-    """One learned vector per class, and one more, the last, that stands for no class.
+    """One learned vector per class, and a last one for the null class.
 
-    num_classes: without that last one. dim: length of each vector, the cross-attention width of the denoiser.
+    num_classes: without the null class. dim: length of each vector, the cross-attention width of the denoiser.
     """
 
     def __init__(self, num_classes: int = 1000, dim: int = 512) -> None:
         cast(Any, super()).__init__()
-        here: Any = self
-        here.register_to_config(num_classes=num_classes, dim=dim)
+        model: Any = self
+        model.register_to_config(num_classes=num_classes, dim=dim)
         self.embedding = nn.Embedding(num_classes + 1, dim)
 
     @property
     def null_class(self) -> int:
-        """The label that stands for no class."""
+        """Label of the null class, for unconditional output."""
         return self.embedding.num_embeddings - 1
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(N,) labels -> (N, 1, dim): a sequence of one token to attend to."""
+        """Embed labels (N,) as sequences of one token for cross-attention, (N, 1, dim)."""
         tokens: Tensor = self.embedding(labels)[:, None]
         return tokens
 
 
 class ClassConditionalLDMPipeline(DiffusionPipeline):
-    """Draws images of given classes: denoises latents under classifier-free guidance and decodes them."""
+    """Sample images of chosen classes: denoise latents with classifier-free guidance and decode them."""
 
     def __init__(
         self,
@@ -62,9 +62,9 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         scheduler: DDIMScheduler,
     ) -> None:
         cast(Any, super()).__init__()
-        here: Any = self
-        here.register_modules(vqvae=vqvae, unet=unet, class_embedding=class_embedding, scheduler=scheduler)
-        here.model_cpu_offload_seq = "class_embedding->unet->vqvae"
+        pipeline: Any = self
+        pipeline.register_modules(vqvae=vqvae, unet=unet, class_embedding=class_embedding, scheduler=scheduler)
+        pipeline.model_cpu_offload_seq = "class_embedding->unet->vqvae"
 
     @torch.no_grad()
     def __call__(
@@ -79,12 +79,12 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[Any]:
-        """One image per label, each in 0 to num_classes - 1, or num_classes for an image of no given class.
+        """Sample one image per label: 0 to num_classes - 1, or num_classes for unconditional sampling.
 
-        guidance_scale: s in eps = eps_null + s (eps_class - eps_null); at 1 the second pass is left out.
-        eta: share of the ancestral noise, where the scheduler knows it. latents: the initial noise (N, C, H, W), drawn
-        with `generator` when None. output_type: PIL images, array (N, H, W, 3) or tensor (N, 3, H, W) in 0 to 1, or
-        the latents as they are. Raises OptionError for a label that is no class.
+        guidance_scale: s in eps = eps_null + s (eps_class - eps_null); 1 skips the unconditional pass.
+        eta: share of the ancestral noise, for schedulers that have it. latents: the initial noise (N, C, H, W); None
+        draws it with `generator`. output_type: PIL images, array (N, H, W, 3) or tensor (N, 3, H, W) in [0, 1], or
+        latents. Raises OptionError for a label out of range.
         """
         embedding, config = self.class_embedding, self.unet.config
         device, dtype = self._execution_device, self.unet.dtype
@@ -94,32 +94,32 @@ class ClassConditionalLDMPipeline(DiffusionPipeline):
         if guided:
             context = torch.cat([embedding(torch.full_like(labels, embedding.null_class)), context])
         shape = (len(labels), config.in_channels, config.sample_size, config.sample_size)
-        drawn = randn_tensor(shape, generator=generator, device=device, dtype=dtype) if latents is None else latents
-        here = drawn.to(device, dtype) * self.scheduler.init_noise_sigma
+        noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype) if latents is None else latents
+        x_t = noise.to(device, dtype) * self.scheduler.init_noise_sigma
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        known = inspect.signature(self.scheduler.step).parameters
-        extra = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in known}
+        accepted = inspect.signature(self.scheduler.step).parameters
+        extra = {k: v for k, v in {"eta": eta, "generator": generator}.items() if k in accepted}
         for timestep in self.progress_bar(self.scheduler.timesteps):
-            scaled = self.scheduler.scale_model_input(here, timestep)
+            scaled = self.scheduler.scale_model_input(x_t, timestep)
             inputs = torch.cat([scaled, scaled]) if guided else scaled
-            noise = self.unet(inputs, timestep, encoder_hidden_states=context).sample
+            eps = self.unet(inputs, timestep, encoder_hidden_states=context).sample
             if guided:
-                of_null, of_class = noise.chunk(2)
-                noise = of_null + guidance_scale * (of_class - of_null)
-            here = self.scheduler.step(noise, timestep, here, **extra).prev_sample
-        images = here if output_type == "latent" else self._decoded(here, output_type)
+                eps_null, eps_class = eps.chunk(2)
+                eps = eps_null + guidance_scale * (eps_class - eps_null)
+            x_t = self.scheduler.step(eps, timestep, x_t, **extra).prev_sample
+        images = x_t if output_type == "latent" else self._decode(x_t, output_type)
         cast(Any, self).maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _labels(self, given: Sequence[int] | int) -> Tensor:
-        labels = [given] if isinstance(given, int) else list(given)
+    def _labels(self, class_labels: Sequence[int] | int) -> Tensor:
+        labels = [class_labels] if isinstance(class_labels, int) else list(class_labels)
         largest = self.class_embedding.null_class
         wrong = [label for label in labels if not (isinstance(label, int) and 0 <= label <= largest)]
         if wrong or not labels:
-            raise OptionError(f"class_labels: got {wrong or labels}, expected whole numbers from 0 to {largest}")
+            raise OptionError(f"class_labels: got {wrong or labels}, expected integers from 0 to {largest}")
         return torch.tensor(labels)
 
-    def _decoded(self, latents: Tensor, output_type: str) -> Any:
+    def _decode(self, latents: Tensor, output_type: str) -> Any:
         pixels = self.vqvae.decode(latents / self.vqvae.config.scaling_factor).sample
         images = (pixels / 2 + 0.5).clamp(0, 1)
         if output_type == "pt":

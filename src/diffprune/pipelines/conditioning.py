@@ -1,4 +1,4 @@
-"""What a denoiser is told of several images, with a row per image in some of it: taken apart and put together."""
+"""Split and concatenate conditioning kwargs, some of which have a batch dimension."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -12,79 +12,81 @@ from diffprune.errors import ModelError
 Rows = slice | Sequence[int]
 
 JOINED = "joined to the noisy input"
-"""Name in a condition of what is no keyword argument: {"axis": of x_t, "part": (N, ...) beyond x_t}, as of images to
-draw from that a pipeline joins to its latents."""
+"""Key of the one entry that is not a keyword argument: {"axis": axis of x_t, "part": (N, ...)}.
 
-_REMEDY = "differs from batch to batch; give a batch_size that takes them all, and, to draw from, images of one size"
+`part` is concatenated to x_t along `axis`, such as the latents of an image to edit.
+"""
+
+_REMEDY = "differs between batches; use a batch_size that covers all prompts, and input images of one size"
 
 
-def leaves_of(condition: Mapping[str, Any]) -> list[Any]:
-    """What a condition is made of: its tensors and plain values, and lists of plain values as they are."""
-    leaves: list[Any] = tree_flatten(dict(condition), is_leaf=_is_plain_list)[0]
+def leaves_of(conditioning: Mapping[str, Any]) -> list[Any]:
+    """Return the leaves of a conditioning: tensors, plain values, and lists of plain values as one leaf each."""
+    leaves: list[Any] = tree_flatten(dict(conditioning), is_leaf=_is_plain_list)[0]
     return leaves
 
 
 def have_rows(few: Any, more: Any, num: int) -> bool:
-    """Whether a leaf has a row per prompt, as it was told with `num` prompts and with one more."""
+    """Return whether a leaf has one row per prompt. few, more: the leaf for `num` prompts and for one more."""
     if not isinstance(few, list) and not (isinstance(few, Tensor) and few.ndim > 0):
         return False
     return type(few) is type(more) and (len(few), len(more)) == (num, num + 1)
 
 
 def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether conditions of as many images are made of tensors of the same shapes, and so fit together."""
+    """Return whether two conditionings have the same keys and tensor shapes."""
     shapes = ([leaf.shape if isinstance(leaf, Tensor) else None for leaf in leaves_of(c)] for c in (one, other))
     return one.keys() == other.keys() and next(shapes) == next(shapes)
 
 
 def are_same(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether conditions hold the same values."""
+    """Return whether two conditionings hold the same values."""
     leaves = (leaves_of(one), leaves_of(other))
     return are_alike(one, other) and all(_same(a, b) for a, b in zip(*leaves, strict=True))
 
 
-def rows_of(conditions: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) -> dict[str, Any]:
-    """The conditions of several batches as one.
+def rows_of(conditionings: Sequence[Mapping[str, Any]], is_rows: Sequence[bool]) -> dict[str, Any]:
+    """Concatenate the conditionings of several batches. is_rows: per leaf, whether it has a batch dimension.
 
-    Raises ModelError where their rows have different lengths, or what is shared by all rows differs between batches.
+    Raises ModelError if rows differ in shape, or if a leaf without a batch dimension differs between batches.
     """
-    leaves = [leaves_of(condition) for condition in conditions]
+    leaves = [leaves_of(conditioning) for conditioning in conditionings]
     if len({len(each) for each in leaves}) > 1:
-        raise ModelError(f"what the denoiser is told {_REMEDY}")
+        raise ModelError(f"the conditioning {_REMEDY}")
     joined = []
     for rows, *parts in zip(is_rows, *leaves, strict=True):
         if not rows:
             if not all(_same(parts[0], part) for part in parts[1:]):
-                raise ModelError(f"what the denoiser is told of all prompts {_REMEDY}")
+                raise ModelError(f"the conditioning shared by all prompts {_REMEDY}")
             joined.append(parts[0])
         elif isinstance(parts[0], list):
             joined.append([row for part in parts for row in part])
         elif len({part.shape[1:] for part in parts}) > 1:
-            raise ModelError(f"the length of these texts {_REMEDY}")
+            raise ModelError(f"the length of the text conditioning {_REMEDY}")
         else:
             joined.append(torch.cat(parts))
-    return _like(conditions[0], joined)
+    return _with_leaves(conditionings[0], joined)
 
 
-def select_rows(condition: Mapping[str, Any], is_rows: Sequence[bool], wanted: Rows) -> dict[str, Any]:
-    """A condition of some of its rows, in this order; detached."""
-    chosen = [_rows(leaf, wanted) if rows else leaf for leaf, rows in zip(leaves_of(condition), is_rows, strict=True)]
-    return _like(condition, chosen)
+def select_rows(conditioning: Mapping[str, Any], is_rows: Sequence[bool], indices: Rows) -> dict[str, Any]:
+    """Return the conditioning of the rows `indices`, in that order, detached."""
+    leaves = zip(leaves_of(conditioning), is_rows, strict=True)
+    return _with_leaves(conditioning, [_rows(leaf, indices) if rows else leaf for leaf, rows in leaves])
 
 
-def on_device(condition: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """A condition with its tensors on a device."""
-    return {name: tree_map(lambda v: v.to(device) if torch.is_tensor(v) else v, v) for name, v in condition.items()}
+def on_device(conditioning: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """Return a conditioning with its tensors on a device."""
+    return {name: tree_map(lambda v: v.to(device) if torch.is_tensor(v) else v, v) for name, v in conditioning.items()}
 
 
-def _rows(leaf: Any, wanted: Rows) -> Any:
+def _rows(leaf: Any, indices: Rows) -> Any:
     if isinstance(leaf, list):
-        return leaf[wanted] if isinstance(wanted, slice) else [leaf[i] for i in wanted]
-    return leaf[wanted].detach()
+        return leaf[indices] if isinstance(indices, slice) else [leaf[i] for i in indices]
+    return leaf[indices].detach()
 
 
-def _like(condition: Mapping[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
-    spec = tree_flatten(dict(condition), is_leaf=_is_plain_list)[1]
+def _with_leaves(conditioning: Mapping[str, Any], leaves: Sequence[Any]) -> dict[str, Any]:
+    spec = tree_flatten(dict(conditioning), is_leaf=_is_plain_list)[1]
     return cast(dict[str, Any], tree_unflatten(leaves, spec))
 
 

@@ -1,4 +1,4 @@
-"""How a pipeline uses its denoiser: its time, the sign of its output, what is joined to x_t, which tensors are rows."""
+"""Infer from recorded forward passes how a pipeline calls its denoiser: time, sign, joined inputs, batched kwargs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,25 +13,27 @@ from diffprune.pipelines.conditioning import JOINED
 
 @dataclass(frozen=True)
 class Call:
-    """One recorded pass. whole: the noisy input and what was joined to it. told: keyword arguments beside it and time.
+    """One recorded forward pass and scheduler step.
 
-    given, sample: the output and the x_t that the scheduler got.
+    model_input: the noisy input, with anything joined to it. time: the denoiser's timestep.
+    conditioning: all other keyword arguments. output: of the denoiser.
+    scheduler_time, model_output, sample: the timestep, output and x_t that the scheduler received.
     """
 
-    whole: Tensor
+    model_input: Tensor
     time: float
-    told: Mapping[str, Any]
+    conditioning: Mapping[str, Any]
     output: Tensor
     scheduler_time: float
-    given: Tensor
+    model_output: Tensor
     sample: Tensor
 
 
 @dataclass(frozen=True)
 class Convention:
-    """How a denoiser is told the time and how its output is read.
+    """Convert between the scheduler and the denoiser.
 
-    Its timestep is offset + scale * the scheduler's; its output is sign times what the scheduler is given.
+    The denoiser's timestep is offset + scale * the scheduler's; its output is sign * the scheduler's model output.
     """
 
     scale: float = 1.0
@@ -39,7 +41,7 @@ class Convention:
     sign: float = 1.0
 
     def denoiser_timesteps(self, timesteps: Tensor) -> Tensor:
-        """The scheduler's timesteps as the denoiser wants them."""
+        """Convert timesteps of the scheduler to those of the denoiser."""
         plain = self.scale == 1.0 and self.offset == 0.0
         return timesteps if plain else self.offset + self.scale * timesteps.float()
 
@@ -49,10 +51,10 @@ PLAIN = Convention()
 
 @dataclass(frozen=True)
 class Interface:
-    """How a pipeline uses its denoiser, whatever the prompts.
+    """How a pipeline calls its denoiser, for any prompts.
 
-    is_rows: of which leaves (`leaves_of`) of what the denoiser is told there is a row per prompt; the others are shared
-    by all prompts. shape: of x_t of one prompt. joined: the axis of x_t along which something is joined to it.
+    is_rows: per leaf of the conditioning (`leaves_of`), whether it has one row per prompt; the others are shared.
+    shape: of x_t for one prompt. joined: axis of x_t along which the pipeline joins another tensor; None for none.
     """
 
     is_rows: tuple[bool, ...]
@@ -60,41 +62,45 @@ class Interface:
     shape: torch.Size
     joined: int | None = None
 
-    def conditioning(self, whole: Tensor, told: Mapping[str, Any]) -> dict[str, Any]:
-        """What a pass was told, and what was joined to its noisy input."""
+    def conditioning(self, model_input: Tensor, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the keyword arguments of a forward pass, plus the part joined to its noisy input."""
         if self.joined is None:
-            return dict(told)
+            return dict(kwargs)
         size = self.shape[self.joined - 1]
-        part = whole.narrow(self.joined, size, whole.shape[self.joined] - size)
-        return {**told, JOINED: {"axis": self.joined, "part": part}}
+        part = model_input.narrow(self.joined, size, model_input.shape[self.joined] - size)
+        return {**kwargs, JOINED: {"axis": self.joined, "part": part}}
 
 
 def convention_of(calls: Sequence[Call]) -> Convention:
-    """From the passes of a run; raises ModelError where the output is changed on its way to the scheduler."""
+    """Infer the convention from the calls of a run; raise ModelError if the pipeline changes the denoiser's output."""
     first, last = calls[0], calls[-1]
     span = last.scheduler_time - first.scheduler_time
     scale = (last.time - first.time) / span if span else first.time / first.scheduler_time
     offset = first.time - scale * first.scheduler_time
-    output = first.output[tuple(slice(size) for size in first.given.shape)].float()
-    given = first.given.float()
-    sign = -1.0 if float((output + given).abs().sum()) < float((output - given).abs().sum()) else 1.0
-    if not torch.allclose(output * sign, given, rtol=1e-2, atol=1e-3):
-        raise ModelError("the pipeline changes its denoiser's output before the scheduler gets it; that is not served")
+    output = first.output[tuple(slice(size) for size in first.model_output.shape)].float()
+    received = first.model_output.float()
+    sign = -1.0 if float((output + received).abs().sum()) < float((output - received).abs().sum()) else 1.0
+    if not torch.allclose(output * sign, received, rtol=1e-2, atol=1e-3):
+        raise ModelError("the pipeline changes its denoiser's output before the scheduler step, which is not supported")
     return Convention(_snapped(scale, (1.0, -1.0, 1e-3, -1e-3)), _snapped(offset, (0.0, 1.0, 1000.0)), sign)
 
 
-def joined_along(whole: Tensor, sample: Tensor) -> int | None:
-    """The axis along which a pipeline joins something to its x_t; raises ModelError where it does something else."""
-    if whole.shape == sample.shape and _parallel(whole, sample):
+def joined_along(model_input: Tensor, sample: Tensor) -> int | None:
+    """Return the axis along which a pipeline joins another tensor to x_t; None if it passes x_t alone.
+
+    Raises ModelError if the input is neither x_t nor x_t with a tensor joined to its end.
+    """
+    if model_input.shape == sample.shape and _parallel(model_input, sample):
         return None
-    longer = [axis for axis in range(min(whole.ndim, sample.ndim)) if whole.shape[axis] > sample.shape[axis]]
-    if whole.ndim == sample.ndim and len(longer) == 1 and longer[0] > 0:
-        own = whole.narrow(longer[0], 0, sample.shape[longer[0]])  # perhaps scaled
+    shapes = zip(model_input.shape, sample.shape, strict=False)
+    longer = [axis for axis, (length, own_length) in enumerate(shapes) if length > own_length]
+    if model_input.ndim == sample.ndim and len(longer) == 1 and longer[0] > 0:
+        own = model_input.narrow(longer[0], 0, sample.shape[longer[0]])  # the pipeline may have scaled x_t
         if own.shape == sample.shape and _parallel(own, sample):
             return longer[0]
     raise ModelError(
-        f"the denoiser takes {tuple(whole.shape[1:])} for latents of {tuple(sample.shape[1:])}, and not just these "
-        "or these with something joined to their end; that is not served"
+        f"the denoiser's input has the shape {tuple(model_input.shape[1:])} for latents of the shape "
+        f"{tuple(sample.shape[1:])}. Supported: the latents, alone or with one tensor joined to their end"
     )
 
 
@@ -103,6 +109,6 @@ def _parallel(one: Tensor, other: Tensor) -> bool:
 
 
 def _snapped(value: float, usual: Sequence[float]) -> float:
-    """A usual value that is meant: times pass through half precision in some pipelines."""
+    """Round to a usual value close by: some pipelines pass timesteps through half precision."""
     near = min(usual, key=lambda u: abs(u - value))
     return near if abs(near - value) <= 0.02 * max(abs(near), abs(usual[-1]) * 1e-2) else round(value, 6)

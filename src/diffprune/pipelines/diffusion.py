@@ -1,4 +1,4 @@
-"""The diffusion process around a denoiser: its noise schedule, the space it works in, and what it is told."""
+"""The diffusion process of a pipeline: noise schedule, shape and autoencoder of x_t, and class conditioning."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,17 +14,17 @@ from diffprune.pipelines.loading import denoiser_of, scheduler_of
 from diffprune.pipelines.pipeline_call import call_options, takes_prompts
 
 Conditioning = Mapping[str, Tensor]
-"""What a denoiser is told beside x_t and t: keyword arguments of its forward, one row per image."""
+"""Keyword arguments of a denoiser's forward pass other than x_t and t, one row per image."""
 
 UNCONDITIONAL: Conditioning = {}
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes a denoiser is told.
+    """Class conditioning of a denoiser.
 
-    null_class: the label that stands for no class, for guidance; None where the model has none.
-    embed: labels (N,) -> condition.
+    null_class: label of the unconditional output, for guidance; None if the model has none.
+    embed: labels (N,) -> conditioning.
     """
 
     num_classes: int
@@ -34,13 +34,13 @@ class Classes:
 
 @dataclass(frozen=True)
 class DiffusionProcess:
-    """How a denoiser is used.
+    """Noise schedule, spaces and conditioning of a denoiser.
 
     scheduler: a diffusers scheduler, for its noise schedule and prediction type.
     shape: (C, H, W) of x_t. image_shape: (C, H, W) of the images. Both empty for a text-conditioned model.
-    autoencoder: takes images to the latents that are noised, and back; None where pixels are.
-    classes: None for a model that is not conditioned on classes.
-    pipeline: of a text-conditioned model, whose own call says how it is used; None for others.
+    autoencoder: encodes images to x_0 and decodes x_0; None for a denoiser of pixels.
+    classes: None for a model without class conditioning.
+    pipeline: of a text-conditioned model, whose own call shows how to condition it; None for others.
     """
 
     scheduler: Any
@@ -57,16 +57,16 @@ class DiffusionProcess:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Clean images (N, C, H, W) in [-1, 1] -> x_0."""
+        """Encode clean images (N, C, H, W) in [-1, 1] to x_0."""
         if self.autoencoder is None:
             return images
         autoencoder: Any = self.autoencoder
-        latents = encoded(autoencoder.to(images.device), images)
+        latents = encode_images(autoencoder.to(images.device), images)
         return (latents - _shift(autoencoder)) * float(autoencoder.config.scaling_factor)
 
     @torch.no_grad()
     def decode(self, x_0: Tensor) -> Tensor:
-        """x_0 -> images (N, C, H, W), about in [-1, 1]."""
+        """Decode x_0 to images (N, C, H, W), approximately in [-1, 1]."""
         if self.autoencoder is None:
             return x_0
         autoencoder: Any = self.autoencoder
@@ -76,9 +76,10 @@ class DiffusionProcess:
 
 
 def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
-    """The process of a pipeline.
+    """Return the diffusion process of a pipeline.
 
-    Raises ModelError for a bare denoiser, which has no noise schedule, and for conditions that are not served.
+    Raises ModelError for a bare denoiser, which has no noise schedule, and for schedules and conditioning that are not
+    supported.
     """
     denoiser, scheduler = denoiser_of(model), scheduler_of(model)
     config: Any = denoiser.config
@@ -86,23 +87,26 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
         hasattr(scheduler, "alphas_cumprod") and hasattr(scheduler.config, "prediction_type")
     ):
         raise ModelError(
-            f"{type(scheduler).__name__} has no table of noise levels (alphas_cumprod) or no prediction type; "
-            "served are the schedules of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler, "
-            "and of flow matching"
+            f"{type(scheduler).__name__} is not supported: it has no alphas_cumprod or no prediction type. Supported: "
+            "schedulers of DDPM, such as DDPMScheduler, DDIMScheduler or DPMSolverMultistepScheduler, and of flow "
+            "matching"
         )
     if takes_prompts(model):
         return DiffusionProcess(scheduler, (), (), pipeline=model)
     if "image" in call_options(model):
         raise ModelError(
-            f"{type(model).__name__} draws from images that it is given and from no text, which is not served; plan "
-            "and prune it with criterion random or magnitude"
+            f"{type(model).__name__} is conditioned on images without a text, which is not supported; use criterion "
+            "random or magnitude"
         )
     if is_flow(scheduler):
-        raise ModelError(f"{type(scheduler).__name__} is a flow; flows are served with text-conditioned pipelines")
+        raise ModelError(
+            f"{type(scheduler).__name__} is a flow-matching scheduler, which is supported for text-conditioned "
+            "pipelines only"
+        )
     if config.out_channels not in (config.in_channels, 2 * config.in_channels):
         raise ModelError(
-            f"the {type(denoiser).__name__} takes {config.in_channels} channels and gives {config.out_channels}: "
-            "extra inputs are not served; plan and prune it with criterion random or magnitude"
+            f"the {type(denoiser).__name__} has {config.in_channels} input and {config.out_channels} output channels: "
+            "extra input channels are not supported; use criterion random or magnitude"
         )
     size = config.sample_size or 32
     shape = (config.in_channels, *((size, size) if isinstance(size, int) else tuple(size)))
@@ -114,17 +118,17 @@ def process_of(model: DiffusionPipeline | ModelMixin) -> DiffusionProcess:
     return DiffusionProcess(scheduler, shape, image_shape, autoencoder, _classes(model, denoiser))
 
 
-def encoded(autoencoder: Any, images: Tensor) -> Tensor:
-    """What an autoencoder makes of images in [-1, 1], in float32; of a distribution its mode."""
+def encode_images(autoencoder: Any, images: Tensor) -> Tensor:
+    """Encode images in [-1, 1] to float32 latents; for an autoencoder that returns a distribution, to its mode."""
     output = autoencoder.encode(images.to(autoencoder.dtype))
-    names = ("latents", "latent")  # of VQModel and of AutoencoderDC
-    found = next((getattr(output, name) for name in names if hasattr(output, name)), None)
-    latents: Tensor = output.latent_dist.mode() if found is None else found
+    names = ("latents", "latent")  # attributes of the outputs of VQModel and AutoencoderDC
+    deterministic = next((getattr(output, name) for name in names if hasattr(output, name)), None)
+    latents: Tensor = output.latent_dist.mode() if deterministic is None else deterministic
     return latents.float()
 
 
 def is_flow(scheduler: Any) -> bool:
-    """Whether a scheduler is one of flow matching: straight paths from noise to images."""
+    """Return whether a scheduler is one of flow matching: straight paths from noise to images."""
     return "FlowMatch" in type(scheduler).__name__ or bool(getattr(scheduler.config, "use_flow_sigmas", False))
 
 
@@ -132,10 +136,10 @@ SNR_LIMIT = 5.0
 
 
 def min_snr_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
-    """min(SNR, 5), the weight of an error in x_0, as the weight of an error in what is predicted: (N,), float64.
+    """Return min-SNR-5 loss weights for the scheduler's prediction type, (N,), float64 (Hang et al., ICCV 2023).
 
-    So an error of the noise counts min(SNR, 5) / SNR, one of a velocity min(SNR, 5) / (SNR + 1), one of a flow's
-    velocity s^2 min(SNR, 5) with s the share of noise (Hang et al., ICCV 2023).
+    min(SNR, 5) weighs an error of x_0. That is min(SNR, 5) / SNR for an error of the noise, min(SNR, 5) / (SNR + 1) for
+    a velocity, and s^2 min(SNR, 5) for the velocity of a flow, with s the share of noise.
     """
     total = num_timesteps_of(scheduler)
     if is_flow(scheduler):
@@ -149,7 +153,7 @@ def min_snr_weights(scheduler: Any, timesteps: Tensor) -> Tensor:
 
 
 def num_timesteps_of(scheduler: Any) -> int:
-    """T, the number of timesteps that a scheduler's models were trained with."""
+    """Return T, the number of training timesteps of a scheduler."""
     return int(scheduler.config.num_train_timesteps)
 
 
@@ -164,18 +168,18 @@ def _classes(model: DiffusionPipeline | ModelMixin, denoiser: ModelMixin) -> Cla
         return Classes(embedding.null_class, embedding.null_class, attend)
     if getattr(config, "class_embed_type", None) in ("timestep", "identity"):
         raise ModelError(
-            f"{type(denoiser).__name__} is told class_embed_type {config.class_embed_type!r}, which is not served; "
-            "plan and prune it with criterion random or magnitude"
+            f"class_embed_type {config.class_embed_type!r} of {type(denoiser).__name__} is not supported; use "
+            "criterion random or magnitude"
         )
-    if "num_embeds_ada_norm" in config and "sample_size" in config:  # DiT: one more row stands for no class
+    if "num_embeds_ada_norm" in config and "sample_size" in config:  # DiT: the last row is the null class
         number = int(config.num_embeds_ada_norm)
         return Classes(number, number, lambda labels: {"class_labels": labels})
     if getattr(config, "num_class_embeds", None):
         return Classes(config.num_class_embeds, None, lambda labels: {"class_labels": labels})
     if getattr(config, "cross_attention_dim", None) and type(denoiser).__name__ != "UNet2DModel":
         raise ModelError(
-            f"{type(denoiser).__name__} of a {type(model).__name__} takes conditions that are not served yet (text, "
-            "images); plan and prune it with criterion random or magnitude"
+            f"the conditioning of {type(denoiser).__name__} in {type(model).__name__} is not supported; use criterion "
+            "random or magnitude"
         )
     return None
 

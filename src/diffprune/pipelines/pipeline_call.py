@@ -1,4 +1,4 @@
-"""The call of a pipeline: which arguments it takes, and one that draws what prompts say."""
+"""Call a pipeline with prompts, and inspect the arguments that its call accepts."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -15,55 +15,56 @@ from diffprune.pipelines.prompts import Prompt
 
 UNGUIDED = {"guidance_scale": 1.0}
 
-IMAGES_AT_WILL = ("Flux2Pipeline", "Flux2KleinPipeline")
-"""Pipelines whose call takes images too, and draws from texts alone where there are none."""
+OPTIONAL_IMAGES = ("Flux2Pipeline", "Flux2KleinPipeline")
+"""Pipelines with an image argument that also work with a text only."""
 
-GIVEN_IMAGES = {"image", "images", "control_image"}
-"""Arguments by which pipelines take images to draw from."""
+IMAGE_ARGUMENTS = {"image", "images", "control_image"}
+"""Arguments of pipeline calls that take input images."""
 
 
 def call_options(pipeline: Any) -> set[str]:
-    """The names of the arguments that the pipeline's call knows."""
+    """Return the names of the arguments of a pipeline's call."""
     return set(inspect.signature(type(pipeline).__call__).parameters)
 
 
 def with_call_options(pipeline: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the wanted arguments that the pipeline's call knows; None stands for its own default."""
+    """Return the arguments that the pipeline's call accepts; None means the pipeline's default and is dropped."""
     known = call_options(pipeline)
     return {name: value for name, value in wanted.items() if value is not None and name in known}
 
 
 def takes_prompts(pipeline: Any) -> bool:
-    """Whether a pipeline draws what a text says."""
+    """Return whether a pipeline is conditioned on text."""
     return "prompt" in call_options(pipeline)
 
 
 def needs_images(pipeline: Any) -> bool:
-    """Whether a pipeline draws from images that it is given."""
-    return bool(call_options(pipeline) & GIVEN_IMAGES) and type(pipeline).__name__ not in IMAGES_AT_WILL
+    """Return whether a pipeline requires input images."""
+    return bool(call_options(pipeline) & IMAGE_ARGUMENTS) and type(pipeline).__name__ not in OPTIONAL_IMAGES
 
 
 def takes_guidance(pipeline: Any) -> bool:
-    """Whether the denoiser is told the strength of guidance, in place of a second pass without prompt."""
+    """Return whether the guidance scale is an input of the denoiser, instead of a second, unconditional pass."""
     return bool(getattr(denoiser_of(pipeline).config, "guidance_embeds", False))
 
 
 def unguided(pipeline: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call with guidance by a second pass switched off."""
+    """Return the arguments of a call without classifier-free guidance, so that each step is one forward pass."""
     return {**more, **({} if takes_guidance(pipeline) else UNGUIDED)}
 
 
 def run_call(
     pipeline: Any, prompts: Sequence[Prompt], generators: Sequence[torch.Generator], steps: int, more: Mapping[str, Any]
 ) -> Any:
-    """The pipeline's own call, up to its latents unless `more` says otherwise; the generators stay as they are.
+    """Call a pipeline and return its output: latents, unless `more` sets `output_type`.
 
-    prompts: of the same images, for pipelines differ in whether they take a list of these. Returns what it gives.
+    prompts: all with the same images, because not every pipeline accepts a list of images. The state of `generators`
+    does not change.
     """
-    with torch.random.fork_rng():  # some pipelines draw from the global state beside their generators
+    with torch.random.fork_rng():  # some pipelines also use the global random state
         return pipeline(
             prompt=[prompt.text for prompt in prompts],
-            generator=[copy_of(generator) for generator in generators],
+            generator=[_clone(generator) for generator in generators],
             num_inference_steps=steps,
             **with_call_options(pipeline, {"output_type": "latent", **more}),
             **{name: _image(file) for name, file in prompts[0].images.items()},
@@ -78,18 +79,17 @@ def _image(file: Path) -> Any:
 
 
 def together(parts: Sequence[Tensor]) -> Tensor:
-    """What a pipeline drew of several images as one batch; raises DataError where they differ in size."""
+    """Concatenate the outputs of several calls; raise DataError if they differ in size."""
     if len({part.shape[1:] for part in parts}) > 1:
         sizes = ", ".join(sorted({str(tuple(part.shape[1:])) for part in parts}))
         raise DataError(
-            f"what is drawn from images of several sizes differs in shape ({sizes}); give images of one size, or, to "
-            "sample, batch_size 1"
+            f"input images of several sizes lead to outputs of different shapes ({sizes}); use images of one size, or "
+            "batch_size 1 for sampling"
         )
     return torch.cat([*parts])
 
 
-def copy_of(generator: torch.Generator) -> torch.Generator:
-    """A generator in the same state, so that drawing from it leaves the other as it is."""
-    again = torch.Generator(generator.device)
-    again.set_state(generator.get_state())
-    return again
+def _clone(generator: torch.Generator) -> torch.Generator:
+    clone = torch.Generator(generator.device)
+    clone.set_state(generator.get_state())
+    return clone

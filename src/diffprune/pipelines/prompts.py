@@ -1,4 +1,4 @@
-"""Prompts: what a pipeline is asked for, a text and any images beside it, read from a file. Imports no torch."""
+"""Read prompts from a file: a text and the input images of a pipeline's call. Imports no torch."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,23 +11,23 @@ from diffprune.errors import DataError, OptionError
 from diffprune.options.in_memory import InMemory
 
 COLUMNS = ("text", "caption", "captions", "prompt")
-"""Names under which rows hold a text, most telling first."""
+"""Columns that may hold the text of a row, in order of preference."""
 
 _FILE_NAME = "_file_name"
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A text, and files of images by the name of the argument that the pipeline's call takes them by."""
+    """A text, and image files by the name of their argument in the pipeline's call."""
 
     text: str
     images: Mapping[str, Path] = field(default_factory=dict)
 
 
 def read_prompts(path: Path | InMemory) -> list[Prompt]:
-    """The prompts of a file: the lines of a text, or the rows of a .jsonl, as `prompt_of` takes them.
+    """Read the prompts of a file: one per line of a text file, or per row of a .jsonl (see `prompt_of`).
 
-    Raises OptionError when it cannot be read or holds none, DataError for a row that is no prompt.
+    Raises OptionError if the file cannot be read or holds none, DataError for a row that is not a prompt.
     """
     if isinstance(path, InMemory):
         return [Prompt(text) for text in path.value]
@@ -36,14 +36,14 @@ def read_prompts(path: Path | InMemory) -> list[Prompt]:
     except (OSError, UnicodeDecodeError) as error:
         raise OptionError(f"cannot read the prompts {path}: {error}") from error
     if not any(line.strip() for line in lines):
-        raise OptionError(f"{path} holds no prompts; expected one a line")
+        raise OptionError(f"{path} holds no prompts; expected one per line")
     if path.suffix != ".jsonl":
         return [Prompt(line) for line in lines]
     return [prompt_of(row, path.parent, where) for row, where in rows_of_lines(lines, path)]
 
 
 def rows_of_lines(lines: Sequence[str], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the rows of a .jsonl file, and where each stands; raises DataError for one that is not an object."""
+    """Yield the rows of a .jsonl file and their locations; raise DataError for a row that is not an object."""
     for number, line in enumerate(lines, 1):
         where = f"line {number} of {path}"
         if not line.strip():
@@ -53,16 +53,16 @@ def rows_of_lines(lines: Sequence[str], path: Path) -> Iterator[tuple[dict[str, 
         except ValueError as error:
             raise DataError(f"{where} is not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{where} is a {type(row).__name__}, expected an object")
+            raise DataError(f"{where} is a {type(row).__name__}, expected a JSON object")
         yield row, where
 
 
 def prompt_of(row: Mapping[str, Any], folder: Path, where: str) -> Prompt:
-    """The prompt in a row: its text named as in `COLUMNS`, its images by `<argument>_file_name`, below `folder`.
+    """Return the prompt of a row: a text in one of `COLUMNS`, images in `<argument>_file_name`, relative to `folder`.
 
-    So the row {"text": ..., "image_file_name": "a.png", "mask_image_file_name": "b.png"} is called with `image` and
-    `mask_image` (the names of files are as in 🤗 imagefolder). Of several texts the first. Raises DataError for a row
-    without text, or whose images are not there.
+    {"text": ..., "image_file_name": "a.png", "mask_image_file_name": "b.png"} calls the pipeline with `image` and
+    `mask_image` (column names as in 🤗 imagefolder). A list of texts stands for its first. Raises DataError for a row
+    without a text, or with an image file that does not exist.
     """
     column = next((name for name in COLUMNS if name in row), None)
     value = None if column is None else row[column]
@@ -77,12 +77,12 @@ def prompt_of(row: Mapping[str, Any], folder: Path, where: str) -> Prompt:
 
 
 def argument_of(name: str) -> str | None:
-    """The argument of a pipeline's call that a name in a row stands for; None for a name of something else."""
+    """Return the argument of a pipeline's call that a column stands for; None for any other column."""
     return name.removesuffix(_FILE_NAME) if name.endswith(_FILE_NAME) else None
 
 
 def files_of(prompts: Path | InMemory | None) -> dict[str, str]:
-    """A file of prompts, and the images that it names, among a stage's inputs: it notices when one of them changes."""
+    """Return a prompt file and its images as inputs of a stage, so that a change in one of them is noticed."""
     if prompts is None:
         return {}
     if isinstance(prompts, InMemory):
@@ -92,5 +92,5 @@ def files_of(prompts: Path | InMemory | None) -> dict[str, str]:
 
 
 def by_images(prompts: Sequence[Prompt]) -> list[list[Prompt]]:
-    """Prompts in their order, cut into runs of the same images."""
-    return [list(same) for _, same in groupby(prompts, key=lambda prompt: prompt.images)]
+    """Split prompts, in order, into consecutive runs with the same images."""
+    return [list(run) for _, run in groupby(prompts, key=lambda prompt: prompt.images)]

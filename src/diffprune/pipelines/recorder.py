@@ -1,7 +1,7 @@
-"""What a pipeline tells its denoiser, recorded from the pipeline's own call.
+"""Record the forward passes and scheduler steps of a pipeline's own call.
 
-How a family of models is conditioned, how its noisy input is laid out, in which unit it is told the time and with which
-sign its output is read: the pipeline knows, and shows it when it is run. Nothing here is about a single family.
+The call shows how the pipeline conditions its denoiser, lays out its latents, and converts timesteps and outputs. So no
+family of models needs code of its own here.
 """
 
 import copy
@@ -25,180 +25,189 @@ from diffprune.pipelines.pipeline_call import run_call, unguided
 from diffprune.pipelines.prompts import Prompt
 
 RECORDED_STEPS = 2
-"""Steps of a recording: two tell how the denoiser's time grows with the scheduler's."""
+"""Steps of a recording: two show how the denoiser's timestep depends on the scheduler's."""
 
-STEPS_FROM_IMAGES = 5
-"""The same where images are drawn from: some pipelines begin late in the schedule."""
+RECORDED_STEPS_WITH_IMAGES = 5
+"""The same for pipelines with input images: some start late in the schedule."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step of the scheduler was given, at which of its times and for which x_t, and what it made of it."""
+    """One step of a scheduler: the model output, timestep and x_t that it received, and its result."""
 
-    given: Tensor
+    model_output: Tensor
     time: float
     sample: Tensor
     result: Tensor
 
 
-class _Heard(Exception):  # noqa: N818 - nothing is wrong
-    """Ends a run of a pipeline whose denoiser has been told what there was to hear."""
+class _RecordingComplete(Exception):  # noqa: N818 - not an error
+    """Stops a pipeline after the forward pass that was to be recorded."""
 
 
 def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[Prompt], more: Mapping[str, Any]) -> Interface:
-    """Run the pipeline for a few steps with some prompts and with one more, without guidance, and compare.
+    """Infer how a pipeline calls its denoiser from two short runs without guidance: with `prompts`, and with one more.
 
-    prompts: of the same images. more: further arguments of its call, such as height and width. Raises ModelError for a
-    pipeline whose calls make no sense here.
+    prompts: all with the same images. more: further arguments of the pipeline's call, such as height and width.
+    Raises ModelError for a pipeline whose calls are not supported.
     """
     generator = torch.Generator().manual_seed(0)
     num = len(prompts)
+    name = type(pipeline).__name__
     try:
-        calls, again = (
-            _recorded(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more)
+        calls, calls_with_one_more = (
+            _recorded_calls(pipeline, [*prompts, *extra], [generator] * (num + len(extra)), more)
             for extra in ([], prompts[-1:])
         )
     except (IndexError, RuntimeError, ValueError) as error:
         if not prompts[0].images:
             raise
-        raise ModelError(
-            f"{type(pipeline).__name__} cannot be called with several prompts and these images ({error}); not served"
-        ) from error
+        raise ModelError(f"{name} does not support several prompts with these images: {error}") from error
     first, last = calls[0], calls[-1]
-    found = Interface((), convention_of(calls), first.sample.shape[1:], joined_along(first.whole, first.sample))
-    told, afterwards, many = (found.conditioning(call.whole, call.told) for call in (first, last, again[0]))
-    if not are_same(told, afterwards):
-        raise ModelError(f"{type(pipeline).__name__} tells its denoiser other things from step to step; not served")
-    few, more_of_them = leaves_of(told), leaves_of(many)
-    if len(few) != len(more_of_them):
-        raise ModelError(f"{type(pipeline).__name__} tells its denoiser lists of tensors, one per prompt; not served")
-    return replace(found, is_rows=tuple(have_rows(a, b, num) for a, b in zip(few, more_of_them, strict=True)))
+    axis = joined_along(first.model_input, first.sample)
+    interface = Interface((), convention_of(calls), first.sample.shape[1:], axis)
+    at_first, at_last, with_one_more = (
+        interface.conditioning(call.model_input, call.conditioning) for call in (first, last, calls_with_one_more[0])
+    )
+    if not are_same(at_first, at_last):
+        raise ModelError(
+            f"{name} changes its conditioning between steps, which is not supported (ControlNet does this)"
+        )
+    few, many = leaves_of(at_first), leaves_of(with_one_more)
+    if len(few) != len(many):
+        raise ModelError(f"{name} passes lists of tensors, one per prompt, to its denoiser, which is not supported")
+    return replace(interface, is_rows=tuple(have_rows(a, b, num) for a, b in zip(few, many, strict=True)))
 
 
 def record_conditioning(
     pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
     more: Mapping[str, Any],
 ) -> tuple[Tensor, dict[str, Any]]:  # fmt: skip
-    """What the pipeline gives its denoiser for some prompts of the same images: its whole input, and keyword arguments.
+    """Return the denoiser's input and conditioning for prompts with the same images.
 
-    Its call is run up to the first pass, which is left out.
+    Runs the pipeline's call up to the first forward pass, which is not computed.
     """
-    heard: list[tuple[Tensor, dict[str, Any]]] = []
+    recorded: list[tuple[Tensor, dict[str, Any]]] = []
 
-    def hear(module: nn.Module, args: Any, kwargs: Any) -> None:
-        whole, _, told = _arguments(module, args, kwargs)
-        if len(whole) == len(prompts):
-            heard.append((whole.detach(), told))
-        raise _Heard
+    def record(module: nn.Module, args: Any, kwargs: Any) -> None:
+        model_input, _, conditioning = _split_arguments(module, args, kwargs)
+        if len(model_input) == len(prompts):
+            recorded.append((model_input.detach(), conditioning))
+        raise _RecordingComplete
 
-    handle = denoiser_of(pipeline).register_forward_pre_hook(hear, with_kwargs=True)
+    handle = denoiser_of(pipeline).register_forward_pre_hook(record, with_kwargs=True)
     try:
-        with listening(pipeline) as (listener, _), suppress(_Heard):
-            run_call(listener, prompts, generators, steps_of_recording(prompts), unguided(pipeline, more))
+        with recorded_scheduler(pipeline) as (copied, _), suppress(_RecordingComplete):
+            run_call(copied, prompts, generators, recording_steps(prompts), unguided(pipeline, more))
     finally:
         handle.remove()
-    if not heard:
-        raise ModelError(f"{type(pipeline).__name__} does not call its denoiser with one row a prompt; not served")
-    return heard[0]
+    if not recorded:
+        raise ModelError(
+            f"{type(pipeline).__name__} does not call its denoiser with one row per prompt, which is not supported"
+        )
+    return recorded[0]
 
 
 def generate_latents(
     pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator], steps: int,
     more: Mapping[str, Any],
 ) -> Tensor:  # fmt: skip
-    """Clean x_0 of the pipeline's own images, in the layout that its denoiser takes: what its last step gives."""
-    with listening(pipeline) as (listener, steps_taken):
-        run_call(listener, prompts, generators, steps, more)
-    return steps_taken[-1].result.detach().float()
+    """Sample clean latents x_0 with a pipeline, in the layout of its denoiser's input: the result of its last step."""
+    with recorded_scheduler(pipeline) as (copied, recorded):
+        run_call(copied, prompts, generators, steps, more)
+    return recorded[-1].result.detach().float()
 
 
-def _recorded(
-    pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
-    more: Mapping[str, Any],
-) -> list[Call]:  # fmt: skip
-    calls: list[dict[str, Any]] = []
-    with listening(pipeline) as (listener, steps), _noting(denoiser_of(pipeline), calls):
-        run_call(listener, prompts, generators, steps_of_recording(prompts), unguided(pipeline, more))
-    if not calls or len(calls) != len(steps) or len(calls[0]["whole"]) != len(prompts):
-        raise ModelError(
-            f"{type(pipeline).__name__} called its denoiser {len(calls)} times in {len(steps)} steps, expected one "
-            "pass a step with one row a prompt; conditions of such a pipeline are not served"
-        )
-    return [
-        Call(**call, scheduler_time=step.time, given=step.given, sample=step.sample)
-        for call, step in zip(calls, steps, strict=True)
-    ]
-
-
-def steps_of_recording(prompts: Sequence[Prompt]) -> int:
-    """Steps of a run that is recorded."""
-    return STEPS_FROM_IMAGES if prompts[0].images else RECORDED_STEPS
+def recording_steps(prompts: Sequence[Prompt]) -> int:
+    """Return the number of inference steps of a recording."""
+    return RECORDED_STEPS_WITH_IMAGES if prompts[0].images else RECORDED_STEPS
 
 
 @contextmanager
-def listening(
-    pipeline: DiffusionPipeline, put: Callable[[Tensor], Tensor] | None = None
+def recorded_scheduler(
+    pipeline: DiffusionPipeline, replace_result: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[Any, list[Step]]]:
-    """A copy of the pipeline whose scheduler notes its steps.
+    """Yield a copy of the pipeline, and the list of steps that its scheduler appends to.
 
-    put: what the pipeline gets in place of what the last step makes; None for that itself.
+    replace_result: result of the last step -> the latents that the pipeline receives instead; None keeps the result.
     """
-    listener: Any = copy.copy(pipeline)
-    listener.set_progress_bar_config(disable=True)
-    scheduler = copy.deepcopy(listener.scheduler)
+    copied: Any = copy.copy(pipeline)
+    copied.set_progress_bar_config(disable=True)
+    scheduler = copy.deepcopy(copied.scheduler)
     steps: list[Step] = []
     original = scheduler.step
 
     signature = inspect.signature(original)
 
-    @functools.wraps(original)  # pipelines look at its parameters to see whether it takes generators
+    @functools.wraps(original)  # pipelines inspect its parameters to see whether it takes generators
     def step(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
-        made = original(*args, **kwargs)
-        result = made[0] if isinstance(made, tuple) else made.prev_sample
-        steps.append(Step(given["model_output"], float(given["timestep"]), given["sample"], result))
-        if put is None or steps[-1].time != float(scheduler.timesteps[-1]):
-            return made
-        return (put(result), *made[1:]) if isinstance(made, tuple) else replace(made, prev_sample=put(result))
+        arguments = signature.bind(*args, **kwargs).arguments
+        output = original(*args, **kwargs)
+        result = output[0] if isinstance(output, tuple) else output.prev_sample
+        steps.append(Step(arguments["model_output"], float(arguments["timestep"]), arguments["sample"], result))
+        if replace_result is None or steps[-1].time != float(scheduler.timesteps[-1]):
+            return output
+        replacement = replace_result(result)
+        return (replacement, *output[1:]) if isinstance(output, tuple) else replace(output, prev_sample=replacement)
 
     scheduler.step = step
-    listener.register_modules(scheduler=scheduler)
-    yield listener, steps
+    copied.register_modules(scheduler=scheduler)
+    yield copied, steps
+
+
+def _recorded_calls(
+    pipeline: DiffusionPipeline, prompts: Sequence[Prompt], generators: Sequence[torch.Generator],
+    more: Mapping[str, Any],
+) -> list[Call]:  # fmt: skip
+    passes: list[dict[str, Any]] = []
+    with recorded_scheduler(pipeline) as (copied, steps), _recorded_passes(denoiser_of(pipeline), passes):
+        run_call(copied, prompts, generators, recording_steps(prompts), unguided(pipeline, more))
+    if not passes or len(passes) != len(steps) or len(passes[0]["model_input"]) != len(prompts):
+        raise ModelError(
+            f"{type(pipeline).__name__} called its denoiser {len(passes)} times in {len(steps)} steps. Supported: one "
+            "forward pass per step with one row per prompt"
+        )
+    return [
+        Call(**call, scheduler_time=step.time, model_output=step.model_output, sample=step.sample)
+        for call, step in zip(passes, steps, strict=True)
+    ]
 
 
 @contextmanager
-def _noting(denoiser: nn.Module, calls: list[dict[str, Any]]) -> Iterator[None]:
-    """Note every pass of a denoiser while it lasts."""
+def _recorded_passes(denoiser: nn.Module, passes: list[dict[str, Any]]) -> Iterator[None]:
+    """Append every forward pass of a denoiser to `passes`."""
 
-    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        whole, time, told = _arguments(module, args, kwargs)
-        result = output[0] if isinstance(output, tuple) else output.sample
-        calls.append({"whole": whole.detach(), "time": time, "told": told, "output": result.detach()})
+    def record(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        model_input, time, conditioning = _split_arguments(module, args, kwargs)
+        prediction = output[0] if isinstance(output, tuple) else output.sample
+        call = {"model_input": model_input.detach(), "time": time, "conditioning": conditioning}
+        passes.append({**call, "output": prediction.detach()})
 
-    handle = denoiser.register_forward_hook(note, with_kwargs=True)
+    handle = denoiser.register_forward_hook(record, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
 
 
-def _arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, float, dict[str, Any]]:
-    """The noisy input, the time, and whatever else a denoiser is called with."""
+def _split_arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tensor, float, dict[str, Any]]:
+    """Split the arguments of a forward pass into noisy input, timestep and conditioning."""
     signature = inspect.signature(type(denoiser).forward)
-    told = dict(signature.bind(denoiser, *args, **kwargs).arguments)
-    told.pop("self", None)
-    noisy, time = told.pop(list(signature.parameters)[1]), told.pop("timestep", None)
+    arguments = dict(signature.bind(denoiser, *args, **kwargs).arguments)
+    arguments.pop("self", None)
+    noisy, time = arguments.pop(list(signature.parameters)[1]), arguments.pop("timestep", None)
     if not isinstance(noisy, Tensor) or time is None:
-        raise ModelError(f"{type(denoiser).__name__} is not called with one noisy tensor and a timestep; not served")
-    told.pop("return_dict", None)
-    told |= told.pop("kwargs", {})
-    known = {name: _detached(value) for name, value in told.items() if value is not None}
+        raise ModelError(f"{type(denoiser).__name__} is not supported: expected one noisy tensor and a timestep")
+    arguments.pop("return_dict", None)
+    arguments |= arguments.pop("kwargs", {})
+    conditioning = {name: _detached(value) for name, value in arguments.items() if value is not None}
     times = torch.as_tensor(time).flatten()
     if not bool((times == times[0]).all()):
         raise ModelError(
-            f"{type(denoiser).__name__} is told several times at once, as where a frame of a video is given; not served"
+            f"{type(denoiser).__name__} gets different timesteps in one forward pass, which is not supported (image to "
+            "video does this)"
         )
-    return noisy, float(times[0]), known
+    return noisy, float(times[0]), conditioning
 
 
 def _detached(value: Any) -> Any:

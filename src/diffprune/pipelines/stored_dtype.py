@@ -1,4 +1,4 @@
-"""The dtype that a folder is stored in: what is loaded in it, and back into it for what was computed in float32."""
+"""Load a model in the dtype that it is stored in, and cast a float32 result back to that dtype."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,23 +17,22 @@ from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.loading import Model, is_hub_id, load_model
 
 AUTOENCODERS = ("vae", "vqvae")
-"""Components that scores do not pass through."""
+"""Components that the scores do not use."""
 
 
 def load_as_stored(source: str) -> Model:
-    """`load_model`, where a model that is stored in bfloat16 stays so, for stages that do not train it.
+    """Load MODEL for a stage that does not train it: in bfloat16 if it is stored in bfloat16, else in float32.
 
-    That is a denoiser whose pipeline's other networks are in bfloat16 too (the autoencoder may be in another dtype);
-    anything else comes in float32.
+    All networks of a pipeline except the autoencoder must be stored in bfloat16.
     """
     if isinstance(source, InMemory):
         return load_model(source)
-    folder = _fetched(source)
+    folder = _download(source)
     if not (folder / "model_index.json").is_file():
         dtypes = set(stored_dtypes(folder).values()) if (folder / "config.json").is_file() else set()
         return load_model(source, **({"dtype": torch.bfloat16} if dtypes == {torch.bfloat16} else {}))
-    found = {place.name: set(stored_dtypes(place).values()) for place in folder.iterdir() if place.is_dir()}
-    networks = {name: dtypes for name, dtypes in found.items() if dtypes}
+    components = {path.name: set(stored_dtypes(path).values()) for path in folder.iterdir() if path.is_dir()}
+    networks = {name: dtypes for name, dtypes in components.items() if dtypes}
     if all(dtypes == {torch.bfloat16} for name, dtypes in networks.items() if name not in AUTOENCODERS) and networks:
         stored = {name: next(iter(dtypes)) for name, dtypes in networks.items() if len(dtypes) == 1}
         return load_model(source, dtype={**stored, "default": torch.float32})
@@ -41,13 +40,13 @@ def load_as_stored(source: str) -> Model:
 
 
 def in_stored_dtype(model: Any, source: str) -> Any:
-    """A pipeline or bare denoiser, its components cast in place to the dtypes that they are stored in at MODEL.
+    """Cast the components of a pipeline, or a bare denoiser, in place to their stored dtypes in MODEL; return it.
 
-    A component that is stored in one dtype is cast whole, one of mixed dtypes tensor by tensor, by name.
+    A component stored in one dtype is cast as a whole, one of mixed dtypes tensor by tensor, by name.
     """
     if isinstance(source, InMemory):
         return model
-    folder = _folder(source)
+    folder = _local_folder(source)
     components: Mapping[str, Any] = {"": model} if isinstance(model, nn.Module) else model.components
     for name, component in components.items():
         if isinstance(component, nn.Module):
@@ -56,20 +55,20 @@ def in_stored_dtype(model: Any, source: str) -> Any:
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Name -> dtype of every floating tensor in a folder's safetensors."""
+    """Return name -> dtype of every floating-point tensor in a folder's safetensors."""
     return {name: FLOATING[t.dtype] for name, t in stored_tensors(folder).items() if t.dtype in FLOATING}
 
 
 def _cast(component: nn.Module, dtypes: Mapping[str, torch.dtype]) -> None:
     if len(kinds := set(dtypes.values())) == 1:
-        nn.Module.to(component, kinds.pop())  # diffusers' own `to` warns, even where it has nothing to warn of
+        nn.Module.to(component, kinds.pop())  # the `to` of diffusers warns without reason
         return
     for name, value in (*component.named_parameters(), *component.named_buffers()):
         value.data = value.data.to(dtypes.get(name, value.dtype))
 
 
-def _fetched(source: str) -> Path:
-    """Where MODEL lies, downloaded where need be; a place that is not there is for `load_model` to tell of."""
+def _download(source: str) -> Path:
+    """Return the local folder of MODEL, downloaded if necessary; `load_model` reports a missing one."""
     if is_hub_id(source):
         register_with_diffusers()
         try:
@@ -79,8 +78,8 @@ def _fetched(source: str) -> Path:
     return PIPELINES.get(source, Path(source))
 
 
-def _folder(source: str) -> Path:
-    """Where MODEL, which was loaded before, lies on this machine."""
+def _local_folder(source: str) -> Path:
+    """Return the local folder of MODEL, which was loaded before."""
     if is_hub_id(source):
         try:
             return Path(snapshot_download(source, local_files_only=True))

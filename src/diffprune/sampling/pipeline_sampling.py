@@ -13,7 +13,7 @@ from diffprune.options import PromptOptions, SampleOptions
 from diffprune.pipelines.diffusion import is_flow
 from diffprune.pipelines.loading import denoiser_component
 from diffprune.pipelines.pipeline_call import (
-    GIVEN_IMAGES,
+    IMAGE_ARGUMENTS,
     call_options,
     needs_images,
     run_call,
@@ -69,9 +69,9 @@ def check_images(pipeline: Any, prompts: Sequence[Prompt]) -> None:
         raise OptionError(f"prompts: {name} takes no {', '.join(sorted(unknown))}; leave these images out")
     masked = {"mask_image"} & parameters
     if needs_images(pipeline) and not all(
-        p.images.keys() & GIVEN_IMAGES and p.images.keys() >= masked for p in prompts
+        p.images.keys() & IMAGE_ARGUMENTS and p.images.keys() >= masked for p in prompts
     ):
-        taken = sorted(parameters & GIVEN_IMAGES | masked)
+        taken = sorted(parameters & IMAGE_ARGUMENTS | masked)
         row = ", ".join(f'"{argument}_file_name": "{argument}.png"' for argument in taken)
         raise OptionError(
             f"prompts: {name} needs input images ({', '.join(taken)}); write rows such as "
