@@ -19,8 +19,8 @@ from diffprune.evaluation.frechet import frechet_distance
 from diffprune.evaluation.paired_metrics import ssim
 from diffprune.options import SampleOptions
 from diffprune.pipelines.conditioning import on_device
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import Conditioning, process_of
-from diffprune.pipelines.loading import denoiser_of
 from diffprune.pipelines.predict import predict
 from diffprune.runs.progress import progress
 from diffprune.sampling.sampler import draw_images

@@ -27,8 +27,9 @@ import matplotlib
 from diffprune.calibration.calibration_set import images_for
 from diffprune.data.images import ImageSet
 from diffprune.options import FinetuneOptions, PlanOptions, PruneOptions
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of, load_pipeline
+from diffprune.pipelines.loading import load_pipeline
 from diffprune.stages.plan_stage import make_plan
 from diffprune.stages.prune_stage import apply_plan
 from diffprune.training.step_callback import StepFacts

@@ -77,9 +77,9 @@ def test_a_missing_folder_that_looks_like_a_hub_id_is_told_apart(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
-    told = "there is no folder {} here, so it was looked for on the hub"
+    told = "there is no local folder {}, so it was looked up on the hub"
     assert told.format("out/pruned") in refused("inspect", "out/pruned")
-    assert "there is no out/pruned in the folder out; looking for it on the hub" in caplog.text
+    assert "there is no out/pruned in the folder out; looking it up on the hub" in caplog.text
     assert told.format("out/images") in refused("plan", "digits", "--data", "out/images", "--criterion", "taylor")
 
 

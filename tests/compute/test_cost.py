@@ -6,7 +6,7 @@ from diffusers import Lumina2Transformer2DModel
 
 import diffprune
 from diffprune.compute.cost import WithoutValues, cost_of, latency_ms, layer_cost_of
-from diffprune.pipelines.loading import architecture
+from diffprune.pipelines.architecture_configs import architecture
 
 PUBLISHED = {
     "ddpm-cifar10": ((35.746, 6.064), (19.851, 3.392)),

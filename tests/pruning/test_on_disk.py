@@ -14,7 +14,7 @@ import diffprune
 from diffprune.artifact import safetensors_io as shards
 from diffprune.artifact.safetensors_io import stored_tensors
 from diffprune.cli.main import main
-from diffprune.pipelines.loading import denoiser_of
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pruning.on_disk import stored_model
 from diffprune.stages import prune_stage as stage
 from tests.conftest import tiny_pipeline

@@ -167,7 +167,7 @@ def test_reinit_draws_fresh_weights_by_seed() -> None:
 
 
 def test_an_architecture_without_weights_is_pruned_only_with_reinit() -> None:
-    model = diffprune.pipelines.loading.architecture("ddpm-digits")
+    model = diffprune.pipelines.architecture_configs.architecture("ddpm-digits")
     plan = diffprune.plan(model, ratio=0.5)
     with pytest.raises(ModelError, match="without weights"):
         diffprune.prune(model, plan)

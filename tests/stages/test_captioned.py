@@ -26,8 +26,8 @@ from diffprune.calibration.texts import open_texts
 from diffprune.cli.main import main
 from diffprune.compute.placement import restored_devices
 from diffprune.options import FinetuneOptions, PlanOptions
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of
 from diffprune.runs.atomic_files import read_json
 from diffprune.stages import train_stage as train
 from tests.helpers.tiny_pipelines import SIZES, tiny

@@ -113,11 +113,11 @@ def test_pruned_weights_of_a_published_architecture_get_its_schedule(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The published widths are too many for a test: a narrow config stands under the published name."""
-    from diffprune.pipelines import builtin, loading
+    from diffprune.pipelines import architecture_configs, builtin
 
     stock = tiny_unet(**RESEARCH)
     narrow = {**builtin.ARCHITECTURES, "ddpm-cifar10": {**stock.config, "_class_name": "UNet2DModel"}}
-    monkeypatch.setattr(loading, "ARCHITECTURES", narrow)
+    monkeypatch.setattr(architecture_configs, "ARCHITECTURES", narrow)
     torch.save(stock.state_dict(), tmp_path / "model.pth")
     pipeline = diffprune.convert("shapes", tmp_path / "model.pth", arch="ddpm-cifar10")
     assert isinstance(pipeline, DDPMPipeline)

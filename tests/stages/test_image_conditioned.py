@@ -28,9 +28,9 @@ from diffprune.calibration.texts import open_texts
 from diffprune.cli.main import main
 from diffprune.options import PlanOptions
 from diffprune.pipelines.conditioning import JOINED
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.denoiser_interface import joined_along
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of
 from diffprune.pipelines.predict import predict
 from diffprune.runs.atomic_files import read_json
 from tests.helpers.tiny_pipelines import FROM_IMAGES, SIZES, tiny

@@ -14,8 +14,8 @@ import diffprune
 from diffprune.calibration.text_latents import calibrate_on_texts
 from diffprune.cli.main import main
 from diffprune.options import PlanOptions
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of
 from diffprune.runs.atomic_files import read_json
 from diffprune.sampling.sampler import image_generator
 from tests.helpers.tiny_pipelines import PIPELINES, SIZES, tiny

@@ -10,8 +10,8 @@ from torch import Tensor
 import diffprune
 from diffprune.calibration.calibration_set import images_for
 from diffprune.options import FinetuneOptions
+from diffprune.pipelines.denoiser_access import with_denoiser
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import with_denoiser
 from diffprune.pipelines.predict import predict
 from diffprune.training.batches import check_conditions
 from diffprune.training.lora import add_adapters, merge_adapters

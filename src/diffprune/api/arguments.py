@@ -12,7 +12,7 @@ from torch import nn
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import TrainingOptions
 from diffprune.options.in_memory import in_memory
-from diffprune.pipelines.loading import denoiser_of, has_weights
+from diffprune.pipelines.denoiser_access import denoiser_of, has_weights
 from diffprune.pipelines.stored_dtype import load_as_stored
 from diffprune.planning import Plan, read_plan
 from diffprune.runs.run_record import Existing

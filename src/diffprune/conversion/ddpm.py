@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffprune.conversion.exact_loading import Shape, filled, mismatches, shapes_of
 from diffprune.errors import ModelError
-from diffprune.pipelines.loading import architecture
+from diffprune.pipelines.architecture_configs import architecture
 
 PUBLISHED = {"ddpm-cifar10": "fixed_large", "ddpm-celeba64": "fixed_large", "ddpm-lsun256": "fixed_small"}
 """The published architectures, with the variance of their ancestral steps; one is found by the shapes alone."""

@@ -10,7 +10,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import Tensor
 
 from diffprune.errors import ModelError
-from diffprune.pipelines.loading import denoiser_of, scheduler_of
+from diffprune.pipelines.denoiser_access import denoiser_of, scheduler_of
 from diffprune.pipelines.pipeline_call import call_options, takes_prompts
 
 Conditioning = Mapping[str, Tensor]

@@ -10,7 +10,7 @@ from diffusers.utils.loading_utils import load_image
 from torch import Tensor
 
 from diffprune.errors import DataError
-from diffprune.pipelines.loading import denoiser_of
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.prompts import Prompt
 
 UNGUIDED = {"guidance_scale": 1.0}

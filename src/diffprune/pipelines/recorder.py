@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 
 from diffprune.errors import ModelError
 from diffprune.pipelines.conditioning import are_same, have_rows, leaves_of
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.denoiser_interface import Call, Interface, convention_of, joined_along
-from diffprune.pipelines.loading import denoiser_of
 from diffprune.pipelines.pipeline_call import run_call, unguided
 from diffprune.pipelines.prompts import Prompt
 

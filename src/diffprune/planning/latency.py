@@ -11,7 +11,7 @@ from diffprune.compute.device import pick_device
 from diffprune.compute.placement import placed
 from diffprune.errors import OptionError
 from diffprune.options import PlanOptions
-from diffprune.pipelines.loading import has_weights
+from diffprune.pipelines.denoiser_access import has_weights
 from diffprune.runs.distributed import on_main_process
 
 ROUNDS = 5

@@ -12,8 +12,10 @@ from torch import nn
 
 from diffprune.artifact.safetensors_io import FLOATING, StoredTensor, stored_tensors
 from diffprune.errors import DiffpruneError
+from diffprune.pipelines.architecture_configs import stored_architecture
 from diffprune.pipelines.builtin import PIPELINES
-from diffprune.pipelines.loading import DENOISER_COMPONENTS, PICKLES, stored_architecture
+from diffprune.pipelines.denoiser_access import DENOISER_COMPONENTS
+from diffprune.pipelines.loading import PICKLES
 from diffprune.planning import Plan
 from diffprune.pruning.surgery import prune_stored
 from diffprune.runs.atomic_files import atomic_write, read_json

@@ -28,8 +28,9 @@ from diffprune.options import (
     TrainingOptions,
 )
 from diffprune.options.recipe import Recipe
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import DiffusionProcess, process_of
-from diffprune.pipelines.loading import denoiser_of, is_hub_id, load_model
+from diffprune.pipelines.loading import is_hub_id, load_model
 from diffprune.pipelines.prompts import read_prompts
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.sampling.image_folder import num_evaluations

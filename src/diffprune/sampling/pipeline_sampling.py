@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import PromptOptions, SampleOptions
+from diffprune.pipelines.denoiser_access import denoiser_component
 from diffprune.pipelines.diffusion import is_flow
-from diffprune.pipelines.loading import denoiser_component
 from diffprune.pipelines.pipeline_call import (
     IMAGE_ARGUMENTS,
     call_options,

@@ -18,7 +18,8 @@ from diffprune.criteria import Scores
 from diffprune.criteria.block_batches import spaced_batches
 from diffprune.groups import Group, find_groups, remove_units
 from diffprune.options import BudgetOptions, SensitivityOptions
-from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.pipelines.denoiser_access import denoiser_of
+from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.predict import predict
 from diffprune.pipelines.prompts import files_of
 from diffprune.planning import allocate, check_patterns, score

@@ -8,8 +8,9 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffprune.criteria.score_pass import scored_timesteps
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.planning import Plan, read_plan
 from diffprune.pruning.surgery import prune_denoiser

@@ -20,7 +20,8 @@ from diffprune.conversion.pruned_shapes import from_shapes
 from diffprune.conversion.state_dicts import Kind, weights_in
 from diffprune.errors import OptionError
 from diffprune.options import ConvertOptions
-from diffprune.pipelines.loading import denoiser_of, load_model, with_denoiser
+from diffprune.pipelines.denoiser_access import denoiser_of, with_denoiser
+from diffprune.pipelines.loading import load_model
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 

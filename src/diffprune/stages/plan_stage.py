@@ -29,8 +29,8 @@ from diffprune.compute.device import pick_device
 from diffprune.errors import FolderError, ModelError, OptionError
 from diffprune.groups import Group, find_groups, kept_blocks, remove_units
 from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, ScoringOptions
+from diffprune.pipelines.denoiser_access import denoiser_of, has_weights
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of, has_weights
 from diffprune.pipelines.prompts import files_of
 from diffprune.pipelines.stored_dtype import load_as_stored
 from diffprune.planning import Plan, check_patterns, choose_units, fingerprint, read_plan

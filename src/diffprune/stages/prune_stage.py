@@ -17,7 +17,7 @@ from diffprune.compute.autocast import resolve_precision
 from diffprune.errors import OptionError
 from diffprune.groups import find_groups
 from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, PruneOptions, RunOptions
-from diffprune.pipelines.loading import denoiser_of, with_denoiser
+from diffprune.pipelines.denoiser_access import denoiser_of, with_denoiser
 from diffprune.pipelines.model_card import copy_model_card
 from diffprune.pipelines.prompts import files_of
 from diffprune.pipelines.stored_dtype import in_stored_dtype, load_as_stored

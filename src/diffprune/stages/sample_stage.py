@@ -11,8 +11,9 @@ from diffprune.compute.device import pick_device
 from diffprune.compute.placement import placed
 from diffprune.errors import ModelError
 from diffprune.options import SampleOptions
+from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
-from diffprune.pipelines.loading import denoiser_of, load_model
+from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.prompts import files_of
 from diffprune.runs.distributed import process_state, shared_run
 from diffprune.runs.run_record import Existing

@@ -24,8 +24,10 @@ from diffprune.compute.placement import restored_devices
 from diffprune.data.images import ImageSet, without_corrupt
 from diffprune.errors import ModelError, OptionError
 from diffprune.options import FinetuneOptions, PromptOptions, SampleOptions, TrainingOptions, TrainOptions
+from diffprune.pipelines.architecture_configs import architecture
+from diffprune.pipelines.denoiser_access import denoiser_of, with_denoiser
 from diffprune.pipelines.diffusion import DiffusionProcess, process_of
-from diffprune.pipelines.loading import architecture, denoiser_of, load_model, with_denoiser
+from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.model_card import copy_model_card
 from diffprune.pipelines.prompts import files_of
 from diffprune.pipelines.stored_dtype import in_stored_dtype
