@@ -117,7 +117,7 @@ def test_a_single_set_of_weights_is_taken_as_it_is(content: Any) -> None:
     found = weights_in(content, wanted=None)
     assert found.kind == "stored"
     assert list(found.tensors) == list(RAW)
-    with pytest.raises(ModelError, match="leave --weights raw out"):
+    with pytest.raises(ModelError, match="remove --weights raw"):
         weights_in(content, wanted="raw")
 
 
@@ -125,7 +125,7 @@ UNKNOWN: dict[str, tuple[Any, str]] = {
     "no weights": ({"epoch": 3}, "a dict of epoch"),
     "a number": (7, "holds a int"),
     "empty": ([], "an empty list"),
-    "a shorter ema": ([RAW, {}, 1, 2, [RAW["b"]]], "the EMA lists 1 tensors, the weights 2"),
+    "a shorter ema": ([RAW, {}, 1, 2, [RAW["b"]]], "the EMA has 1 tensors, the weights 2"),
     "an ema of other names": ([RAW, {}, 1, 2, {"a.weight": RAW["a.weight"], "c": RAW["b"]}], "differ in b, c"),
     "an ema of other shapes": ([RAW, {}, 1, 2, [RAW["b"], RAW["a.weight"]]], "differ in a.weight, b"),
     "an ema of something else": ([RAW, {}, 1, 2, "no"], "the EMA is a str"),
@@ -143,10 +143,10 @@ def test_another_layout_is_refused_with_what_it_holds(case: str) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop("mid.attn_1.q.weight"), r"1 missing: mid\.attn_1\.q\.weight"),
-    "left over": (lambda t: t.update(extra=torch.zeros(1)), "1 left over: extra"),
+    "unexpected": (lambda t: t.update(extra=torch.zeros(1)), "1 unexpected: extra"),
     "another shape": (
         lambda t: t.update({"conv_in.bias": torch.zeros(3)}),
-        r"1 of another shape: conv_in\.bias \(got 3, expected 32\)",
+        r"1 with the wrong shape: conv_in\.bias \(got 3, expected 32\)",
     ),
 }
 

@@ -100,7 +100,7 @@ def cut(name: str, *index: slice) -> Callable[[dict[str, Tensor]], object]:
 
 DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "missing": (lambda t: t.pop("conv_in.bias"), r"1 missing: conv_in\.bias"),
-    "left over": (lambda t: t.update({"head.weight": torch.zeros(2)}), r"1 left over: head\.weight"),
+    "unexpected": (lambda t: t.update({"head.weight": torch.zeros(2)}), r"1 unexpected: head\.weight"),
     "a wider layer": (
         lambda t: t.update({"conv_in.weight": torch.zeros(17, 1, 3, 3)}),
         r"conv_in\.weight \(got 17x1x3x3, stock 16x1x3x3\)",
@@ -114,7 +114,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "a scalar": (lambda t: t.update({"conv_in.bias": torch.tensor(1.0)}), r"conv_in\.bias \(got scalar, stock 16\)"),
     "a layer its neighbours do not follow": (
         lambda t: [cut(f"time_embedding.linear_1.{end}", slice(32))(t) for end in ("weight", "bias")],
-        r"time_embedding\.linear_2 does not take what the layers before it give",
+        r"time_embedding\.linear_2 does not fit the output of the previous layers",
     ),
     "heads cut apart": (
         lambda t: (
@@ -125,7 +125,7 @@ DAMAGE: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
             ]
             and cut("mid_block.attentions.0.to_out.0.weight", slice(None), slice(20))(t)
         ),
-        r"mid_block\.attentions\.0: its 20 rows cannot be divided into heads of 8; give their number with --heads",
+        r"mid_block\.attentions\.0: its 20 rows cannot be divided into heads of 8; pass it with --heads",
     ),
 }
 

@@ -235,8 +235,8 @@ def test_files_that_do_not_serve_are_refused(
         (["ddpm", checkpoint], "fit none of the published architectures"),
         (["ddpm", checkpoint, "--arch", "ddpm-celeba64"], "the weights are not those of ddpm-celeba64: "),
         (["ddpm", checkpoint, "--arch", "ddpm-celeba46"], "no architecture 'ddpm-celeba46'"),
-        (["ldm", checkpoint, "--arch", "cin256-v2"], "no latent-diffusion checkpoint as cin256-v2 is"),
-        (["shapes", checkpoint, "--arch", arch], "not those of a narrower UNet2DModel"),
+        (["ldm", checkpoint, "--arch", "cin256-v2"], "not a latent-diffusion checkpoint of cin256-v2"),
+        (["shapes", checkpoint, "--arch", arch], "not those of a smaller UNet2DModel"),
         (["ddpm", checkpoint, "--sha256", "0" * 64], f"has SHA-256 {sha256(checkpoint)}, expected 0000"),
     ):
         assert expected in refused(capsys, tmp_path, *words)

@@ -35,14 +35,14 @@ class _Inert:
 
 
 class _InertDict(_Inert):
-    """Stand-in for a class whose objects are filled like dicts: creates a plain OrderedDict."""
+    """Stand-in for a class whose objects are load_exactly like dicts: creates a plain OrderedDict."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return OrderedDict()
 
 
 class _InertList(_Inert):
-    """Stand-in for a class whose objects are filled like lists: creates a plain list."""
+    """Stand-in for a class whose objects are load_exactly like lists: creates a plain list."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Any:
         return []
@@ -110,14 +110,14 @@ def _stand_ins_for(message: str, present: dict[str, type[_Inert]]) -> dict[str, 
         name = refused[1]
         kinds = {full: _named(_Inert, full) for full in (name, f"builtins.{name}")}  # torch omits `builtins.`
         return {} if name in present else kinds
-    filled = _FILLED.search(message)
-    if filled is None:
+    load_exactly = _FILLED.search(message)
+    if load_exactly is None:
         return {}
-    base = _InertDict if filled[1].startswith("SETITEM") else _InertList
+    base = _InertDict if load_exactly[1].startswith("SETITEM") else _InertList
     return {
         full: _named(base, full)
         for full, kind in present.items()
-        if not issubclass(kind, _InertDict | _InertList) and filled[2] == f"{kind.__module__}.{kind.__qualname__}"
+        if not issubclass(kind, _InertDict | _InertList) and load_exactly[2] == f"{kind.__module__}.{kind.__qualname__}"
     }
 
 

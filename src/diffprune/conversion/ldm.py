@@ -1,4 +1,4 @@
-"""Latent-diffusion checkpoints into diffusers pipelines, by diffusers' own key maps where it has them.
+"""Convert latent-diffusion checkpoints to diffusers pipelines, with the key maps of diffusers where it has them.
 
 Source: Rombach et al. 2022; the denoisers are those of Dhariwal and Nichol 2021 with or without cross-attention.
 """
@@ -17,9 +17,9 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor
 
 from diffprune.artifact.pruned_classes import empty_model
-from diffprune.conversion.exact_loading import filled
+from diffprune.conversion.exact_loading import load_exactly
 from diffprune.conversion.ldm_configs import LatentDiffusion, read_architecture
-from diffprune.conversion.state_dicts import Kind, Tensors, some
+from diffprune.conversion.state_dicts import Kind, Tensors, abbreviated
 from diffprune.errors import ModelError
 from diffprune.pipelines.class_conditional import ClassConditionalLDMPipeline, ClassEmbedding
 
@@ -50,16 +50,16 @@ _NO_WEIGHTS = frozenset(
         "sqrt_recipm1_alphas_cumprod",
     }
 )
-"""Buffers of the noise schedule and the like, which the pipeline computes itself."""
+"""Buffers, mostly of the noise schedule, that the pipeline computes itself."""
 
 
 def from_ldm(
     tensors: Mapping[str, Tensor], arch: str, wanted: Literal["ema", "raw"] | None
 ) -> tuple[DiffusionPipeline, Kind, tuple[str, ...]]:
-    """A pipeline of a latent-diffusion state dict; which weights its denoiser has; notes.
+    """Return the pipeline of a latent-diffusion state dict, the kind of its denoiser's weights, and notes for the user.
 
-    arch: a published name or the path of a research config. wanted: None takes the EMA where there is one.
-    Raises ModelError when the weights do not fit, with the names of the tensors that do not.
+    arch: a published name or the path of a research config. wanted: which weights; None prefers the EMA.
+    Raises ModelError, with the names of the tensors, if the weights do not fit.
     """
     model = read_architecture(arch)
     parts = _parts(tensors, arch)
@@ -68,38 +68,39 @@ def from_ldm(
     vqvae = _autoencoder(parts[_FIRST_STAGE], model, scale, arch)
     unet = _unet(denoiser, model, arch)
     scheduler = DDIMScheduler(**model.scheduler())
-    notes = () if kind == "ema" or wanted else ("the file holds no EMA weights; these are the raw ones",)
-    condition = parts[_COND_STAGE]
+    notes = () if kind == "ema" or wanted else ("the file holds no EMA weights; converted the raw ones",)
+    cond_stage = parts[_COND_STAGE]
     if model.class_embedder is None:
-        if condition:
-            raise ModelError(f"{arch} is unconditional, the file has {some(list(condition))}; give another --arch")
+        if cond_stage:
+            names = abbreviated(list(cond_stage))
+            raise ModelError(f"{arch} is unconditional, but the file has {names}; pass another --arch")
         return LDMPipeline(cast(Any, vqvae), cast(Any, unet), scheduler), kind, notes
     config = {"num_classes": model.class_embedder.n_classes - 1, "dim": model.class_embedder.embed_dim}
-    named = {name.removeprefix(_COND_STAGE): tensor for name, tensor in condition.items()}
-    embedding = filled(empty_model(ClassEmbedding, config), named, f"class embedding of {arch}")
+    named = {name.removeprefix(_COND_STAGE): tensor for name, tensor in cond_stage.items()}
+    embedding = load_exactly(empty_model(ClassEmbedding, config), named, f"class embedding of {arch}")
     return ClassConditionalLDMPipeline(*cast(Any, (vqvae, unet, embedding, scheduler))), kind, notes
 
 
 def _parts(tensors: Mapping[str, Tensor], arch: str) -> dict[str, Tensors]:
-    """The tensors of each part, with their full names; raises ModelError for those of no part."""
+    """Split tensors by part, with their full names; raise ModelError for tensors of no part."""
     parts: dict[str, Tensors] = {prefix: {} for prefix in (_UNET, _EMA, _FIRST_STAGE, _COND_STAGE)}
-    strange = []
+    unexpected = []
     for name, tensor in tensors.items():
         prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
         if name in _NO_WEIGHTS or name.startswith(_LOSS):
             continue
         if prefix is None:
-            strange.append(name)
+            unexpected.append(name)
         else:
             parts[prefix][name] = tensor
-    if strange or not parts[_UNET]:
-        found = f"{len(strange)} left over: {some(strange)}" if strange else f"no {_UNET}*"
-        raise ModelError(f"this is no latent-diffusion checkpoint as {arch} is: {found}")
+    if unexpected or not parts[_UNET]:
+        reason = f"{len(unexpected)} unexpected: {abbreviated(unexpected)}" if unexpected else f"no {_UNET}*"
+        raise ModelError(f"the file is not a latent-diffusion checkpoint of {arch}: {reason}")
     return parts
 
 
 def _chosen(parts: Mapping[str, Tensors], wanted: Literal["ema", "raw"] | None) -> tuple[Tensors, Kind]:
-    """The denoiser's tensors by their raw names. The EMA's names lack the dots: `model.a.b` is `model_ema.ab`."""
+    """Return the denoiser's tensors by their raw names. EMA names have no dots: `model.a.b` is `model_ema.ab`."""
     raw, ema = parts[_UNET], parts[_EMA]
     if wanted == "raw" or (wanted is None and not ema):
         return raw, "raw"
@@ -108,59 +109,59 @@ def _chosen(parts: Mapping[str, Tensors], wanted: Literal["ema", "raw"] | None) 
     flat = {_EMA + name.removeprefix("model.").replace(".", ""): name for name in raw}
     wrong = sorted(set(flat) ^ set(ema))
     if wrong:
-        raise ModelError(f"the EMA and the weights differ in {some(wrong)}; use --weights raw")
+        raise ModelError(f"the EMA and the weights differ in {abbreviated(wrong)}; use --weights raw")
     return {name: ema[short] for short, name in flat.items()}, "ema"
 
 
 def _unet(tensors: Tensors, model: LatentDiffusion, arch: str) -> ModelMixin:
-    config, what = model.unet(), f"denoiser of {arch}"
-    converted = _mapped(convert_ldm_unet_checkpoint, tensors, config, what)
+    config, label = model.unet(), f"denoiser of {arch}"
+    converted = _mapped(convert_ldm_unet_checkpoint, tensors, config, label)
     if model.class_embedder is not None:
-        return filled(_empty(UNet2DConditionModel, config, arch), converted, what)
+        return load_exactly(_empty(UNet2DConditionModel, config, arch), converted, label)
     split = _split_attention(converted, model.unet_config.params.num_head_channels)
-    return filled(_empty(UNet2DModel, config, arch), split, what)
+    return load_exactly(_empty(UNet2DModel, config, arch), split, label)
 
 
 def _autoencoder(tensors: Tensors, model: LatentDiffusion, scale: float, arch: str) -> ModelMixin:
-    config, what = model.autoencoder(scale), f"first stage of {arch}"
+    config, label = model.autoencoder(scale), f"first stage of {arch}"
     layers, codebook = dict(tensors), {}
     if _CODEBOOK in layers:
         codebook["quantize.embedding.weight"] = layers.pop(_CODEBOOK)
-    converted = _mapped(convert_ldm_vae_checkpoint, layers, config, what)
-    return filled(_empty(VQModel, config, arch), {**converted, **codebook}, what)
+    converted = _mapped(convert_ldm_vae_checkpoint, layers, config, label)
+    return load_exactly(_empty(VQModel, config, arch), {**converted, **codebook}, label)
 
 
-def _mapped(convert: Any, tensors: Tensors, config: Mapping[str, Any], what: str) -> Tensors:
-    """Map keys as diffusers does, checked: it leaves out what it does not know, and stops at what it misses."""
+def _mapped(convert: Any, tensors: Tensors, config: Mapping[str, Any], label: str) -> Tensors:
+    """Map keys with a function of diffusers; raise ModelError for tensors that it ignores or misses."""
     try:
         converted: Tensors = convert(tensors, config)
     except KeyError as error:
-        raise ModelError(f"{what}: missing {error.args[0]}") from error
+        raise ModelError(f"{label}: missing {error.args[0]}") from error
     used = {tensor.data_ptr() for tensor in converted.values()}
-    left = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used]
-    if left:
-        raise ModelError(f"{what}: {len(left)} left over: {some(left)}")
+    ignored = [name for name, tensor in tensors.items() if tensor.data_ptr() not in used]
+    if ignored:
+        raise ModelError(f"{label}: {len(ignored)} unexpected: {abbreviated(ignored)}")
     return converted
 
 
 def _empty(kind: type[ModelMixin], config: Mapping[str, Any], arch: str) -> ModelMixin:
     try:
         return empty_model(kind, config)
-    except Exception as error:  # each diffusers class checks its config in its own way
-        raise ModelError(f"{arch} describes no {kind.__name__} that can be built: {error}") from error
+    except Exception as error:  # each diffusers class validates its config in its own way
+        raise ModelError(f"{arch} is not a valid {kind.__name__}: {error}") from error
 
 
 def _split_attention(tensors: Tensors, head_dim: int) -> Tensors:
-    """Attention blocks without cross-attention, which diffusers' map leaves as they are.
+    """Split the `qkv` of attention blocks without cross-attention, which the map of diffusers does not convert.
 
-    Rows of `qkv` are, head by head, those of q, then of k, then of v (the `legacy` order of the research code).
+    The rows of `qkv` are grouped by head: those of q, then k, then v (the `legacy` order of the research code).
     """
     split: Tensors = {}
     for name, tensor in tensors.items():
-        place, _, rest = name.rpartition(".attentions.")
+        block, _, rest = name.rpartition(".attentions.")
         number, _, layer = rest.partition(".")
-        prefix = f"{place}.attentions.{number}"
-        if not place:
+        prefix = f"{block}.attentions.{number}"
+        if not block:
             split[name] = tensor
         elif layer.startswith("norm."):
             split[f"{prefix}.group_norm.{layer.removeprefix('norm.')}"] = tensor
@@ -176,5 +177,5 @@ def _split_attention(tensors: Tensors, head_dim: int) -> Tensors:
 
 
 def _linear(tensor: Tensor) -> Tensor:
-    """The weight of a convolution over one position as that of a linear layer; biases stay as they are."""
+    """Return the weight of a 1x1 convolution as that of a linear layer; biases are returned unchanged."""
     return tensor.flatten(1) if tensor.dim() > 1 else tensor

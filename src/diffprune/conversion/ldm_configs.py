@@ -1,4 +1,4 @@
-"""Architectures of latent-diffusion checkpoints: the published ones, and those of a research config (YAML).
+"""Architectures of latent-diffusion checkpoints, published or from a research config (YAML), as diffusers configs.
 
 Source: Rombach et al. 2022, appendix E, and the configs published with the checkpoints.
 """
@@ -18,7 +18,7 @@ _LOOSE = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
 
 class UNetParams(BaseModel):
-    """The denoiser. A fact that diffusers' networks would compute otherwise can have one value only."""
+    """Config of the denoiser; entries with a single allowed value are those that diffusers supports no other way."""
 
     model_config = _STRICT
 
@@ -47,7 +47,7 @@ class UNetParams(BaseModel):
 
 
 class AutoencoderParams(BaseModel):
-    """Layers of the first stage."""
+    """Config of the first stage's layers."""
 
     model_config = _STRICT
 
@@ -64,7 +64,7 @@ class AutoencoderParams(BaseModel):
 
 
 class FirstStageParams(BaseModel):
-    """The first stage: a VQ autoencoder."""
+    """Config of the first stage, a VQ autoencoder."""
 
     model_config = _LOOSE
 
@@ -74,7 +74,7 @@ class FirstStageParams(BaseModel):
 
 
 class ClassEmbedderParams(BaseModel):
-    """The learned embedding of classes; the last of them stands for no class."""
+    """Config of the learned class embedding; its last class is the null class."""
 
     model_config = _LOOSE
 
@@ -103,7 +103,7 @@ class _ClassEmbedder(BaseModel):
 
 
 class LatentDiffusion(BaseModel):
-    """A latent-diffusion model, with the names of its research config."""
+    """Config of a latent-diffusion model, with the names of the research code."""
 
     model_config = _LOOSE
 
@@ -117,7 +117,7 @@ class LatentDiffusion(BaseModel):
     cond_stage_config: Literal["__is_unconditional__"] | _ClassEmbedder
 
     @model_validator(mode="after")
-    def _conditions_agree(self) -> "LatentDiffusion":
+    def _check_conditioning(self) -> "LatentDiffusion":
         unet = self.unet_config.params
         embedder = self.class_embedder
         if embedder is None:
@@ -129,11 +129,11 @@ class LatentDiffusion(BaseModel):
 
     @property
     def class_embedder(self) -> ClassEmbedderParams | None:
-        """The embedding of classes; None for an unconditional model."""
+        """Config of the class embedding; None for an unconditional model."""
         return None if isinstance(self.cond_stage_config, str) else self.cond_stage_config.params
 
     def unet(self) -> dict[str, Any]:
-        """The denoiser's diffusers config."""
+        """Return the denoiser's diffusers config."""
         params = self.unet_config.params
         levels = len(params.channel_mult)
         widths = [params.model_channels * factor for factor in params.channel_mult]
@@ -160,7 +160,7 @@ class LatentDiffusion(BaseModel):
             **shared,
             "cross_attention_dim": params.context_dim,
             "transformer_layers_per_block": params.transformer_depth,
-            "attention_head_dim": self._heads(widths),  # diffusers' name for the number of heads in this class
+            "attention_head_dim": self._heads(widths),  # the number of heads, in spite of its name in diffusers
         }
 
     def _heads(self, widths: list[int]) -> int | list[int]:
@@ -170,7 +170,7 @@ class LatentDiffusion(BaseModel):
         return [width // params.num_head_channels for width in widths]
 
     def autoencoder(self, scale_factor: float) -> dict[str, Any]:
-        """The first stage's diffusers config; latents are multiplied by `scale_factor` before they are diffused."""
+        """Return the first stage's diffusers config. scale_factor: factor of its latents in the diffusion process."""
         params = self.first_stage_config.params
         layers = params.ddconfig
         levels = len(layers.ch_mult)
@@ -190,7 +190,7 @@ class LatentDiffusion(BaseModel):
         }
 
     def scheduler(self) -> dict[str, Any]:
-        """The DDIM scheduler's config: the schedule is linear in the square root of beta (their `linear`).
+        """Return the config of the DDIM scheduler: linear in the square root of beta (`linear` in the research code).
 
         The last step of the research sampler ends at alpha_bar of timestep 0, not at 1, and its grid starts at 1.
         """
@@ -206,7 +206,7 @@ class LatentDiffusion(BaseModel):
 
 
 def _published(unet: Mapping[str, Any], cond_stage: Any) -> LatentDiffusion:
-    """The parts that both published models share: the schedule, and the VQ-f4 first stage."""
+    """Add the schedule and the VQ-f4 first stage, which both published models share."""
     shared = {"image_size": 64, "in_channels": 3, "out_channels": 3, "attention_resolutions": (8, 4, 2)}
     layers = {"z_channels": 3, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": (1, 2, 4)}
     return LatentDiffusion.model_validate(
@@ -241,26 +241,26 @@ PUBLISHED: Mapping[str, LatentDiffusion] = {
         },
     ),
 }
-"""Published checkpoints: CelebA-HQ, unconditional; ImageNet with 1000 classes and one that stands for none."""
+"""Published checkpoints: CelebA-HQ, unconditional; ImageNet with 1000 classes and a null class."""
 
 
 def read_architecture(name: str) -> LatentDiffusion:
-    """A published architecture by name, or that of a research config; raises ModelError for anything else."""
+    """Return a published architecture, or that of a research config file; raise ModelError for anything else."""
     if name in PUBLISHED:
         return PUBLISHED[name]
     path = Path(name)
     if not path.is_file():
         raise ModelError(
-            f"no architecture {name!r}; published: {', '.join(PUBLISHED)}; or the path of the config (YAML) that came "
-            "with the checkpoint"
+            f"no architecture {name!r}; expected one of {', '.join(PUBLISHED)}, or the path of the checkpoint's config "
+            "(YAML)"
         )
     try:
         value = yaml.safe_load(path.read_text())
         params = value["model"]["params"]
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
-        raise ModelError(f"{name} is no latent-diffusion config: expected YAML with model.params") from error
+        raise ModelError(f"{name} is not a latent-diffusion config: expected YAML with model.params") from error
     try:
         return LatentDiffusion.model_validate(params)
     except ValidationError as error:
         lines = "\n".join(explain(error, LatentDiffusion))
-        raise ModelError(f"{name} describes a model that is not served:\n{lines}") from None
+        raise ModelError(f"{name} describes a model that is not supported:\n{lines}") from None

@@ -1,4 +1,4 @@
-"""Pruned weights of other systems: what was pruned is read from the shapes of their tensors."""
+"""Convert weights that another system pruned: the shapes of the tensors show the widths."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
@@ -11,46 +11,46 @@ from diffprune.architectures.families import Dim, family_of
 from diffprune.artifact.manifest import apply_manifest, manifest_of
 from diffprune.artifact.pruned_classes import pruned_class, stock_class, stock_model
 from diffprune.artifact.slicing import AXES, WIDTHS, layer_type, on_meta, update_widths
-from diffprune.conversion.exact_loading import filled, mismatches, shapes_of, shown
-from diffprune.conversion.state_dicts import some
+from diffprune.conversion.exact_loading import load_exactly, mismatches, shape_text, shapes_of
+from diffprune.conversion.state_dicts import abbreviated
 from diffprune.errors import ManifestError, ModelError
 
 
 def from_shapes(tensors: Mapping[str, Tensor], original: ModelMixin, *, heads: int | None, source: str) -> ModelMixin:
-    """The denoiser that `tensors` are the weights of: `original` with smaller layers, as a pruned class.
+    """Return the pruned denoiser with the weights `tensors`: `original` with smaller layers.
 
-    original: a model of the stock config, with or without weights. heads: of every attention that had several; None
-    keeps the width of a head. source: where the tensors came from, for the manifest's provenance. Norm groups keep
-    their number. Weights of stock shapes give the stock class.
-    Raises ModelError that names each module whose shapes pruning does not explain.
+    original: a model of the stock config, with or without weights. heads: number of heads of every attention that had
+    several; None keeps the width of a head. source: where the tensors came from, for the manifest's provenance. The
+    number of norm groups does not change. Weights of stock shapes return a model of the stock class.
+    Raises ModelError with each module whose shapes are not those of a narrower layer.
     """
     stock = stock_model(original)
     family = family_of(stock)
     names = mismatches(dict.fromkeys(shapes_of(stock), None), tensors)
     if names:
-        raise ModelError(f"the weights are not those of a narrower {type(stock).__name__}: " + "; ".join(names))
+        raise ModelError(f"the weights are not those of a smaller {type(stock).__name__}: " + "; ".join(names))
     small = on_meta(stock)
     wrong = [line for path, module in small.named_modules() for line in _narrow(path, module, tensors)]
     if wrong:
-        raise ModelError(f"{len(wrong)} modules cannot be explained by narrower layers: " + some(wrong))
+        raise ModelError(f"{len(wrong)} modules do not have the shapes of narrower layers: " + abbreviated(wrong))
     try:
         update_widths(stock, small, heads=heads)
         manifest = manifest_of(small, stock, [])
         apply_manifest(manifest, stock_model(original))
     except ValueError as error:
-        raise ModelError(f"the heads cannot be explained: {error}; give their number with --heads") from error
+        raise ModelError(f"the number of heads is not clear: {error}; pass it with --heads") from error
     except ManifestError as error:
         raise ModelError(f"the shapes do not fit each other: {error}") from error
     if not manifest.modules:
-        return filled(small, tensors, source)
-    _check_they_connect(small, family.example_inputs(small, 1, torch.device("meta")))
+        return load_exactly(small, tensors, source)
+    _check_layers_connect(small, family.example_inputs(small, 1, torch.device("meta")))
     small.__class__ = pruned_class(stock_class(stock))
     cast(Any, small).pruning_provenance = [{"criterion": "unknown", "options": {}, "converted_from": source}]
-    return filled(small, tensors, source)
+    return load_exactly(small, tensors, source)
 
 
 def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """Resize one stock module in place to its tensors; yields what keeps it from being just a narrower layer."""
+    """Resize a stock module in place to the shapes of its tensors; yield why it is not a narrower layer."""
     kind = layer_type(module)
     widths: dict[Dim, int] = {}
     changed = False
@@ -63,7 +63,7 @@ def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iter
         )
         found = {dim: shape[axis] for axis, dim in resizable.items()} if fits else {}
         if not fits or any(widths.get(dim, size) != size for dim, size in found.items()):
-            yield f"{path}.{name} (got {shown(shape)}, stock {shown(parameter.shape)})"
+            yield f"{path}.{name} (got {shape_text(shape)}, stock {shape_text(parameter.shape)})"
             return
         widths |= found
         if shape != tuple(parameter.shape):
@@ -79,8 +79,8 @@ def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iter
         yield f"{path} (a convolution in {module.groups} groups)"
 
 
-def _check_they_connect(model: ModelMixin, inputs: Mapping[str, Any]) -> None:
-    """A forward pass without values: each layer must take what the one before it gives."""
+def _check_layers_connect(model: ModelMixin, inputs: Mapping[str, Any]) -> None:
+    """Run a forward pass without values; raise ModelError if a layer does not fit the output of the previous ones."""
     inside: list[str] = []
     handles = []
     for path, module in cast(nn.Module, model).named_modules():
@@ -91,7 +91,7 @@ def _check_they_connect(model: ModelMixin, inputs: Mapping[str, Any]) -> None:
             cast(Any, model)(**inputs)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(f"{inside[-1]} does not take what the layers before it give: {reason}") from error
+        raise ModelError(f"{inside[-1]} does not fit the output of the previous layers: {reason}") from error
     finally:
         for handle in handles:
             handle.remove()

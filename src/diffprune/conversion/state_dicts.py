@@ -1,4 +1,4 @@
-"""Finding the weights in a checkpoint: bare, below `state_dict`, or in a research list with their EMA."""
+"""Find the weights in a checkpoint: a state dict, a dict with `state_dict`, or a research list with EMA weights."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from diffprune.errors import ModelError
 Tensors = dict[str, Tensor]
 Kind = Literal["ema", "raw", "stored"]
 
-_EMA_PLACE = 4
+_EMA_INDEX = 4
 """Index of the EMA in the research list [weights, optimizer, epoch, step, EMA]."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Tensors by name, and which of the sets in the file they are: `stored` where there is only one."""
+    """Tensors by name, and their kind: `stored` if the file has one set of weights only."""
 
     tensors: Tensors
     kind: Kind
@@ -25,18 +25,17 @@ class Weights:
 
 
 def weights_in(content: Any, *, wanted: Literal["ema", "raw"] | None) -> Weights:
-    """The weights of a checkpoint's content, without a `module.` prefix.
+    """Return the weights of a checkpoint, without a `module.` prefix.
 
-    content: a state dict, {"state_dict": ...}, or [weights, optimizer, epoch, step, EMA] where the EMA is a dict
-    by name or a list in the order of the parameters, bare or as {"shadow_params": list}.
-    wanted: None takes the EMA where there is one. Raises ModelError when `wanted` is not there, or the layout is
-    another one.
+    content: a state dict, {"state_dict": ...}, or [weights, optimizer, epoch, step, EMA]. The EMA is a dict by name, a
+    list in the order of the parameters, or {"shadow_params": list}.
+    wanted: which weights; None prefers the EMA. Raises ModelError if they are missing or the layout is unknown.
     """
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if _is_state_dict(content):
         if wanted is not None:
-            raise ModelError(f"the file holds one set of weights and does not say which; leave --weights {wanted} out")
+            raise ModelError(f"the file holds one set of weights without a name; remove --weights {wanted}")
         return Weights(_bare(content), "stored")
     if not (isinstance(content, Sequence) and len(content) and _is_state_dict(content[0])):
         raise ModelError(
@@ -44,23 +43,23 @@ def weights_in(content: Any, *, wanted: Literal["ema", "raw"] | None) -> Weights
             "[weights, optimizer, epoch, step, EMA]"
         )
     raw = _bare(content[0])
-    ema = content[_EMA_PLACE] if len(content) > _EMA_PLACE else None
+    ema = content[_EMA_INDEX] if len(content) > _EMA_INDEX else None
     if wanted == "raw":
         return Weights(raw, "raw")
     if not ema:
         if wanted == "ema":
             raise ModelError(f"the file holds no EMA weights (a list of {len(content)}); use --weights raw")
-        return Weights(raw, "raw", ("the file holds no EMA weights; these are the raw ones",))
+        return Weights(raw, "raw", ("the file holds no EMA weights; converted the raw ones",))
     return Weights(_named(ema, raw), "ema")
 
 
 def _named(ema: Any, raw: Tensors) -> Tensors:
-    """EMA weights by name, checked against the raw weights."""
+    """Return the EMA weights by name, with the names and shapes of the raw weights."""
     if isinstance(ema, Mapping) and "shadow_params" in ema:
         ema = ema["shadow_params"]
     if isinstance(ema, Sequence) and all(isinstance(value, Tensor) for value in ema):
         if len(ema) != len(raw):
-            raise ModelError(f"the EMA lists {len(ema)} tensors, the weights {len(raw)}; use --weights raw")
+            raise ModelError(f"the EMA has {len(ema)} tensors, the weights {len(raw)}; use --weights raw")
         ema = dict(zip(raw, ema, strict=True))
     if not _is_state_dict(ema):
         raise ModelError(f"the EMA is {_described(ema)}; expected a dict by name or a list; use --weights raw")
@@ -69,12 +68,12 @@ def _named(ema: Any, raw: Tensors) -> Tensors:
         name for name in raw if name in named and named[name].shape != raw[name].shape
     ]
     if wrong:
-        raise ModelError(f"the EMA and the weights differ in {some(wrong)}; use --weights raw")
+        raise ModelError(f"the EMA and the weights differ in {abbreviated(wrong)}; use --weights raw")
     return named
 
 
 def _bare(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Without the prefix that data parallel training puts before every name."""
+    """Remove the prefix that data parallel training adds to every name."""
     prefix = "module." if all(name.startswith("module.") for name in tensors) else ""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
@@ -89,13 +88,13 @@ def _is_state_dict(value: Any) -> bool:
 
 def _described(value: Any) -> str:
     if isinstance(value, Mapping):
-        return f"a dict of {some([str(name) for name in value])}" if value else "an empty dict"
+        return f"a dict of {abbreviated([str(name) for name in value])}" if value else "an empty dict"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        return f"a list of {some([type(item).__name__ for item in value])}" if value else "an empty list"
+        return f"a list of {abbreviated([type(item).__name__ for item in value])}" if value else "an empty list"
     return f"a {type(value).__name__}"
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names of a list, and how many more there are."""
+def abbreviated(names: Sequence[str], most: int = 5) -> str:
+    """Format the first names of a list and the number of the others."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
