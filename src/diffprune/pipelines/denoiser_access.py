@@ -17,9 +17,8 @@ def denoiser_of(model: DiffusionPipeline | ModelMixin) -> ModelMixin:
     """Return the denoiser of a pipeline, or the denoiser itself; raise ModelError if it is inside a wrapper."""
     check_unwrapped(model)
     if isinstance(model, nn.Module):
-        return cast(ModelMixin, model)
-    pipeline = cast(DiffusionPipeline, model)
-    return cast(ModelMixin, getattr(pipeline, denoiser_component(pipeline)))
+        return model
+    return cast(ModelMixin, getattr(model, denoiser_component(model)))
 
 
 def denoiser_component(pipeline: DiffusionPipeline) -> str:
