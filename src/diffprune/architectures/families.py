@@ -1,4 +1,4 @@
-"""Facts per denoiser class: how to call it, which layers keep their width, which attributes mirror a width."""
+"""Register facts per denoiser class: example inputs, layers that keep their width, attributes that mirror a width."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -7,9 +7,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from diffprune.architectures.example_inputs import derived_inputs as inputs
-from diffprune.architectures.example_inputs.derived_inputs import Inputs, derived_inputs
-from diffprune.architectures.example_inputs.image_inputs import CALLS
+from diffprune.architectures.example_inputs.derived_inputs import (
+    Inputs,
+    Special,
+    derived_inputs,
+    unet2d_condition_inputs,
+    unet2d_inputs,
+)
+from diffprune.architectures.example_inputs.image_inputs import IMAGE_INPUTS
+from diffprune.architectures.example_inputs.video_inputs import VIDEO_INPUTS
 from diffprune.architectures.layouts import ATTENTIONS, AttentionLayout, FeedForwardLayout
 from diffprune.errors import ModelError
 
@@ -18,41 +24,45 @@ Dim = Literal["out", "in"]
 
 @dataclass(frozen=True)
 class Family:
-    """What the stages must know about one denoiser class, where it is not what the rules take for granted.
+    """Facts about a denoiser class that the general rules do not cover.
 
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass.
-    convolutional: whether its channels are found by dependency graph.
-    fixed_outputs: layers (paths, or patterns with *) whose output width belongs to the interface, or has to stay.
-    whole_attentions: (path, attention) -> whether it keeps its heads, since something else takes them as they are.
-    attentions, feed_forwards: layouts of its blocks beside the known ones; tried first.
+    convolutional: whether the dependency graph finds its channels.
+    fixed_outputs: layers (paths, or patterns with *) whose output width cannot change.
+    keeps_all_heads: (path, attention) -> whether no head can be removed, because another layer uses all heads.
+    attentions, feed_forwards: additional layouts of its blocks; tried before the general ones.
     """
 
     example_inputs: Callable[[nn.Module, int, torch.device], Inputs] = field(default_factory=derived_inputs)
     convolutional: bool = False
     fixed_outputs: tuple[str, ...] = ()
-    whole_attentions: Callable[[str, nn.Module], bool] = lambda path, attention: False
+    keeps_all_heads: Callable[[str, nn.Module], bool] = lambda path, attention: False
     attentions: tuple[AttentionLayout, ...] = ()
     feed_forwards: tuple[FeedForwardLayout, ...] = ()
 
 
-def _unet(special: inputs.Special, fixed: tuple[str, ...] = ("conv_out",)) -> Family:
-    return Family(derived_inputs(special), convolutional=True, fixed_outputs=fixed)
+INPUTS: Mapping[str, Special] = {
+    **IMAGE_INPUTS,
+    **VIDEO_INPUTS,
+    "UNet2DModel": unet2d_inputs,
+    "UNet2DConditionModel": unet2d_condition_inputs,
+}
 
 
 def _transformer(name: str, **facts: Any) -> Family:
-    return Family(derived_inputs(CALLS.get(name)), **facts)
+    return Family(derived_inputs(INPUTS.get(name)), **facts)
 
 
 def _convolutional(name: str, fixed: tuple[str, ...] = ("conv_out",)) -> Family:
-    return Family(derived_inputs(CALLS.get(name)), convolutional=True, fixed_outputs=fixed)
+    return Family(derived_inputs(INPUTS.get(name)), convolutional=True, fixed_outputs=fixed)
 
 
 FAMILIES: dict[str, Family] = {
-    "UNet2DModel": _unet(inputs.unet2d_inputs),
-    "UNet2DConditionModel": _unet(inputs.unet2d_condition_inputs),
-    **{name: Family(derived_inputs(call)) for name, call in CALLS.items()},
+    **{name: _transformer(name) for name in INPUTS},
+    "UNet2DModel": _convolutional("UNet2DModel"),
+    "UNet2DConditionModel": _convolutional("UNet2DConditionModel"),
     "UNet3DConditionModel": _convolutional("UNet3DConditionModel"),
-    # tables of positions are added to the channels of motion modules
+    # position embeddings are added to the channels of motion modules
     "UNetMotionModel": _convolutional("UNetMotionModel", ("conv_out", "*.motion_modules.*.proj_in")),
     "I2VGenXLUNet": _convolutional(
         "I2VGenXLUNet",
@@ -68,23 +78,23 @@ FAMILIES: dict[str, Family] = {
     "UNetSpatioTemporalConditionModel": _convolutional("UNetSpatioTemporalConditionModel"),
     "Kandinsky3UNet": _convolutional("Kandinsky3UNet"),
     # attn1 and attn2 share the output projection of attn2
-    "LuminaNextDiT2DModel": _transformer("LuminaNextDiT2DModel", whole_attentions=lambda path, attention: True),
-    # without projections of its own, the text's part of the heads goes to the residual as it is
+    "LuminaNextDiT2DModel": _transformer("LuminaNextDiT2DModel", keeps_all_heads=lambda path, attention: True),
+    # without an output projection, the heads of the text are added to the residual
     "EasyAnimateTransformer3DModel": _transformer(
-        "EasyAnimateTransformer3DModel", whole_attentions=lambda path, attention: attention.to_add_out is None
+        "EasyAnimateTransformer3DModel", keeps_all_heads=lambda path, attention: attention.to_add_out is None
     ),
-    # the cross-attention of a single block looks at the heads of its attention
+    # the cross-attention of a single block reads the heads of its self-attention
     "MotifVideoTransformer3DModel": _transformer(
-        "MotifVideoTransformer3DModel", whole_attentions=lambda path, attention: path.startswith("single_")
+        "MotifVideoTransformer3DModel", keeps_all_heads=lambda path, attention: path.startswith("single_")
     ),
-    # its cross-attention reshapes its heads to the width of the residual
-    "SanaWMTransformer3DModel": _transformer("SanaWMTransformer3DModel", whole_attentions=lambda path, attention: True),
+    # cross-attention reshapes its heads to the width of the residual
+    "SanaWMTransformer3DModel": _transformer("SanaWMTransformer3DModel", keeps_all_heads=lambda path, attention: True),
     # the attention reshapes its heads to `out_dim`
     "OmniGenTransformer2DModel": _transformer(
         "OmniGenTransformer2DModel", attentions=(replace(ATTENTIONS[0], widths=("out_dim",)),)
     ),
 }
-"""By the name of the class; any other follows the rules alone."""
+"""Class name -> family; the general rules apply to all other classes."""
 
 MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
     "ResnetBlock2D": {
@@ -110,14 +120,14 @@ MIRRORS: Mapping[str, Mapping[str, tuple[str, Dim]]] = {
     },
     "BasicTransformerBlock": {"dim": ("norm1", "out"), "cross_attention_dim": ("attn2.to_k", "in")},
 }
-"""Attributes of diffusers modules, or of modules below, that repeat a width: attribute -> (layer below, dimension)."""
+"""Module class -> attribute that repeats a width -> (layer, dimension); attributes and layers are paths below it."""
 
 HEAD_ATTRIBUTES = ("heads", "sliceable_head_dim")
-"""Attributes of an attention module that hold its number of heads."""
+"""Attributes of an attention module with its number of heads."""
 
 
 def family_of(model: nn.Module) -> Family:
-    """The facts about a denoiser, by the names of its classes; those of the rules alone where none is known."""
+    """Return the family of a denoiser, by the names of its class and base classes; the default family if unknown."""
     return next((FAMILIES[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in FAMILIES), Family())
 
 
@@ -130,19 +140,19 @@ def register_family(
     attentions: tuple[AttentionLayout, ...] = (),
     feed_forwards: tuple[FeedForwardLayout, ...] = (),
 ) -> None:
-    """Make a denoiser class known, from diffusers or not; what was known about it before is replaced.
+    """Register a denoiser class, from diffusers or not; replaces an earlier registration.
 
-    kind: the class or its name; subclasses are served with it.
+    kind: the class or its name; subclasses are included.
     example_inputs: (model, batch size, device) -> keyword arguments of one forward pass; None derives them from the
-    names of the forward pass and of `model.config`.
-    channels: find channels by dependency graph, for convolutional models; `fixed_outputs` are the layers (paths,
-    or patterns with *) whose output width belongs to the interface.
-    attentions, feed_forwards: names of layers in its blocks, where they differ from the known layouts. Blocks are
-    the modules inside an `nn.ModuleList`.
-    Raises ModelError for facts that fit no model: fixed outputs without channels, layouts without layers.
+    names in the forward pass and in `model.config`.
+    channels: find channels with the dependency graph, for convolutional models. fixed_outputs: layers (paths, or
+    patterns with *) whose output width cannot change.
+    attentions, feed_forwards: layer names in its blocks, if they differ from the built-in layouts. Blocks are the
+    modules inside an `nn.ModuleList`.
+    Raises ModelError for fixed outputs without channels, and for attention layouts without layers.
     """
     if fixed_outputs and not channels:
-        raise ModelError(f"fixed_outputs {list(fixed_outputs)} mean channels: add channels=True, or leave them out")
+        raise ModelError(f"fixed_outputs {list(fixed_outputs)} require channels=True; add it, or remove fixed_outputs")
     if any(not (layout.packed or (layout.queries and layout.keys and layout.values)) for layout in attentions):
         raise ModelError("an AttentionLayout needs queries, keys and values, or packed projections")
     FAMILIES[kind if isinstance(kind, str) else kind.__name__] = Family(

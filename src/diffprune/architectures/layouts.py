@@ -1,4 +1,4 @@
-"""Names under which attentions and feed-forwards keep their layers: the facts that the rules of `groups` read."""
+"""Layer names of attentions and feed-forwards, by which `groups` finds heads and neurons."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class AttentionLayout:
-    """Layers of an attention, by path below it; the first of each kind must be there, the others may.
+    """Layer paths of an attention, below it; the first path of each kind is required, the others are optional.
 
-    queries, keys, values: give a row per head and head dimension. packed: give several of the three, one chunk after
-    the other. outputs: take the heads. gates: give one row per head. widths: attributes that repeat the width of all
-    heads, beside the known ones. norms: of queries and of keys; those that span
-    all heads lose the units too, those of one head stay.
+    queries, keys, values: projections with one output row per head and head dimension.
+    packed: projections to several of the three, in consecutive chunks. outputs: layers whose inputs are the heads.
+    gates: layers with one output row per head. widths: additional attributes that repeat the width of all heads.
+    query_norms, key_norms: norms over all heads are pruned with them, norms over one head are kept.
     """
 
     queries: tuple[str, ...] = ()
@@ -27,11 +27,11 @@ class AttentionLayout:
 
 @dataclass(frozen=True)
 class FeedForwardLayout:
-    """Layers of a feed-forward, by path below it.
+    """Layer paths of a feed-forward, below it.
 
-    firsts: each gives one row per neuron, or two where it is gated: all of one kind, then all of the other.
-    between: depthwise layers and norms over what the firsts give. last: takes the neurons.
-    only_in: the one class that is meant, where other modules use the names for something else.
+    firsts: layers with one output row per neuron; a gated layer has two, first all of one kind, then all of the other.
+    between: depthwise layers and norms over the output of the firsts. last: the layer whose inputs are the neurons.
+    only_in: class that the layout is restricted to, if other modules use the same names differently.
     """
 
     firsts: tuple[str, ...]
@@ -56,7 +56,7 @@ ATTENTIONS: Sequence[AttentionLayout] = (
     AttentionLayout(packed=("img_attn_qkv", "txt_attn_qkv"), outputs=("img_attn_proj", "txt_attn_proj")),
     AttentionLayout(packed=("img_qkv_proj", "txt_kv_proj"), outputs=("to_out.0",)),
 )
-"""Tried in this order; an attention follows the first one that it has."""
+"""In order of precedence: the first layout whose layers an attention has applies to it."""
 
 FEED_FORWARDS: Sequence[FeedForwardLayout] = (
     FeedForwardLayout(("net.0.proj",), "net.2"),
@@ -82,15 +82,15 @@ FEED_FORWARDS: Sequence[FeedForwardLayout] = (
     FeedForwardLayout(("linear_1",), "linear_2", only_in="PixArtAlphaTextProjection"),
     FeedForwardLayout(("linear_1",), "linear_2", only_in="RFD4ProteinaPairTransition"),
 )
-"""Tried in this order; a feed-forward follows the first one that it has."""
+"""In order of precedence: the first layout whose layers a feed-forward has applies to it."""
 
 HEADS = ("heads", "num_heads", "n_heads", "num_attention_heads", "sliceable_head_dim")
 KEY_VALUE_HEADS = ("kv_heads", "num_kv_heads", "num_key_value_heads")
 WIDTHS = ("inner_dim", "inner_kv_dim", "kv_inner_dim")
-"""Attributes that count heads, or repeat their width, where an attention has them with that value."""
+"""Attributes with the number of heads, of key and value heads, and with the width of all heads."""
 
 OTHER_WIDTHS = ("out_dim",)
-"""Attributes that repeat the width of all heads in some classes alone."""
+"""Attributes that repeat the width of all heads in some classes only."""
 
 HIDDEN_WIDTHS = ("mlp_hidden_dim",)
 """Attributes that repeat the number of neurons."""

@@ -1,4 +1,4 @@
-"""Rotary tables that span all heads: an attention that lost heads takes the part of the heads it kept."""
+"""Slice rotary tables that hold all heads of the stock model, for attentions whose heads were removed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,44 +11,45 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "MochiAttention": ("image_rotary_emb",),
     "SanaWMLTX2Attention": ("query_rotary_emb", "key_rotary_emb"),
 }
-"""Attention class -> arguments of its forward pass that hold a table for all heads of the unpruned model."""
+"""Attention class -> arguments of its forward pass with a table of all stock heads."""
 
-KEPT = "rotary_heads"
-"""Attribute of such an attention: the heads it kept, of those of the stock model, ascending."""
-
-
-def kept_of(attention: nn.Module) -> tuple[int, ...] | None:
-    """The heads of the stock model that an attention kept; None where it keeps no record, having lost none."""
-    return getattr(attention, KEPT, None)
+KEPT_HEADS = "rotary_heads"
+"""Attribute of such an attention with the stock heads that it kept, ascending."""
 
 
-def spans_heads(attention: nn.Module) -> bool:
-    """Whether an attention is given rotary tables for all heads."""
+def kept_heads_of(attention: nn.Module) -> tuple[int, ...] | None:
+    """Return the stock heads that an attention kept; None if no head was removed."""
+    return getattr(attention, KEPT_HEADS, None)
+
+
+def has_rotary_tables_of_all_heads(attention: nn.Module) -> bool:
+    """Return whether an attention receives rotary tables of all stock heads."""
     return type(attention).__name__ in ARGUMENTS
 
 
-def keep_rotary(attention: Any, heads: Sequence[int]) -> None:
-    """Let an attention take the part of the kept heads from the tables it is given, from now on.
+def slice_rotary_tables(attention: Any, heads: Sequence[int]) -> None:
+    """Make an attention slice the rotary tables that it receives to its kept heads.
 
-    heads: the kept ones, of those that it had until now.
+    heads: indices of the kept heads among its current ones.
     """
-    until_now = kept_of(attention)
-    setattr(attention, KEPT, tuple(heads if until_now is None else [until_now[head] for head in heads]))
-    if until_now is None:
-        attention.register_forward_pre_hook(_take_part, with_kwargs=True)
+    current = kept_heads_of(attention)
+    setattr(attention, KEPT_HEADS, tuple(heads if current is None else [current[head] for head in heads]))
+    if current is None:
+        attention.register_forward_pre_hook(_slice_arguments, with_kwargs=True)
 
 
-def _take_part(attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    names = ARGUMENTS[type(attention).__name__]
-    changed = {name: tuple(_part(t, attention) for t in kwargs[name]) for name in names if kwargs.get(name) is not None}
-    return args, {**kwargs, **changed}
+def _slice_arguments(
+    attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    tables = {name: kwargs[name] for name in ARGUMENTS[type(attention).__name__] if kwargs.get(name) is not None}
+    return args, {**kwargs, **{name: tuple(_slice(t, attention) for t in pair) for name, pair in tables.items()}}
 
 
-def _part(table: Tensor, attention: Any) -> Tensor:
-    """The rows of the kept heads; tables are (N, heads, L, D), (L, heads, D) or (N, L, heads * D)."""
+def _slice(table: Tensor, attention: Any) -> Tensor:
+    """Return the kept heads of a table: (N, heads, L, D), (L, heads, D) or (N, L, heads * D)."""
     kept = list(attention.rotary_heads)
     if table.dim() == 4 or type(attention).__name__ == "MochiAttention":
         return table[:, kept]
     head_dim = attention.to_q.out_features // len(kept)
-    part: Tensor = table.unflatten(-1, (-1, head_dim))[..., kept, :].flatten(-2)
-    return part
+    sliced: Tensor = table.unflatten(-1, (-1, head_dim))[..., kept, :].flatten(-2)
+    return sliced

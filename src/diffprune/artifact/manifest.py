@@ -11,7 +11,7 @@ from torch import nn
 
 from diffprune.architectures.families import MIRRORS
 from diffprune.architectures.layouts import HEADS
-from diffprune.architectures.rotary import keep_rotary, kept_of, spans_heads
+from diffprune.architectures.rotary import has_rotary_tables_of_all_heads, kept_heads_of, slice_rotary_tables
 from diffprune.artifact.slicing import (
     AXES,
     CONVOLUTIONS,
@@ -91,7 +91,7 @@ def manifest_of(model: nn.Module, stock: nn.Module, provenance: list[dict[str, A
         }
         if changed:
             modules[path] = changed
-    rotary = {path: list(kept) for path, module in model.named_modules() if (kept := kept_of(module)) is not None}
+    rotary = {path: list(kept) for path, module in model.named_modules() if (kept := kept_heads_of(module)) is not None}
     return Manifest(class_name=type(model).__name__, modules=modules, rotary_heads=rotary, provenance=provenance)
 
 
@@ -115,18 +115,18 @@ def apply_manifest(manifest: Manifest, model: nn.Module) -> None:
         if kind is not None:
             _allocate(module, kind)
     for path, heads in manifest.rotary_heads.items():
-        keep_rotary(model.get_submodule(path), heads)
+        slice_rotary_tables(model.get_submodule(path), heads)
     update_attention(model)
 
 
 def _rotary_mistakes(manifest: Manifest, model: nn.Module) -> Iterator[str]:
     known = dict(model.named_modules())
     for path, changes in manifest.modules.items():
-        if "heads" in changes and path not in manifest.rotary_heads and spans_heads(known[path]):
+        if "heads" in changes and path not in manifest.rotary_heads and has_rotary_tables_of_all_heads(known[path]):
             yield f"{path}: its rotary tables hold all stock heads; rotary_heads must list the heads it kept"
     for path, heads in manifest.rotary_heads.items():
         module = known.get(path)
-        if module is None or not spans_heads(module):
+        if module is None or not has_rotary_tables_of_all_heads(module):
             yield f"{path}: not an attention with rotary tables of all stock heads"
             continue
         stock = number(module, "heads") or 0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffprune.architectures import layouts
 from diffprune.architectures.families import HEAD_ATTRIBUTES, MIRRORS, Dim
 from diffprune.architectures.layouts import HEADS, HIDDEN_WIDTHS, KEY_VALUE_HEADS
-from diffprune.architectures.rotary import keep_rotary
+from diffprune.architectures.rotary import slice_rotary_tables
 
 LayerDim = tuple[str, Dim]
 """Path of a layer, and one of its dimensions."""
@@ -166,7 +166,7 @@ def shrink(model: M, kept: KeptIndices) -> M:
     for (path, attribute), value in kept.numbers.items():
         set_number(small.get_submodule(path), attribute, value)
     for path, heads in kept.rotary.items():
-        keep_rotary(small.get_submodule(path), heads)
+        slice_rotary_tables(small.get_submodule(path), heads)
     update_widths(model, small)
     update_attention(small)
     return small

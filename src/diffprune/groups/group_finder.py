@@ -55,7 +55,7 @@ def head_and_neuron_groups(denoiser: nn.Module, family: Family) -> Iterator[Grou
 
 def _keeps_all_heads(denoiser: nn.Module, group: Group, family: Family) -> bool:
     path = group.name.rpartition(".")[0]
-    return family.whole_attentions(path, denoiser.get_submodule(path))
+    return family.keeps_all_heads(path, denoiser.get_submodule(path))
 
 
 def modules_in_lists(denoiser: nn.Module) -> Iterator[tuple[str, nn.Module]]:

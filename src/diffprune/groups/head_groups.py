@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from diffprune.architectures.layouts import HEADS, KEY_VALUE_HEADS, WIDTHS, AttentionLayout
-from diffprune.architectures.rotary import spans_heads
+from diffprune.architectures.rotary import has_rotary_tables_of_all_heads
 from diffprune.artifact.slicing import layer_below, linear_below, number, width
 from diffprune.groups.group import Count, Group, Slice
 
@@ -60,7 +60,7 @@ def _separate_heads(
     slices += [Slice(f"{path}.{n}", "out", 0, heads // units) for n in layout.gates if _rows(attention, n) == heads]
     slices += [Slice(name, "in", start, rows[2] // units * (heads // units)) for name, start in outputs]
     counts = _counts(path, attention, layout, (heads, units), (rows[0], rows[1]))
-    rotary = path if spans_heads(attention) else None
+    rotary = path if has_rotary_tables_of_all_heads(attention) else None
     return Group(f"{path}.{layout.queries[0]}", "heads", units, tuple(slices), counts=tuple(counts), rotary=rotary)
 
 

@@ -1,1 +1,1 @@
-"""Which whole blocks a denoiser class can lose."""
+"""Which whole blocks of a denoiser class can be removed."""

@@ -1,4 +1,4 @@
-"""A list of whole blocks, and the entries of a config that say how long it is."""
+"""Define `BlockList`, the removable blocks of a denoiser, and its finder for a plain `nn.ModuleList`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +9,13 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class BlockList:
-    """Blocks of one denoiser that may go one by one.
+    """Blocks of a denoiser that can be removed one by one.
 
-    name: how plans call it.
-    units: of each block the paths of the modules that go together: its own first, then what belongs to it.
-    shorter: (config, indices of the blocks that stay) -> the entries of the config that change.
-    fixed: blocks that have to stay, since the forward uses them in a way of its own.
-    may_empty: whether all of them may go.
+    name: name of the list in plans.
+    units: per block, the paths of the modules that are removed together, the block itself first.
+    shorter: (config, indices of the kept blocks) -> the config entries that change.
+    fixed: indices of blocks that cannot be removed, because the forward pass treats them differently.
+    may_empty: whether all blocks can be removed.
     """
 
     name: str
@@ -26,25 +26,25 @@ class BlockList:
 
 
 Finder = Callable[[Any], Iterator[BlockList]]
-"""Denoiser -> the lists of blocks that its class can shorten."""
+"""Denoiser -> its block lists."""
 
 
-def listed(
+def module_list(
     path: str,
     setting: str,
     *,
-    beside: tuple[str, ...] = (),
-    first_stays: bool = False,
-    last_stays: bool = False,
+    paired: tuple[str, ...] = (),
+    first_fixed: bool = False,
+    last_fixed: bool = False,
     positions: str | None = None,
-    positions_stay: bool = False,
+    positions_fixed: bool = False,
     leading: str | None = None,
 ) -> Finder:
-    """A list of equal blocks, `path`, whose number is the entry `setting` of the config.
+    """Return the finder of the `nn.ModuleList` at `path`, whose length is the config entry `setting`.
 
-    beside: module lists that lose the same entries. first_stays, last_stays: the forward uses that block in a way of
-    its own. positions: entry of the config that lists block indices, which move up when blocks before them go;
-    positions_stay: those blocks have to stay. leading: entry with the number of first blocks that are of another make.
+    paired: other module lists that lose the same entries. first_fixed, last_fixed: that block cannot be removed.
+    positions: config entry that lists block indices, which are renumbered. positions_fixed: those blocks cannot be
+    removed. leading: config entry with the number of first blocks that are of another class.
     """
 
     def shorter(config: Config, kept: Sequence[int]) -> Config:
@@ -56,12 +56,12 @@ def listed(
             changed[leading] = sum(i < config[leading] for i in kept)
         return changed
 
-    def found(denoiser: Any) -> Iterator[BlockList]:
+    def find(denoiser: Any) -> Iterator[BlockList]:
         number = len(denoiser.get_submodule(path))
-        units = tuple(tuple(f"{one}.{i}" for one in (path, *beside)) for i in range(number))
-        fixed = [0] * first_stays + [number - 1] * last_stays
-        if positions is not None and positions_stay:
+        units = tuple(tuple(f"{each}.{i}" for each in (path, *paired)) for i in range(number))
+        fixed = [0] * first_fixed + [number - 1] * last_fixed
+        if positions is not None and positions_fixed:
             fixed += denoiser.config[positions]
         yield BlockList(path, units, shorter, frozenset(fixed))
 
-    return found
+    return find

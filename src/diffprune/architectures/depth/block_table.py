@@ -1,21 +1,26 @@
-"""Which whole blocks a denoiser class can do without."""
+"""Table of the block lists of each denoiser class."""
 
 from collections.abc import Mapping
 
 from torch import nn
 
-from diffprune.architectures.depth.block_lists import BlockList, Finder, listed
-from diffprune.architectures.depth.special_block_lists import by_long_skips, middle, of_attentions, with_captions
+from diffprune.architectures.depth.block_lists import BlockList, Finder, module_list
+from diffprune.architectures.depth.special_block_lists import (
+    attention_blocks,
+    hidream_blocks,
+    long_skip_pairs,
+    mid_block,
+)
 
-_PLAIN = (listed("transformer_blocks", "num_layers"),)
-_BLOCKS = (listed("blocks", "num_layers"),)
-_LAYERS = (listed("layers", "num_layers"),)
-_DOUBLE_AND_SINGLE = (*_PLAIN, listed("single_transformer_blocks", "num_single_layers"))
+_PLAIN = (module_list("transformer_blocks", "num_layers"),)
+_BLOCKS = (module_list("blocks", "num_layers"),)
+_LAYERS = (module_list("layers", "num_layers"),)
+_DOUBLE_AND_SINGLE = (*_PLAIN, module_list("single_transformer_blocks", "num_single_layers"))
 
 DEPTHS: Mapping[str, tuple[Finder, ...]] = {
-    "DiTTransformer2DModel": (listed("transformer_blocks", "num_layers", first_stays=True),),
+    "DiTTransformer2DModel": (module_list("transformer_blocks", "num_layers", first_fixed=True),),
     "SD3Transformer2DModel": (
-        listed("transformer_blocks", "num_layers", last_stays=True, positions="dual_attention_layers"),
+        module_list("transformer_blocks", "num_layers", last_fixed=True, positions="dual_attention_layers"),
     ),
     **dict.fromkeys(
         ("FluxTransformer2DModel", "Flux2Transformer2DModel", "BriaTransformer2DModel",
@@ -39,36 +44,36 @@ DEPTHS: Mapping[str, tuple[Finder, ...]] = {
     ),
     **dict.fromkeys(
         ("JoyImageEditTransformer3DModel", "JoyImageEditPlusTransformer3DModel"),
-        (listed("double_blocks", "num_layers"),),
+        (module_list("double_blocks", "num_layers"),),
     ),
     "Kandinsky5Transformer3DModel": (
-        listed("text_transformer_blocks", "num_text_blocks"),
-        listed("visual_transformer_blocks", "num_visual_blocks"),
+        module_list("text_transformer_blocks", "num_text_blocks"),
+        module_list("visual_transformer_blocks", "num_visual_blocks"),
     ),
-    "StableAudio3DiTModel": (listed("transformer_blocks", "depth"),),
+    "StableAudio3DiTModel": (module_list("transformer_blocks", "depth"),),
     "AuraFlowTransformer2DModel": (
-        listed("joint_transformer_blocks", "num_mmdit_layers"),
-        listed("single_transformer_blocks", "num_single_dit_layers"),
+        module_list("joint_transformer_blocks", "num_mmdit_layers"),
+        module_list("single_transformer_blocks", "num_single_dit_layers"),
     ),
-    "ZImageTransformer2DModel": (listed("layers", "n_layers"),),
-    "LatteTransformer3DModel": (  # its first pair has the temporal position embedding added in between
-        listed("transformer_blocks", "num_layers", beside=("temporal_transformer_blocks",), first_stays=True),
+    "ZImageTransformer2DModel": (module_list("layers", "n_layers"),),
+    "LatteTransformer3DModel": (  # the temporal position embedding is added inside its first pair
+        module_list("transformer_blocks", "num_layers", paired=("temporal_transformer_blocks",), first_fixed=True),
     ),
-    "MochiTransformer3DModel": (listed("transformer_blocks", "num_layers", last_stays=True),),
-    # hints come in behind the blocks that are listed
-    "WanVACETransformer3DModel": (listed("blocks", "num_layers", positions="vace_layers", positions_stay=True),),
-    "EasyAnimateTransformer3DModel": (listed("transformer_blocks", "num_layers", leading="mmdit_layers"),),
-    "HiDreamImageTransformer2DModel": (with_captions,),
-    "HunyuanDiT2DModel": (by_long_skips,),
-    "PRXTransformer2DModel": (listed("blocks", "depth"),),
-    "UNet2DConditionModel": (of_attentions, middle),
-    "UNet2DModel": (middle,),
+    "MochiTransformer3DModel": (module_list("transformer_blocks", "num_layers", last_fixed=True),),
+    # control hints are added after the blocks in vace_layers
+    "WanVACETransformer3DModel": (module_list("blocks", "num_layers", positions="vace_layers", positions_fixed=True),),
+    "EasyAnimateTransformer3DModel": (module_list("transformer_blocks", "num_layers", leading="mmdit_layers"),),
+    "HiDreamImageTransformer2DModel": (hidream_blocks,),
+    "HunyuanDiT2DModel": (long_skip_pairs,),
+    "PRXTransformer2DModel": (module_list("blocks", "depth"),),
+    "UNet2DConditionModel": (attention_blocks, mid_block),
+    "UNet2DModel": (mid_block,),
 }  # fmt: skip
-"""By diffusers class. A class is here when the model without a block equals the one with that block bypassed."""
+"""Class name -> finders. A class is listed if removing a block equals bypassing it, which the slow tests check."""
 
 
 def block_lists(denoiser: nn.Module) -> tuple[BlockList, ...]:
-    """The lists of blocks that a denoiser can lose entries of; empty where its config cannot say so."""
+    """Return the block lists of a denoiser; empty if its class has none or if nothing can be removed."""
     finders = next((DEPTHS[kind.__name__] for kind in type(denoiser).__mro__ if kind.__name__ in DEPTHS), ())
-    lists = (found for finder in finders for found in finder(denoiser))
-    return tuple(found for found in lists if len(found.units) > (0 if found.may_empty else 1))
+    lists = (blocks for finder in finders for blocks in finder(denoiser))
+    return tuple(blocks for blocks in lists if len(blocks.units) > (0 if blocks.may_empty else 1))

@@ -1,4 +1,4 @@
-"""Lists of blocks that are not just a ModuleList whose length the config says: HiDream, HunyuanDiT, UNets."""
+"""Block lists that are more than one `nn.ModuleList` with a length in the config: HiDream, HunyuanDiT, UNets."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -8,10 +8,10 @@ from torch import nn
 from diffprune.architectures.depth.block_lists import BlockList, Config
 
 
-def with_captions(denoiser: Any) -> Iterator[BlockList]:
-    """The two lists of HiDream: each block has a layer of the text encoder and a projection of its own.
+def hidream_blocks(denoiser: Any) -> Iterator[BlockList]:
+    """Yield the two lists of HiDream: each block has its own layer of the text encoder and its own projection.
 
-    Those of the last block of all also start the text stream, so that it stays.
+    The last block of all is fixed, because its projection also starts the text stream.
     """
     double, single = len(denoiser.double_stream_blocks), len(denoiser.single_stream_blocks)
 
@@ -31,38 +31,38 @@ def with_captions(denoiser: Any) -> Iterator[BlockList]:
     yield BlockList("single_stream_blocks", singles, shorter_single, frozenset([single - 1]))
 
 
-def by_long_skips(denoiser: Any) -> Iterator[BlockList]:
-    """The blocks of HunyuanDiT in pairs, the source of a long skip with its target; the two in the middle have none."""
+def long_skip_pairs(denoiser: Any) -> Iterator[BlockList]:
+    """Yield the blocks of HunyuanDiT as pairs, the source and target of a long skip; the middle two have no skip."""
     number = len(denoiser.blocks)
     pairs = tuple((f"blocks.{i}", f"blocks.{number - 1 - i}") for i in range(number // 2 - 1))
     yield BlockList("blocks", pairs, lambda config, kept: {"num_layers": 2 * len(kept) + 2}, may_empty=True)
 
 
-def of_attentions(denoiser: Any) -> Iterator[BlockList]:
-    """The transformer blocks of each attention of a UNet; what is left of one without any are its projections.
+def attention_blocks(denoiser: Any) -> Iterator[BlockList]:
+    """Yield the transformer blocks of each attention of a UNet; without any, its projections remain.
 
-    `transformer_layers_per_block` counts them by level or by attention, the way up then has an entry of its own. The
-    middle has as many as the first attention of the last level, so that those two lose theirs together.
+    `transformer_layers_per_block` counts them per level or per attention; in the latter case the up blocks have their
+    own entry. The middle has as many as the first attention of the last level: both lose the same blocks.
     """
     last = len(denoiser.down_blocks) - 1
-    in_middle = _numbers(denoiser.mid_block)
+    in_middle = _block_counts(denoiser.mid_block)
     for level, block in enumerate(denoiser.down_blocks):
-        numbers = _numbers(block)
-        for position, number in enumerate(numbers):
+        counts = _block_counts(block)
+        for position, number in enumerate(counts):
             path = f"down_blocks.{level}.attentions.{position}.transformer_blocks"
-            along = (path, _MIDDLE) if in_middle and (level, position) == (last, 0) else (path,)
-            yield _of_attention(along, number, _DOWN, level, position, len(numbers))
-    if in_middle and not _numbers(denoiser.down_blocks[last]):
+            paths = (path, _MIDDLE) if in_middle and (level, position) == (last, 0) else (path,)
+            yield _of_attention(paths, number, _DOWN, level, position, len(counts))
+    if in_middle and not _block_counts(denoiser.down_blocks[last]):
         yield _of_attention((_MIDDLE,), in_middle[0], _DOWN, last, 0, 1)
     for level, block in enumerate(denoiser.up_blocks):
-        numbers = _numbers(block)
-        for position, number in enumerate(numbers):
+        counts = _block_counts(block)
+        for position, number in enumerate(counts):
             path = f"up_blocks.{level}.attentions.{position}.transformer_blocks"
-            yield _of_attention((path,), number, _UP, level, position, len(numbers))
+            yield _of_attention((path,), number, _UP, level, position, len(counts))
 
 
-def middle(denoiser: Any) -> Iterator[BlockList]:
-    """The block in the middle of a UNet."""
+def mid_block(denoiser: Any) -> Iterator[BlockList]:
+    """Yield the middle block of a UNet as a list of one."""
 
     def shorter(config: Config, kept: Sequence[int]) -> Config:
         return {} if kept else {"mid_block_type": None}
@@ -75,8 +75,8 @@ _MIDDLE = "mid_block.attentions.0.transformer_blocks"
 _DOWN, _UP = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
 
 
-def _numbers(block: nn.Module | None) -> list[int]:
-    """How many transformer blocks the attentions of a part of a UNet have; empty where they are of another make."""
+def _block_counts(block: nn.Module | None) -> list[int]:
+    """Return the number of transformer blocks per attention of a UNet block; empty for attentions without any."""
     attentions: Any = getattr(block, "attentions", ())
     if not all(hasattr(attention, "transformer_blocks") for attention in attentions):
         return []
@@ -86,18 +86,19 @@ def _numbers(block: nn.Module | None) -> list[int]:
 def _of_attention(
     paths: tuple[str, ...], number: int, setting: str, level: int, position: int, num_attentions: int
 ) -> BlockList:
-    """The list at `paths`, counted in the entry `setting` as attention `position` of `num_attentions` of a level."""
+    """Return the list at `paths`: attention `position` of the `num_attentions` of a level in config entry `setting`."""
 
     def shorter(config: Config, kept: Sequence[int]) -> Config:
-        given = config[_DOWN]
-        down = [given] * len(config["down_block_types"]) if isinstance(given, int) else list(given)
-        way_up = list(config.get(_UP) or reversed(down))
-        side = way_up if setting == _UP else down
-        there = side[level]
-        numbers = [there] * num_attentions if isinstance(there, int) else list(there)
-        numbers[position] = len(kept)
-        side[level] = numbers[0] if len({*numbers}) == 1 else numbers
-        return {_DOWN: down, _UP: None if way_up == [*reversed(down)] else way_up}
+        setting_down = config[_DOWN]
+        levels = len(config["down_block_types"])
+        down = [setting_down] * levels if isinstance(setting_down, int) else list(setting_down)
+        up = list(config.get(_UP) or reversed(down))
+        side = up if setting == _UP else down
+        count = side[level]
+        counts = [count] * num_attentions if isinstance(count, int) else list(count)
+        counts[position] = len(kept)
+        side[level] = counts[0] if len({*counts}) == 1 else counts
+        return {_DOWN: down, _UP: None if up == [*reversed(down)] else up}
 
     units = tuple(tuple(f"{path}.{i}" for path in paths) for i in range(number))
     return BlockList(paths[0], units, shorter, may_empty=True)

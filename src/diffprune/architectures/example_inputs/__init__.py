@@ -1,1 +1,1 @@
-"""Example inputs per denoiser class."""
+"""Example inputs of each denoiser class, for tracing, counting and timing."""
