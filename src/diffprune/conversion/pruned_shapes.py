@@ -61,11 +61,11 @@ def _narrow(path: str, module: nn.Module, tensors: Mapping[str, Tensor]) -> Iter
             0 < now <= stock if axis in resizable else now == stock
             for axis, (now, stock) in enumerate(zip(shape, parameter.shape, strict=True))
         )
-        found = {dim: shape[axis] for axis, dim in resizable.items()} if fits else {}
-        if not fits or any(widths.get(dim, size) != size for dim, size in found.items()):
+        sizes = {dim: shape[axis] for axis, dim in resizable.items()} if fits else {}
+        if not fits or any(widths.get(dim, size) != size for dim, size in sizes.items()):
             yield f"{path}.{name} (got {shape_text(shape)}, stock {shape_text(parameter.shape)})"
             return
-        widths |= found
+        widths |= sizes
         if shape != tuple(parameter.shape):
             changed = True
             setattr(module, name, nn.Parameter(parameter.new_empty(shape), requires_grad=parameter.requires_grad))

@@ -27,10 +27,10 @@ def call_options(pipeline: Any) -> set[str]:
     return set(inspect.signature(type(pipeline).__call__).parameters)
 
 
-def with_call_options(pipeline: Any, wanted: Mapping[str, Any]) -> dict[str, Any]:
+def with_call_options(pipeline: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments that the pipeline's call accepts; None means the pipeline's default and is dropped."""
-    known = call_options(pipeline)
-    return {name: value for name, value in wanted.items() if value is not None and name in known}
+    accepted = call_options(pipeline)
+    return {name: value for name, value in arguments.items() if value is not None and name in accepted}
 
 
 def takes_prompts(pipeline: Any) -> bool:

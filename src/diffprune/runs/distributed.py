@@ -92,7 +92,7 @@ def recorded_signals() -> Iterator[list[int]]:
     """Record `SIGNALS` in a list instead of stopping the process; the caller checks the list and saves its state.
 
     A second SIGINT raises KeyboardInterrupt, except under a launcher: it forwards a Ctrl-C that its ranks already got.
-    Only the main thread receives signals: in any other thread the list stays empty.
+    Only the main thread receives signals: in any other thread the list remains empty.
     """
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
