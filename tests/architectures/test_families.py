@@ -73,7 +73,7 @@ def test_a_registered_class_is_pruned_exactly() -> None:
 
 def test_inputs_that_nothing_tells_are_asked_for() -> None:
     diffprune.register_family(Unknown, feed_forwards=(diffprune.FeedForwardLayout(("first",), "second"),))
-    with pytest.raises(ModelError, match=r"called with 'x'.*example_inputs"):
+    with pytest.raises(ModelError, match=r"input 'x'.*example_inputs"):
         diffprune.plan(Unknown(), criterion="random")
 
 

@@ -82,7 +82,7 @@ def test_lost_heads_without_their_names_are_refused(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "pruning.json").read_text())
     del manifest["rotary_heads"][ATTENTION]
     (tmp_path / "pruning.json").write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match="rotary_heads must name those it kept"):
+    with pytest.raises(ManifestError, match="rotary_heads must list the heads it kept"):
         diffprune.LTXVideoTransformer3DModel.from_pretrained(tmp_path)
 
 
@@ -91,5 +91,5 @@ def test_heads_that_do_not_divide_the_rows_are_refused(tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "pruning.json").read_text())
     manifest["modules"][ATTENTION]["heads"] = 3
     (tmp_path / "pruning.json").write_text(json.dumps(manifest))
-    with pytest.raises(ManifestError, match="got 3 heads, to_q has 16 rows"):
+    with pytest.raises(ManifestError, match="got 3 heads; the 16 rows of to_q"):
         diffprune.LTXVideoTransformer3DModel.from_pretrained(tmp_path)
