@@ -146,6 +146,10 @@ def test_with_out_a_function_writes_the_folder_of_the_stage_and_resumes(
 def test_options_of_a_folder_are_errors_without_one(pipeline: Any, images: list[Image.Image]) -> None:
     with pytest.raises(diffprune.OptionError, match="preview_every, tracker: needs a folder"):
         diffprune.finetune(pipeline, data=images, preview_every=5, tracker="wandb")
+    with pytest.raises(diffprune.OptionError, match="teacher_weight: needs a teacher"):
+        diffprune.finetune(pipeline, data=images, teacher_weight=0.5)
+    with pytest.raises(diffprune.OptionError, match="teacher: it is another kind of model"):
+        diffprune.finetune(pipeline, tiny("sd"), data=images)
     with pytest.raises(diffprune.OptionError, match="checkpoint_every: needs a folder"):
         diffprune.train(images, checkpoint_every=5)
 

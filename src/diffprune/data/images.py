@@ -205,8 +205,8 @@ def image_files(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise DataError(f"no folder {folder}")
-    found = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
-    files = sorted(path for path in found if is_image(path.relative_to(folder)))
+    paths = folder.glob("*") if (folder / SEQUENCES).is_dir() else folder.rglob("*")
+    files = sorted(path for path in paths if is_image(path.relative_to(folder)))
     if not files:
         raise DataError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files

@@ -64,6 +64,9 @@ def finetune(model: Any, teacher: Any, options: FinetuneOptions, *, on_step: OnS
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
     process = process_of(model)
+    _check_teacher_options(options, teacher)
+    if teacher is not None:
+        _check_teacher(denoiser_of(model), denoiser_of(teacher))
     images = _latents(process, open_training_data(process, options), options)
     trained, _ = train_denoiser(
         denoiser_of(model), process, images, options,
@@ -108,9 +111,7 @@ def finetune_stage(
 ) -> dict[str, Any]:
     """Finetune MODEL into a pipeline folder, resumable. teacher: the original MODEL, for distillation."""
     options = resolve_precision(options)
-    of_teacher = sorted({"teacher_weight", "feature_weight", "teacher_dtype"} & options.model_fields_set)
-    if teacher is None and of_teacher:
-        raise OptionError(f"{', '.join(of_teacher)}: needs a teacher")
+    _check_teacher_options(options, teacher)
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
@@ -144,6 +145,13 @@ def _naming_what_is_left() -> Iterator[None]:
         if (error.checkpoint / "model.safetensors").exists():
             text += ", with the weights in model.safetensors"
         raise ModelError(text) from error
+
+
+def _check_teacher_options(options: FinetuneOptions, teacher: Any) -> None:
+    """Raise OptionError for options of a teacher without one."""
+    of_teacher = sorted({"teacher_weight", "feature_weight", "teacher_dtype"} & options.model_fields_set)
+    if teacher is None and of_teacher:
+        raise OptionError(f"{', '.join(of_teacher)}: needs a teacher")
 
 
 def _check_teacher(student: ModelMixin, teacher: ModelMixin) -> None:

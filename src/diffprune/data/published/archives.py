@@ -28,9 +28,9 @@ def open_archive(
     """
     keys = (resolution or FFHQ_RESOLUTION) if by_resolution else None
     if source.is_dir():
-        found = next((p.parent for p in (source / DATABASE, *source.glob(f"*/{DATABASE}")) if p.is_file()), None)
-        if found is not None:
-            return open_database(found, keys)
+        database = next((p.parent for p in (source / DATABASE, *source.glob(f"*/{DATABASE}")) if p.is_file()), None)
+        if database is not None:
+            return open_database(database, keys)
         _check_no_resolution(resolution, source)
         return _files(source)
     if not zipfile.is_zipfile(source):
@@ -93,7 +93,7 @@ def _extract(archive: zipfile.ZipFile, member: str, scratch: Path) -> None:
     """Extract an lmdb; a complete one of an interrupted run is kept."""
     if (scratch / DATABASE).exists():
         return
-    with atomic_folder(scratch) as beside, archive.open(member) as packed, (beside / DATABASE).open("wb") as file:
+    with atomic_folder(scratch) as partial, archive.open(member) as packed, (partial / DATABASE).open("wb") as file:
         try:
             shutil.copyfileobj(packed, file, 1 << 20)
         except (zipfile.BadZipFile, zlib.error, EOFError) as error:

@@ -90,7 +90,7 @@ def _write_parquet(items: Iterator[Item], folder: Path, options: DataOptions, ad
         if path.exists():
             advance(len(part))
             continue
-        with atomic_file(path) as beside, ParquetWriter(str(beside), schema) as writer:
+        with atomic_file(path) as partial_file, ParquetWriter(str(partial_file), schema) as writer:
             for rows in _chunks(_readable(part, folder, options, advance), NUM_PER_ROW_GROUP):
                 cells: list[dict[str, Any]] = [{"bytes": content, "path": name} for name, content in rows]
                 writer.write_table(pyarrow.table({"image": cells}, schema=schema))

@@ -60,9 +60,9 @@ def read_array(pickled: bytes, key: str, what: str) -> Bytes:
     """Return the array of unsigned bytes under `key` of a pickled dict; raises DataError that names `what`."""
     try:
         values = _Unpickler(io.BytesIO(pickled), encoding="bytes").load()
-        found = values[key.encode()]
-        if isinstance(found, _Array) and found.values is not None:
-            return found.values
+        array = values[key.encode()]
+        if isinstance(array, _Array) and array.values is not None:
+            return array.values
         raise ValueError(f"{key} is not an array")
     except Exception as error:  # a crafted pickle can raise anything, inside the inert classes alone
         raise DataError(f"{what} is not as expected: {error!s}. Download the official archive") from error
