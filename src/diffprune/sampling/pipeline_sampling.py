@@ -106,20 +106,20 @@ def draw_by_pipeline(
 
     denoiser: replaces the pipeline's. Guidance and size are the pipeline's defaults unless the options set them.
     """
-    drawing = copy.copy(pipeline)
-    changed = {
+    copied = copy.copy(pipeline)
+    replaced = {
         denoiser_component(pipeline): denoiser,
         "scheduler": scheduler_named(options.scheduler or OWN, pipeline.scheduler),
     }
-    drawing.register_modules(**changed)
-    drawing.set_progress_bar_config(disable=True)
-    drawing.to(device)
-    parts, waiting = [], iter(generators)
-    for same in by_images(prompts):
-        given: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call(), "output_type": "pt"}
+    copied.register_modules(**replaced)
+    copied.set_progress_bar_config(disable=True)
+    copied.to(device)
+    parts, remaining = [], iter(generators)
+    for batch in by_images(prompts):
+        arguments: dict[str, Any] = {"guidance_scale": options.guidance_scale, **options.call(), "output_type": "pt"}
         if options.negative_prompt is not None:
-            given["negative_prompt"] = [options.negative_prompt] * len(same)
-        parts.append(_frames(run_call(drawing, same, list(islice(waiting, len(same))), options.steps, given)))
+            arguments["negative_prompt"] = [options.negative_prompt] * len(batch)
+        parts.append(_frames(run_call(copied, batch, list(islice(remaining, len(batch))), options.steps, arguments)))
     return [together(frames) for frames in zip(*parts, strict=True)]
 
 

@@ -72,8 +72,8 @@ def accelerated(options: TrainingOptions, folder: Path | None) -> Iterator[Accel
     state = process_state(options.device)
     before, sharded = state.distributed_type, is_requested(options.device)
     if sharded and before == DistributedType.MULTI_CPU:
-        state.distributed_type = DistributedType.MULTI_GPU  # accelerate leaves FSDP out on CPUs, without a word
-    # accelerate has one state per process, with one precision: that of the caller's accelerator is put aside
+        state.distributed_type = DistributedType.MULTI_GPU  # accelerate ignores FSDP on CPUs silently
+    # accelerate has one state per process, with one autocast dtype: save the state of the caller's accelerator
     states: list[Any] = [AcceleratorState, GradientState]
     of_caller = [kind._shared_state for kind in states]
     for kind in states:
