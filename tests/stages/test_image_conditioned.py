@@ -227,7 +227,7 @@ def test_images_of_several_sizes_are_drawn_from_one_by_one_and_refused_in_a_batc
     assert [Image.open(path).size for path in drawn] == [(16, 16), (16, 16), (32, 32)]
     for batch_size, kind in ((3, diffprune.DataError), (1, diffprune.ModelError)):
         options = options_for("pix2pix", prompts).model_copy(update={"batch_size": batch_size})
-        with pytest.raises(kind, match="give images of one size"):
+        with pytest.raises(kind, match="use images of one size"):
             calibrate_on_texts(process_of(pipeline), options, CPU)
 
 
@@ -257,7 +257,7 @@ def test_prompts_that_do_not_fit_are_refused_before_work(given: Path, tmp_path: 
             r"line 1 .* names the image 'missing.png', which is not",
         ),
         ('{"image_file_name": "a.png"}', r"line 1 .* has no text"),
-        ('["a cat"]', r"line 1 .* is a list, expected an object"),
+        ('["a cat"]', r"line 1 .* is a list, expected a JSON object"),
         ('{"text": ', r"line 1 .* is not JSON"),
     ):
         rows.write_text(text + "\n")
@@ -287,7 +287,7 @@ def test_a_pipeline_that_tells_its_denoiser_several_times_at_once_is_refused(giv
     names = ("tokenizer", "text_encoder", "vae", "transformer", "scheduler")
     components = {name: part for name, part in tiny("wan").components.items() if name in names}
     pipeline = WanImageToVideoPipeline(**components, expand_timesteps=True)
-    with pytest.raises(diffprune.ModelError, match="several times at once"):
+    with pytest.raises(diffprune.ModelError, match="different timesteps in one forward pass"):
         calibrate_on_texts(process_of(pipeline), options_for("wan_i2v", asked("wan_i2v", given)), CPU)
 
 
@@ -296,13 +296,13 @@ def test_what_takes_the_place_of_a_part_of_the_latents_is_refused() -> None:
     changed = sample.clone()
     changed[:, :, 0] = 1.0
     assert joined_along(2.0 * sample, sample) is None
-    with pytest.raises(diffprune.ModelError, match="not just these or these with something"):
+    with pytest.raises(diffprune.ModelError, match="neither x_t .* nor x_t with a tensor"):
         joined_along(changed, sample)
 
 
 def test_a_pipeline_that_takes_one_prompt_an_image_is_refused(given: Path) -> None:
     pipeline = StableDiffusion3Img2ImgPipeline(**tiny("sd3").components)
-    with pytest.raises(diffprune.ModelError, match="cannot be called with several prompts and these images"):
+    with pytest.raises(diffprune.ModelError, match="does not support several prompts with these images"):
         calibrate_on_texts(process_of(pipeline), options_for("pix2pix", asked("pix2pix", given)), CPU)
 
 
@@ -314,7 +314,7 @@ def test_pipelines_without_text_are_refused_but_for_criteria_that_look_at_no_ima
         )  # fmt: skip
         autoencoder = VQModel(block_out_channels=(8,), norm_num_groups=4)
     pipeline = LDMSuperResolutionPipeline(autoencoder, unet, DDIMScheduler())
-    with pytest.raises(diffprune.ModelError, match=r"draws from images.*no text.*random or magnitude"):
+    with pytest.raises(diffprune.ModelError, match=r"conditioned on images without a text.*random or magnitude"):
         diffprune.plan(pipeline, data="digits", num_calibration_images=2)
     with pytest.raises(diffprune.ModelError, match="is conditioned on images without a text"):
         diffprune.finetune(pipeline, data="digits", steps=1)

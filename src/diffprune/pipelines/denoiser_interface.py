@@ -99,8 +99,8 @@ def joined_along(model_input: Tensor, sample: Tensor) -> int | None:
         if own.shape == sample.shape and _parallel(own, sample):
             return longer[0]
     raise ModelError(
-        f"the denoiser's input has the shape {tuple(model_input.shape[1:])} for latents of the shape "
-        f"{tuple(sample.shape[1:])}. Supported: the latents, alone or with one tensor joined to their end"
+        f"the denoiser's input {tuple(model_input.shape[1:])} is neither x_t {tuple(sample.shape[1:])} nor x_t with a "
+        "tensor joined to its end, which is not supported"
     )
 
 

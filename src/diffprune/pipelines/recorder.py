@@ -204,8 +204,8 @@ def _split_arguments(denoiser: nn.Module, args: Any, kwargs: Any) -> tuple[Tenso
     times = torch.as_tensor(time).flatten()
     if not bool((times == times[0]).all()):
         raise ModelError(
-            f"{type(denoiser).__name__} gets different timesteps in one forward pass, which is not supported (image to "
-            "video does this)"
+            f"{type(denoiser).__name__} gets different timesteps in one forward pass, which is not supported (Wan 2.2 "
+            "TI2V does this)"
         )
     return noisy, float(times[0]), conditioning
 
