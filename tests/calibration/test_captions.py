@@ -81,7 +81,7 @@ def test_missing_captions_are_refused_with_what_would_do(tmp_path: Path) -> None
         ([{"text": "x"}], "line 1 of .* holds no `file_name`"),
         ([{"file_name": "a.png", "label": 3}], "line 1 of .* has no text .text, caption"),
         ([{"file_name": "a.png", "text": 7}, {"file_name": "b.png", "text": "x"}], "line 1 of .* has no text"),
-        (["a.png"], "line 1 of .* is a str, expected an object"),
+        (["a.png"], "line 1 of .* is a str, expected a JSON object"),
     ],
 )
 def test_damaged_metadata_are_refused(lines: list[object], message: str, tmp_path: Path) -> None:
