@@ -29,6 +29,8 @@ TITLES = {
     "num_groups": "groups",
     "num_corrupt": "corrupt images",
     "class_name": "class",
+    "helped": "compensation accepted",
+    "layers_left": "layers not changed",
     "other_params_after": "parameters after, other plan",
     "other_macs_after": "MACs after, other plan",
 }
@@ -48,15 +50,15 @@ def title_of(name: str) -> str:
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return a value as text: 1.113M parameters, 0.064G MACs, four significant digits of other numbers."""
+    """Return a value as text: 1.113M parameters, 0.064G or 1.873M MACs, four significant digits of other numbers."""
     if value is None or value == []:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if "macs" in name and isinstance(value, int):
-        return f"{value / 1e9:.3f}G"
+        return f"{value / 1e9:.3f}G" if value >= 1e7 else f"{value / 1e6:.3f}M" if value else "0"
     if "params" in name and isinstance(value, int):
-        return f"{value / 1e6:.3f}M"
+        return f"{value / 1e6:.3f}M" if value >= 1e4 else f"{value:,}"
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):

@@ -9,7 +9,7 @@ from diffprune.reporting.run_summary import RunSummary, SampledModel
 from diffprune.reporting.sample_images import PairScores, embed_image, pair_scores, shown_indices
 
 PAIR_SIDE = 128
-"""Longer side in CSS pixels of the images of the worst and median pair, at least."""
+"""Longer side in CSS pixels of the images of the worst and median pair; enlarged ones may exceed it."""
 
 
 def image_section(summary: RunSummary) -> dict[str, Any] | None:
@@ -66,7 +66,7 @@ def _pairs(
             "index": index,
             "ssim": f"{scores.by_index[index]:.3f}",
             "sides": [
-                (name, embed_image(paths[index], PAIR_SIDE), f"image {index}, {name}")
+                (name, embed_image(paths[index], PAIR_SIDE, PAIR_SIDE), f"image {index}, {name}")
                 for name, paths in ((original.name, original_files), (model.name, files))
             ],
         }

@@ -66,7 +66,8 @@ if (viewer) {
     firstTag.textContent = radios[0].dataset.name;
     secondTag.textContent = sides.lastElementChild.textContent = radio.dataset.name;
     caption.textContent = other.alt.replace(/^i/, "I");
-    jumps.forEach((button) => (button.hidden = radio.dataset[button.dataset.jump] === ""));
+    const tileOf = (jump) => tiles.find((tile) => tile.dataset.index === radio.dataset[jump]);
+    for (const button of jumps) button.hidden = button.dataset.jump in radio.dataset && !tileOf(button.dataset.jump);
     tiles.forEach((tile) => tile.setAttribute("aria-pressed", String(tile === current)));
   };
   const select = (tile) => { if (tile) { current = tile; show(); } };

@@ -18,7 +18,7 @@ NUM_SCORED = 1024
 
 NUM_SHOWN, FEWEST_SHOWN = 36, 4
 PIXEL_BUDGET = 2_000_000
-"""Pixels of all embedded images together; larger images are shown in smaller number."""
+"""Pixels of the gallery over all models; of larger images fewer are shown."""
 
 LARGEST_SIDE, SMALLEST_SIDE = 256, 96
 """Longer side in pixels: larger images are reduced before they are embedded, smaller ones are enlarged on the page."""
@@ -75,23 +75,25 @@ def pair_scores(images: Path, original: Path) -> PairScores | None:
 def shown_indices(
     files: Sequence[Mapping[int, Path]], scores: Sequence[PairScores | None], num_models: int
 ) -> list[int]:
-    """Return the image indices to embed, ascending: the first ones, and the worst and median of each model.
+    """Return the image indices to embed, ascending: worst and median of each model, the last model first, then others.
 
-    files: image index -> file, one mapping per model. The indices are in every mapping.
+    files: image index -> file, one mapping per model; an index that is not in all of them is left out. The number of
+    indices follows from `PIXEL_BUDGET`.
     """
     common = sorted(set.intersection(*(set(model) for model in files)))
-    width, height = _embedded_size(load_image(files[0][common[0]])) if common else (1, 1)
-    num = PIXEL_BUDGET // (width * height * num_models)
-    chosen = set(common[: min(max(num, FEWEST_SHOWN), NUM_SHOWN)])
-    chosen |= {index for some in scores if some is not None for index in (some.worst, some.median)}
-    return sorted(chosen & set(common))
+    if not common:
+        return []
+    width, height = _embedded_size(load_image(files[0][common[0]]), LARGEST_SIDE)
+    num = min(max(PIXEL_BUDGET // (width * height * num_models), FEWEST_SHOWN), NUM_SHOWN)
+    ranked = [index for some in reversed(scores) if some is not None for index in (some.worst, some.median)]
+    return sorted([index for index in dict.fromkeys([*ranked, *common]) if index in common][:num])
 
 
-def embed_image(path: Path, smallest_side: int = SMALLEST_SIDE) -> EmbeddedImage:
-    """Embed an image as PNG: reduced to `LARGEST_SIDE`, or enlarged by a whole factor to `smallest_side` CSS pixels."""
+def embed_image(path: Path, smallest_side: int = SMALLEST_SIDE, largest_side: int = LARGEST_SIDE) -> EmbeddedImage:
+    """Embed an image as PNG: reduced to `largest_side`, or enlarged by a whole factor to `smallest_side` CSS pixels."""
     image = load_image(path)
     image = image.convert("L" if image.mode == "L" else "RGB")
-    size = _embedded_size(image)
+    size = _embedded_size(image, largest_side)
     if size != image.size:
         image = image.resize(size, Image.Resampling.LANCZOS)
     factor = -(-smallest_side // max(size))
@@ -101,6 +103,6 @@ def embed_image(path: Path, smallest_side: int = SMALLEST_SIDE) -> EmbeddedImage
     return EmbeddedImage(source, size[0] * factor, size[1] * factor, pixelated=factor > 1)
 
 
-def _embedded_size(image: Image.Image) -> tuple[int, int]:
-    scale = min(1.0, LARGEST_SIDE / max(image.size))
+def _embedded_size(image: Image.Image, largest_side: int) -> tuple[int, int]:
+    scale = min(1.0, largest_side / max(image.size))
     return max(1, round(image.width * scale)), max(1, round(image.height * scale))
