@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import pytorch_fid.fid_score
 import torch
+from PIL import Image
 
 import diffprune
 from diffprune.cli.main import main
@@ -214,6 +215,16 @@ def test_too_few_images_are_an_error_that_says_how_many(
     found = refusal(capsys, *words)
     assert f"holds 1 image: {message}" in found or f"holds 3 images: {message}" in found
     assert "holds 3 images, num asks for 9" in refusal(capsys, *words[: -len(more) - 1], 9)
+
+
+def test_images_in_memory_have_the_statistics_and_metrics_of_their_files(photo_sets: Sets, tmp_path: Path) -> None:
+    images = [[Image.open(path) for path in sorted(folder.iterdir())] for folder in photo_sets[:2]]
+    by_file = diffprune.stats(photo_sets[0], device="cpu")
+    in_memory = diffprune.stats(images[0], device="cpu", out=tmp_path / "stats.npz")
+    assert torch.equal(by_file.by_metric["fid"].mu, in_memory.by_metric["fid"].mu)
+    assert repr(in_memory).startswith(f"ImageStatistics(fid, {len(images[0])} images, protocol ")
+    options: dict[str, Any] = {"metrics": ["fid", "kid"], "kid_subset_size": 2, "device": "cpu"}
+    assert diffprune.evaluate(*images, **options) == diffprune.evaluate(*photo_sets[:2], **options)
 
 
 def test_statistics_of_one_image_are_refused(photo_sets: Sets, tmp_path: Path) -> None:
