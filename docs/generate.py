@@ -26,7 +26,9 @@ def on_files(files: Any, config: Any) -> Any:
 def pages() -> dict[str, str]:
     """Return the Markdown of each generated page, by path below docs/."""
     commands = {f"reference/cli/{slug(name)}.md": command_page(name, c) for name, c in COMMANDS.items()}
+    examples = {f"examples/{p.stem}.md": example_page(p) for p in sorted((ROOT / "examples").glob("*.py"))}
     return {
+        **examples,
         "reference/cli/index.md": command_index(),
         **commands,
         "reference/recipe.md": recipe_page(),
@@ -106,6 +108,18 @@ def recipe_page() -> str:
                 f"| `{option}` | {cell(type_name(field.annotation))} | {default} | {cell(field.description)} |"
             )
     return "\n".join(lines) + "\n"
+
+
+def example_page(path: Path) -> str:
+    """Return an example as a page: its Markdown cells as text, its code cells as blocks."""
+    parts = []
+    for cell_text in re.split(r"^# %% ?", path.read_text(), flags=re.MULTILINE)[1:]:
+        kind, _, body = cell_text.partition("\n")
+        if kind == "[markdown]":
+            parts.append(re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip())
+        else:
+            parts.append(f"```python\n{body.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def copied_page(source: str, opening: str = "") -> str:
