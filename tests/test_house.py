@@ -123,7 +123,12 @@ def page_name(page: Path) -> str:
     return page.relative_to(ROOT).with_suffix("").as_posix()
 
 
-PAGES_WITH_CODE = [page for page in PAGES if re.search("^```(sh|python)$", page.read_text(), flags=re.MULTILINE)]
+PAGES_WITH_CODE = [
+    page
+    for page in PAGES
+    if re.search("^```(sh|python)$", page.read_text(), flags=re.MULTILINE) and page.stem != "add-a-family"
+]
+"""The pages that a test here runs; `tests/architectures/test_families.py` runs the page on families."""
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -210,7 +215,7 @@ def needs_images(words: list[str], flag: str) -> bool:
 
 LONG_PAGES = (
     "README", "docs/tutorial", "docs/how-to/prune-your-own-model", "docs/how-to/prune-a-large-model",
-    "docs/how-to/choose-a-criterion",
+    "docs/how-to/choose-a-criterion", "docs/how-to/choose-what-to-remove",
 )  # fmt: skip
 
 
