@@ -14,7 +14,7 @@ from diffprune.architectures.depth.block_table import block_lists
 from diffprune.artifact.shorten import keep_blocks
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.criteria.bypass import bypass
-from diffprune.criteria.cosine import _turned, cosine
+from diffprune.criteria.cosine import _direction_change, cosine
 from diffprune.groups import find_blocks, find_groups, remove_units
 from diffprune.options import PlanOptions
 from diffprune.runs.accumulator import Accumulator
@@ -159,8 +159,8 @@ def test_a_block_that_does_nothing_scores_nothing(criterion: Any) -> None:
 def test_the_middle_turns_the_channels_of_each_place() -> None:
     feature_map = torch.randn(2, 8, 4, 4)
     brighter = feature_map * torch.rand(2, 1, 4, 4)
-    assert _turned([feature_map], brighter) == pytest.approx(0, abs=1e-5)
-    assert _turned([feature_map], (-feature_map,)) == pytest.approx(4)
+    assert _direction_change([feature_map], brighter) == pytest.approx(0, abs=1e-5)
+    assert _direction_change([feature_map], (-feature_map,)) == pytest.approx(4)
 
 
 def test_a_plan_meets_a_budget_of_macs_and_is_carried_out_exactly() -> None:
