@@ -12,9 +12,9 @@ from diffprune.cli.command import Command
 from diffprune.cli.commands import COMMANDS
 from diffprune.cli.help_layout import COLUMN, MAX_WIDTH, ROAD, help_of, overview
 from diffprune.cli.main import main
-from diffprune.cli.option_rows import FLAG_WIDTH, OptionRow, choices_of, option_rows
+from diffprune.cli.option_rows import FLAG_WIDTH, OptionRow, option_rows
 from diffprune.cli.parser import CommandParser
-from diffprune.options.help_groups import GROUPS, MOST_USED, group_of
+from diffprune.options.option_help import GROUPS, MOST_USED, choices_of, group_of
 
 ALL = pytest.mark.parametrize("name", COMMANDS)
 

@@ -76,8 +76,8 @@ def train(a: Namespace, parsed: ParsedOptions) -> Any:
     recipe = read_recipe(a.recipe)
     if recipe.train is None:
         raise OptionError(f"{a.recipe} has no train section. Choose a recipe that has one, or use options instead")
-    if parsed.names():
-        names = ", ".join(sorted(parsed.names()))
+    if parsed.values:
+        names = ", ".join(sorted(parsed.values))
         raise OptionError(f"got a recipe and options of train ({names}). Remove the options or the recipe")
     return _call("train_stage.train_stage", recipe.section("train"), a.out, existing=_existing(a))
 

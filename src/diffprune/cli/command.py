@@ -1,8 +1,8 @@
 """What a command is: its arguments, its option sets, and the stage function that it calls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from diffprune.options import Options, parse_options
 
@@ -28,9 +28,10 @@ class Argument:
 class Command:
     """One command of the command line.
 
-    positionals: name -> description; a name ends in `?` where it is optional, in `+` where it takes one or more.
+    positionals: name -> description. A name ends in `?` where it is optional, in `+` where it takes one or more.
     most_used: the options that most people need first. example: command lines that run one after the other.
     overwrite: whether --overwrite replaces a result at `out`.
+    next_steps: command lines to try next, printed after the result.
     call: called with the parsed arguments and the validated options; returns the result to print.
     """
 
@@ -43,19 +44,20 @@ class Command:
     most_used: tuple[str, ...] = ()
     out: Literal["required", "optional", "default", None] = None
     overwrite: bool = True
+    next_steps: tuple[str, ...] = ()
 
 
 class ParsedOptions:
-    """The options of one command line, validated per option set."""
+    """The option sets of one command line; raises OptionError that lists the mistakes of a set at once."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
-        self._values = values
+    def __init__(self, kinds: Sequence[type[Options]], values: Mapping[str, Any]) -> None:
+        self.values = values
+        self._sets = {kind: parse_options(kind, _values_of(kind, values), what="command line") for kind in kinds}
 
     def __call__(self, kind: type[Set]) -> Set:
-        """Return the option set with the values of the command line; raises OptionError that lists all mistakes."""
-        own = {name: value for name, value in self._values.items() if name in kind.model_fields}
-        return parse_options(kind, own, what="command line")
+        """Return the option set of one class."""
+        return cast(Set, self._sets[kind])
 
-    def names(self) -> set[str]:
-        """Return the names of the options on the command line."""
-        return set(self._values)
+
+def _values_of(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name in kind.model_fields}

@@ -114,6 +114,11 @@ COMMANDS: Mapping[str, Command] = {
         "prune and recover a small model of handwritten digits, in minutes",
         calls.demo,
         example=("diffprune demo",),
+        next_steps=(
+            "diffprune prune digits --data digits --keep-macs 0.5 --out pruned",
+            "diffprune run demo --compare random diff-pruning --out runs/compared",
+            "diffprune prune google/ddpm-cifar10-32 --criterion magnitude --ratio 0.3 --out pruned-cifar10",
+        ),
         out="default",
         overwrite=False,
     ),

@@ -10,6 +10,7 @@ from typing import Any
 
 from diffprune.cli.commands import COMMANDS
 from diffprune.cli.help_layout import overview
+from diffprune.cli.missing_inputs import refuse_missing_inputs
 from diffprune.cli.parser import CommandParser
 from diffprune.errors import DiffpruneError, Interrupted, OptionError
 
@@ -43,10 +44,13 @@ def _run_command(words: list[str]) -> int:
         raise OptionError(f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see --help"))
     command = COMMANDS[name]
     parsed, options = CommandParser(name, command).parse_command(words[len(name.split()) :])
+    refuse_missing_inputs(vars(parsed))
     result = command.call(parsed, options)
     _leave_process_group()
     if os.environ.get("RANK", "0") == "0":
         _print(result, as_json=parsed.json)
+        if command.next_steps and not parsed.json:
+            print("\nTry next:", *command.next_steps, sep="\n  ")
     return 0
 
 

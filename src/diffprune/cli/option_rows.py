@@ -3,10 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from diffprune.cli.command import Argument, Command
-from diffprune.options.help_groups import GROUPS, MOST_USED, group_of, in_order_of_need
+from diffprune.options.option_help import (
+    GROUPS,
+    MOST_USED,
+    choices_of,
+    group_of,
+    in_order_of_need,
+    parts_of,
+    shown_default,
+)
 
 FLAG_WIDTH = 29
 """Columns of the longest flag with its value, such as `--num-compensation-images N`."""
@@ -67,19 +75,11 @@ def metavar_of(name: str, annotation: Any) -> str:
         return shown
     if choices:
         return "NAME"
-    parts = _parts(annotation)
+    parts = parts_of(annotation)
     is_mapping = any(get_origin(part) is Mapping for part in parts)
     if not is_mapping and (int in parts or float in parts):
         return "N" if int in parts else "X"
     return "FILE" if Path in parts else name.rpartition("_")[2].upper()
-
-
-def choices_of(annotation: Any) -> list[str]:
-    """Return the words that an option takes; `N` among them where it takes a number too."""
-    for part in _parts(annotation):
-        if get_origin(part) is Literal:
-            return [*(["N"] if int in _parts(annotation) else []), *map(str, get_args(part))]
-    return []
 
 
 def nargs_of(annotation: Any) -> str | int | None:
@@ -90,11 +90,6 @@ def nargs_of(annotation: Any) -> str | int | None:
         if get_origin(part) is Mapping:
             return "+"
     return None
-
-
-def _parts(annotation: Any) -> list[Any]:
-    inner = [] if get_origin(annotation) is Literal else get_args(annotation)
-    return [annotation, *(part for argument in inner for part in _parts(argument))]
 
 
 def _row_of_field(name: str, info: Any, group: str) -> OptionRow:
@@ -110,7 +105,7 @@ def _row_of_field(name: str, info: Any, group: str) -> OptionRow:
     is_choice = bool(choices) and not metavar.startswith("{")
     if is_choice and not note:
         note = f"{'any' if number else 'one'} of {', '.join(choices)}"
-    default = "" if info.default is None else f" (default: {shown(info.default)})"
+    default = "" if info.default is None else f" (default: {shown_default(info.default)})"
     return OptionRow(name, f"{flag} {value}", text + default, note, group, is_choice)
 
 
@@ -118,10 +113,3 @@ def _row_of_argument(argument: Argument) -> OptionRow:
     value = "" if argument.flag else f" {argument.metavar}" + (" ..." if argument.many else "")
     text, _, note = argument.description.partition("\n")
     return OptionRow(argument.name, f"--{argument.name.replace('_', '-')}{value}", text, note, argument.group)
-
-
-def shown(default: Any) -> str:
-    """Return a default as it is written on the command line."""
-    if isinstance(default, tuple):
-        return " ".join(map(str, default)) or "none"
-    return f"{default:g}" if isinstance(default, float) else str(default)

@@ -40,7 +40,7 @@ class CommandParser(argparse.ArgumentParser):
             raise OptionError(f"no argument {unknown[0]!r}; {hint}")
         fields = fields_of(self.command)
         values = {name: _value(value, name, fields[name]) for name, value in vars(parsed).items() if name in fields}
-        return parsed, ParsedOptions(values)
+        return parsed, ParsedOptions(self.command.options, values)
 
     def format_help(self) -> str:
         """Return the text of `--help`."""

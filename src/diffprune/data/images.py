@@ -19,7 +19,7 @@ from diffprune.data.presets import Preprocessing
 from diffprune.data.published.archive_items import SUFFIXES, is_image
 from diffprune.errors import DataError
 from diffprune.options.in_memory import InMemory, describes_memory
-from diffprune.pipelines.loading import is_hub_id, sought_on_hub
+from diffprune.pipelines.model_source import check_data_exists, sought_on_hub
 from diffprune.runs.progress import progress
 
 SEQUENCES = "sequences"
@@ -117,13 +117,10 @@ def is_plain_folder(path: Path) -> bool:
 
 def open_table(name: str) -> Any:
     """Open a parquet file or folder of them, a saved data set or a dataset id, with all columns; raises DataError."""
-    if Path(name).exists() or is_hub_id(name):
-        return _dataset(Path(name), name)
     if describes_memory(name):
         raise DataError(f"data: {name}: these images are no longer in memory; give them again as data")
-    raise DataError(
-        f"no images at {name}: no such folder or file. A dataset id looks like owner/name; built in: digits"
-    )
+    check_data_exists(name)
+    return _dataset(Path(name), name)
 
 
 def load_batches(images: ImageSet, batches: Iterable[list[int]], *, num_workers: int = 0) -> Iterator[Tensor]:

@@ -24,7 +24,7 @@ class Options(BaseModel):
     """Options that do not change the result: an interrupted run may resume with other values."""
 
     groups: ClassVar[Groups] = {}
-    """The help groups of the options that this class adds or moves (see `help_groups`)."""
+    """The help groups of the options that this class adds or moves (see `option_help`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 

@@ -21,6 +21,7 @@ from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.architecture_configs import architecture, denoiser_class, read_config
 from diffprune.pipelines.builtin import ARCHITECTURES, PIPELINES
 from diffprune.pipelines.denoiser_access import denoiser_of, has_weights
+from diffprune.pipelines.model_source import check_model_exists, is_hub_id, sought_on_hub
 
 _FETCH_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 _log = logging.getLogger(__name__)
@@ -82,9 +83,7 @@ def load_model(source: str | os.PathLike[str], **options: Any) -> Model:
         raise ModelError(
             f"{name} is neither a pipeline folder (no model_index.json) nor a denoiser folder (no config.json)"
         )
-    if not is_hub_id(name):
-        builtin = ", ".join([*PIPELINES, *ARCHITECTURES])
-        raise ModelError(f"no folder or file {name}; expected a path, a hub id such as owner/name, or one of {builtin}")
+    check_model_exists(name)
     pipeline = load_pipeline(name, **options)
     return Model(denoiser_of(pipeline), pipeline, True, name)
 
@@ -93,16 +92,6 @@ def _in_memory(source: InMemory) -> Model:
     denoiser = denoiser_of(source.value)
     pipeline = None if isinstance(source.value, nn.Module) else source.value
     return Model(denoiser, pipeline, has_weights(denoiser), source)
-
-
-def is_hub_id(source: str) -> bool:
-    """Return whether a MODEL or DATA is a hub id: it looks like owner/name and is not a local path."""
-    return not Path(source).exists() and source.count("/") == 1 and not source.startswith((".", "/", "~"))
-
-
-def sought_on_hub(source: str) -> str:
-    """Return the start of an error about a hub id: it may have been meant as a local path. Empty for other sources."""
-    return f"there is no local folder {source}, so it was looked up on the hub: " if is_hub_id(source) else ""
 
 
 def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:

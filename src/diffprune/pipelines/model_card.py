@@ -7,7 +7,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from diffprune.pipelines.builtin import PIPELINES
-from diffprune.pipelines.loading import is_hub_id
+from diffprune.pipelines.model_source import is_hub_id
 from diffprune.runs.atomic_files import atomic_write
 
 CARD = "README.md"

@@ -14,7 +14,8 @@ from diffprune.artifact.registration import register_with_diffusers
 from diffprune.artifact.safetensors_io import FLOATING, stored_tensors
 from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.builtin import PIPELINES
-from diffprune.pipelines.loading import Model, is_hub_id, load_model
+from diffprune.pipelines.loading import Model, load_model
+from diffprune.pipelines.model_source import is_hub_id
 
 AUTOENCODERS = ("vae", "vqvae")
 """Components that the scores do not use."""

@@ -30,7 +30,8 @@ from diffprune.options import (
 from diffprune.options.recipe import Recipe
 from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import DiffusionProcess, process_of
-from diffprune.pipelines.loading import is_hub_id, load_model
+from diffprune.pipelines.loading import load_model
+from diffprune.pipelines.model_source import is_hub_id
 from diffprune.pipelines.prompts import read_prompts
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.sampling.image_folder import num_evaluations

@@ -1,0 +1,1 @@
+"""Tests of the option sets and the recipe."""
