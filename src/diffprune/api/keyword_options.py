@@ -14,8 +14,8 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 from diffprune.data.memory_images import data_source
 from diffprune.errors import OptionError
 from diffprune.options import Options, parse_options
-from diffprune.options.help_groups import GROUPS, group_of, in_order_of_need
 from diffprune.options.in_memory import InMemory, in_memory
+from diffprune.options.option_help import GROUPS, group_of, in_order_of_need
 
 R = TypeVar("R")
 
