@@ -109,7 +109,7 @@ def test_a_number_or_a_word_is_refused_in_one_line(capsys: pytest.CaptureFixture
     assert main(["plan", "digits", "--criterion", "magnitude", "--timestep-stride", "0"]) == 2
     told = capsys.readouterr().err
     assert told.count("timestep_stride") == 1
-    assert "expected a whole number from 1 on, such as 16, or auto" in told
+    assert "expected an integer of at least 1, such as 16, or auto" in told
 
 
 def test_no_stride_at_all_is_refused() -> None:

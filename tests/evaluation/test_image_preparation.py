@@ -146,7 +146,7 @@ def test_what_does_not_suit_is_found_before_the_work(samples: Path, tmp_path: Pa
         DataError, match=r"0000.png has 100x100 pixels. Rows 57:185 .* are cropped from images of 218x178"
     ):
         diffprune.stats(large, preset="celeba64", device="cpu")
-    with pytest.raises(OptionError, match="preset: missing; crop, filter change how images come to a size"):
+    with pytest.raises(OptionError, match="preset: missing; crop, filter need the size to resize to"):
         diffprune.stats(large, crop="square", filter="box", device="cpu")
 
 

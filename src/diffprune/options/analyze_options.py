@@ -1,4 +1,4 @@
-"""Options of the analyses."""
+"""Options of `analyze stages` and `analyze sensitivity`."""
 
 from typing import ClassVar, Literal
 
@@ -11,7 +11,7 @@ from diffprune.options.scoring_options import Criterion, ScoringOptions
 
 
 class StagesOptions(PlanOptions):
-    """Which timesteps make the best scores: one pruned model per stage of timesteps."""
+    """Options of `analyze stages`: one pruned model per stage of timesteps."""
 
     groups: ClassVar[Groups] = {"analysis": ("num_stages", "num", "steps")}
 
@@ -27,7 +27,7 @@ class StagesOptions(PlanOptions):
 
 
 class SensitivityOptions(KindOptions, ScoringOptions):
-    """How much the output suffers when one part alone is pruned."""
+    """Options of `analyze sensitivity`: the error of the output when one part is pruned."""
 
     groups: ClassVar[Groups] = {"analysis": ("by", "ratios", "num_timesteps")}
 
@@ -43,5 +43,5 @@ class SensitivityOptions(KindOptions, ScoringOptions):
     def _are_shares(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         wrong = [ratio for ratio in value if not 0 < ratio < 1]
         if wrong:
-            raise ValueError(f"got {wrong[0]:g}, expected numbers between 0 and 1")
+            raise ValueError(f"got {wrong[0]:g}, expected numbers between 0 and 1, such as 0.3 0.5")
         return tuple(sorted(set(value)))

@@ -1,4 +1,4 @@
-"""Options that say how much of a model goes, and from where."""
+"""Options of the budget: how many units to remove, and from which layers."""
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -13,11 +13,11 @@ Ranking = Literal["local", "global", "isomorphic"]
 
 DEFAULT_RATIO = 0.3
 EVERYWHERE = "*"
-"""The pattern that every layer matches."""
+"""Pattern that matches every layer."""
 
 
 def parse_ratio(value: Any) -> float | dict[str, float]:
-    """A number, or numbers by pattern of layers, as a mapping or as words such as `0.3 down_blocks.0.*=0.1`."""
+    """Return a ratio, or ratios by layer pattern, from a number, a mapping or words such as `0.3 mid_block.*=0.1`."""
     if isinstance(value, Sequence) and not isinstance(value, str) and value:
         pairs = [str(word).rpartition("=")[::2] for word in value]
         value = pairs[0][1] if len(pairs) == 1 and not pairs[0][0] else {name or EVERYWHERE: v for name, v in pairs}
@@ -32,7 +32,7 @@ def _width(value: Any) -> Any:
 
 
 class KindOptions(Options):
-    """Which kinds of units are considered."""
+    """Kinds of units that may be removed."""
 
     groups: ClassVar[Groups] = {"what to remove": ("kinds",)}
 
@@ -44,7 +44,7 @@ class KindOptions(Options):
 
 
 class BudgetOptions(KindOptions):
-    """How many units go, and how the scores of different groups are held against each other."""
+    """Number of units to remove, and the groups whose scores are ranked together."""
 
     groups: ClassVar[Groups] = {
         "what to remove": (
@@ -110,7 +110,7 @@ class BudgetOptions(KindOptions):
     @classmethod
     def _one_latency(cls, value: float | None, info: ValidationInfo) -> float | None:
         if value is not None and info.data.get("keep_latency") is not None:
-            raise ValueError("give keep_latency or max_latency_ms, not both")
+            raise ValueError("keep_latency and max_latency_ms are two forms of one budget; remove one of them")
         return value
 
     @field_validator("max_ratio")
@@ -119,11 +119,11 @@ class BudgetOptions(KindOptions):
         ratio = info.data.get("ratio")
         largest = max(ratio.values()) if isinstance(ratio, Mapping) else ratio
         if value is not None and largest is not None and value < largest:
-            raise ValueError(f"got {value:g}, expected at least the ratio, {largest:g}")
+            raise ValueError(f"got {value:g}, expected at least the ratio ({largest:g})")
         return value
 
     def ratio_of(self, layers: Sequence[str]) -> float:
-        """The share that a group loses whose units are made by these layers."""
+        """Return the ratio of a group whose units are outputs of these layers."""
         if any(matches(pattern, layers) for pattern in self.ignore):
             return 0.0
         if not isinstance(self.ratio, Mapping):
@@ -131,13 +131,13 @@ class BudgetOptions(KindOptions):
         return [share for pattern, share in self.ratio.items() if matches(pattern, layers)][-1]
 
     def patterns(self) -> list[str]:
-        """All patterns of layers that were given."""
+        """Return all layer patterns of these options."""
         by_layer = [p for p in self.ratio if p != EVERYWHERE] if isinstance(self.ratio, Mapping) else []
         return [*by_layer, *self.ignore]
 
 
 def matches(pattern: str, layers: Sequence[str]) -> bool:
-    """Whether one of these layers fits a pattern such as `down_blocks.0.*`."""
+    """Return whether one of these layers matches a pattern such as `down_blocks.0.*`."""
     return any(fnmatchcase(layer, pattern) for layer in layers)
 
 

@@ -8,7 +8,7 @@ from diffprune.options.option_set import Groups, Options
 
 
 class ConvertOptions(Options):
-    """Bringing a checkpoint of another system into diffusers form."""
+    """Options of `convert`, which makes a diffusers folder of a checkpoint of another system."""
 
     groups: ClassVar[Groups] = {"checkpoint": ("arch", "weights", "heads", "sha256")}
 

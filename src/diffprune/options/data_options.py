@@ -9,7 +9,7 @@ from diffprune.options.option_set import Groups, Options
 
 
 class DataOptions(Options):
-    """Making a published data set into images."""
+    """Options of `data`, which converts a published data set to image files."""
 
     neutral = frozenset({"num_workers"})
 

@@ -16,17 +16,17 @@ Metric = Literal[
 Resize = Literal["legacy", "clean", "tensorflow"]
 
 PAIRED_METRICS = ("ssim", "mse", "psnr", "lpips")
-"""Compare image i of one folder with image i of the other."""
+"""Metrics of image pairs: image i of both folders."""
 
 MOMENT_METRICS = ("fid", "sfid")
-"""Compare means and covariances: of these sets, statistics can stand in for the images."""
+"""Metrics of means and covariances: stored statistics can replace the images."""
 
 LONE_METRICS = ("inception_score", "clip_score")
-"""Look at IMAGES alone."""
+"""Metrics of IMAGES alone, without a reference."""
 
 
 class InceptionOptions(PreparationOptions):
-    """What every stage takes that turns images into Inception features."""
+    """Options of stages that compute Inception features."""
 
     neutral = frozenset({"device", "batch_size", "num_workers"})
 
@@ -66,12 +66,12 @@ class InceptionOptions(PreparationOptions):
     def _has_a_size(cls, value: SizedPreset | None, info: ValidationInfo) -> SizedPreset | None:
         changed = [name for name in ("crop", "fit", "filter") if info.data.get(name) is not None]
         if value is None and changed and info.data.get("size") is None:
-            raise ValueError(f"missing; {', '.join(changed)} change how images come to a size: give preset or size")
+            raise ValueError(f"missing; {', '.join(changed)} need the size to resize to: set preset or size")
         return value
 
 
 class StatsOptions(InceptionOptions):
-    """Statistics of an image set, to compare others with."""
+    """Options of `stats`."""
 
     groups: ClassVar[Groups] = {"metrics": ("metrics",)}
 
@@ -81,7 +81,7 @@ class StatsOptions(InceptionOptions):
 
 
 class EvaluateOptions(InceptionOptions):
-    """Comparing two sets of images."""
+    """Options of `evaluate`."""
 
     groups: ClassVar[Groups] = {
         "metrics": (
@@ -122,5 +122,5 @@ class EvaluateOptions(InceptionOptions):
     @classmethod
     def _come_with_clip_score(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is None and "clip_score" in info.data.get("metrics", ()):
-            raise ValueError("clip_score compares images with their prompts; give a text file, one prompt a line")
+            raise ValueError("missing; clip_score needs a text file with one prompt per line")
         return value

@@ -1,4 +1,4 @@
-"""Options of every stage that reads images: how they are prepared, and what happens to a corrupt one."""
+"""Options of stages that read images: preprocessing, and what to do with unreadable images."""
 
 import re
 from typing import ClassVar, Literal
@@ -14,13 +14,13 @@ Filter = Literal["bilinear", "bicubic", "lanczos", "box"]
 OnCorrupt = Literal["fail", "skip"]
 
 WHOLE, SQUARE = "whole", "square"
-"""Crops without numbers: the whole image, and the largest square at its centre."""
+"""Crops without numbers: the whole image, and the largest centered square."""
 
 _BOX = re.compile(r"(\d+):(\d+),(\d+):(\d+)")
 
 
 class PreparationOptions(Options):
-    """What differs from a preset, and what happens to a corrupt image."""
+    """Preprocessing options that replace those of a preset, and what to do with unreadable images."""
 
     groups: ClassVar[Groups] = {"image preparation": ("crop", "size", "fit", "filter", "on_corrupt")}
 
@@ -50,12 +50,12 @@ class PreparationOptions(Options):
         if value not in (None, WHOLE, SQUARE):
             top, bottom, left, right = crop_box(value)
             if top >= bottom or left >= right:
-                raise ValueError(f"got {value!r}, which is empty; expected the first row and column before the last")
+                raise ValueError(f"got {value!r}, an empty crop; expected TOP < BOTTOM and LEFT < RIGHT")
         return value
 
 
 class ImageOptions(PreparationOptions):
-    """How images are prepared for a model; a preset, and what differs from it."""
+    """Preprocessing for a model: a preset, and the options that replace its own."""
 
     groups: ClassVar[Groups] = {"image preparation": ("preset",)}
 
@@ -70,7 +70,7 @@ class ImageOptions(PreparationOptions):
 
 
 def crop_box(text: str) -> tuple[int, int, int, int]:
-    """Top, bottom, left, right in pixels of a crop such as 57:185,25:153; ValueError for anything else."""
+    """Return (top, bottom, left, right) in pixels of a crop such as 57:185,25:153; raises ValueError otherwise."""
     match = _BOX.fullmatch(text)
     if match is None:
         raise ValueError(f"got {text!r}, expected whole, square or TOP:BOTTOM,LEFT:RIGHT such as 57:185,25:153")

@@ -1,4 +1,4 @@
-"""What all option sets share: validation with every mistake at once, and the options of stages that compute."""
+"""Base of all option sets: validation that reports all mistakes at once, and the options of the device."""
 
 import os
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ Groups = Mapping[str, tuple[str, ...]]
 
 
 class Options(BaseModel):
-    """Base of all option sets: frozen, and unknown names are mistakes.
+    """Base of all option sets: frozen; raises for unknown names.
 
     Options that exclude each other are checked on the later field, so that all mistakes are reported together
     (a check of the whole set would run only once every field is valid).
@@ -42,7 +42,7 @@ class Options(BaseModel):
         return {**self.model_dump(mode="json"), **memory}
 
     def decisive(self) -> dict[str, Any]:
-        """As `resolved`, without those that are neutral."""
+        """Return the options that are not neutral, as JSON types."""
         return {name: value for name, value in self.resolved().items() if name not in self.neutral}
 
 
@@ -69,7 +69,7 @@ def plain_value(value: Any, annotation: Any) -> Any:
 
 
 class DeviceOptions(Options):
-    """Where a stage computes."""
+    """Device of a stage."""
 
     neutral = frozenset({"device"})
 
@@ -79,7 +79,7 @@ class DeviceOptions(Options):
 
 
 class ComputeOptions(DeviceOptions):
-    """Options of every stage that computes."""
+    """Device and seed of a stage."""
 
     groups: ClassVar[Groups] = {"output": ("seed",)}
 
@@ -87,7 +87,7 @@ class ComputeOptions(DeviceOptions):
 
 
 class PrecisionOptions(DeviceOptions):
-    """What stages that pass much through a denoiser compute in."""
+    """Device and autocast dtype of a stage."""
 
     groups: ClassVar[Groups] = {"device and memory": ("device", "mixed_precision")}
 
@@ -101,7 +101,7 @@ class PrecisionOptions(DeviceOptions):
 
 
 def number_or_auto(value: Any) -> Any:
-    """A whole number from 1 on, or `auto`; raises ValueError for anything else."""
+    """Return an integer of at least 1, or `auto`; raises ValueError otherwise."""
     if value == "auto":
         return value
     try:
@@ -109,7 +109,7 @@ def number_or_auto(value: Any) -> Any:
     except ValueError:
         number = 0
     if number < 1:
-        raise ValueError(f"got {value!r}, expected a whole number from 1 on, such as 16, or auto")
+        raise ValueError(f"got {value!r}, expected an integer of at least 1, such as 16, or auto")
     return number
 
 
@@ -117,7 +117,7 @@ Set = TypeVar("Set", bound=Options)
 
 
 def parse_options(kind: type[Set], values: Mapping[str, Any], *, what: str) -> Set:
-    """Validate `values` as one option set; raises OptionError that lists all mistakes at once."""
+    """Return the option set with these values; raises OptionError that lists all mistakes at once."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -125,7 +125,7 @@ def parse_options(kind: type[Set], values: Mapping[str, Any], *, what: str) -> S
 
 
 def explain(error: ValidationError, kind: type[BaseModel]) -> list[str]:
-    """One line per mistake: where, what was got, what was expected, the near match of an unknown name."""
+    """Return one line per mistake: the option, its value, what is expected, the nearest name."""
     from difflib import get_close_matches
 
     lines = []

@@ -10,19 +10,19 @@ from diffprune.options.run_options import RunOptions
 from diffprune.options.scoring_options import ScoringOptions
 
 OF_RUN = frozenset({*RunOptions.model_fields, *ScoringOptions.neutral})
-"""Options that say where and how a plan was computed, not what was chosen."""
+"""Options of the run, which no plan records."""
 
 
 class PlanOptions(BudgetOptions, ScoringOptions):
-    """Which units to keep: scores of a criterion, turned into a plan by a budget."""
+    """Options of `plan`: the scores, and the budget that turns them into a plan."""
 
     def choice(self) -> dict[str, Any]:
-        """What was chosen, as JSON types: all options without those of the run, for `Plan.options`."""
+        """Return the options without those of the run, as JSON types, for `Plan.options`."""
         return {name: value for name, value in self.resolved().items() if name not in OF_RUN}
 
 
 class InspectOptions(PrecisionOptions):
-    """Looking at a model."""
+    """Options of `inspect`."""
 
     groups: ClassVar[Groups] = {"output": ("latency",)}
 

@@ -9,7 +9,7 @@ from diffprune.options.option_set import Groups, Options
 
 
 class PromptOptions(Options):
-    """What a text-conditioned pipeline is called with."""
+    """Prompts and sizes for a call of a text-conditioned pipeline."""
 
     groups: ClassVar[Groups] = {"text and video models": ("prompts", "height", "width", "num_frames")}
 
@@ -25,7 +25,7 @@ class PromptOptions(Options):
     num_frames: int | None = Field(default=None, ge=1, description="frames per video (default: the pipeline's)")
 
     def call(self) -> dict[str, int | None]:
-        """The arguments of a pipeline's call beside its prompts; None is the pipeline's own default."""
+        """Return the arguments of a pipeline call without its prompts; None is the default of the pipeline."""
         exact = None if self.height is None and self.width is None else False
         area = None if self.height is None or self.width is None else self.height * self.width
         return {
@@ -35,7 +35,7 @@ class PromptOptions(Options):
 
 
 class GenerationOptions(PromptOptions):
-    """How a model draws images of its own to learn from."""
+    """Options of data `generated`: how the model generates its training images."""
 
     groups: ClassVar[Groups] = {
         "text and video models": (

@@ -11,7 +11,7 @@ from diffprune.options.scoring_options import CALIBRATION_DATA
 
 
 class PruneOptions(RunOptions):
-    """How a plan is carried out."""
+    """Options of `prune`, without those of planning."""
 
     groups: ClassVar[Groups] = {
         "data": ("data",),
@@ -55,7 +55,7 @@ class PruneOptions(RunOptions):
 
     @field_validator("rescale_queries")
     @classmethod
-    def _not_beside_reinit(cls, value: bool, info: ValidationInfo) -> bool:
+    def _not_with_reinit(cls, value: bool, info: ValidationInfo) -> bool:
         if value and info.data.get("reinit"):
-            raise ValueError("fresh weights have nothing to keep; leave reinit or rescale_queries out")
+            raise ValueError("has no effect on the new weights of reinit; remove reinit or rescale_queries")
         return value

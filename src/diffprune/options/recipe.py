@@ -1,4 +1,4 @@
-"""Recipes: the options of a whole road in one YAML file. Imports no torch."""
+"""The recipe: the options of all stages of an experiment in one YAML file. Imports no torch."""
 
 import os
 from collections.abc import Sequence
@@ -30,43 +30,47 @@ from diffprune.options.shipped_recipes import find_recipe
 Variant = Literal["scratch", Criterion]
 MetricKind = Literal["pairs", "statistics", "sets", "alone"]
 METRIC_KINDS: tuple[MetricKind, ...] = get_args(MetricKind)
-"""What images are compared with: the original's by index, statistics of the reference, the reference, nothing."""
+"""What images are compared with: the original model's images, statistics of the reference, the reference, nothing."""
 
 
 class RecoverOptions(FinetuneOptions):
-    """Recovery in a recipe, where the teacher can only be the original."""
+    """Options of `finetune` in a recipe, where the teacher is the original model."""
 
-    distill: bool = Field(default=True, description="distil the original's output")
+    distill: bool = Field(default=True, description="distill the output of the original model")
 
     @model_validator(mode="after")
     def _no_idle_weight(self) -> "RecoverOptions":
         if not self.distill and "teacher_weight" in self.model_fields_set:
-            raise ValueError("teacher_weight needs distill; leave one of the two out")
+            raise ValueError("teacher_weight has no effect with distill: false; remove one of the two")
         return self
 
 
 class Recipe(Options):
-    """One road: a model (given or trained), then whichever stages have a section, in this order."""
+    """A model, loaded or trained, and the stages that follow: those with a section, in this order."""
 
-    name: str = Field(description="what the experiment is called")
-    model: str | None = Field(default=None, description="MODEL to start from; left out where `train` makes it")
-    data: str | None = Field(default=None, description="DATA of every stage that does not name its own")
-    reference: str | None = Field(
-        default=None, description="REFERENCE of metrics of sets, images or statistics; left out: the data"
+    name: str = Field(description="name of the experiment")
+    model: str | None = Field(
+        default=None, description="MODEL to start from (default: the one that section train makes)"
     )
-    classifier: ClassifierOptions | None = Field(default=None, description="train the digit classifier")
-    train: TrainOptions | None = Field(default=None, description="train the model from scratch")
+    data: str | None = Field(default=None, description="DATA of all stages without their own (default: none)")
+    reference: str | None = Field(default=None, description="images or statistics for set metrics (default: data)")
+    classifier: ClassifierOptions | None = Field(default=None, description="train the digit classifier (default: no)")
+    train: TrainOptions | None = Field(default=None, description="train the model from scratch (default: no)")
     compare: tuple[Variant, ...] | None = Field(
         default=None,
         min_length=1,
-        description="walk the road once per criterion, in place of plan's; scratch is random choice and fresh weights",
+        description="criteria to compare, instead of the plan's (default: none)\nscratch: random choice, new weights",
     )
-    plan: PlanOptions | None = Field(default=None, description="score units and choose which stay")
-    prune: PruneOptions = Field(default=PruneOptions(), description="carry out the plan")
-    finetune: RecoverOptions | None = Field(default=None, description="recover the pruned model")
-    sample: SampleOptions | None = Field(default=None, description="draw images of every model, from the same noise")
+    plan: PlanOptions | None = Field(
+        default=None, description="score units and choose which to keep (default: no pruning)"
+    )
+    prune: PruneOptions = Field(default=PruneOptions(), description="prune the model")
+    finetune: RecoverOptions | None = Field(default=None, description="recover the pruned model (default: no)")
+    sample: SampleOptions | None = Field(
+        default=None, description="generate images with all models, from the same noise (default: no)"
+    )
     evaluate: EvaluateOptions | None = Field(
-        default=None, description="pairs against the original's images, sets against the data"
+        default=None, description="compare pairs with the original's images, sets with the reference (default: no)"
     )
 
     @field_validator("train", "plan", "finetune")
@@ -76,14 +80,14 @@ class Recipe(Options):
             return section
         if info.field_name == "plan" and section.criterion in ("random", "magnitude"):
             return section
-        raise ValueError("needs images: give data, here or for the whole recipe")
+        raise ValueError("needs images; set data in this section or at the top of the recipe")
 
     @field_validator("plan")
     @classmethod
     def _has_one_model(cls, section: PlanOptions | None, info: ValidationInfo) -> PlanOptions | None:
         known = {"model", "train"} <= info.data.keys()
         if section is not None and known and (info.data["model"] is None) == (info.data["train"] is None):
-            raise ValueError("needs a model: either `model` or a `train` section, not both")
+            raise ValueError("needs one model; set `model` or a section `train`, not both")
         return section
 
     @field_validator("sample")
@@ -91,7 +95,7 @@ class Recipe(Options):
     def _has_something_to_draw(cls, section: SampleOptions | None, info: ValidationInfo) -> SampleOptions | None:
         known = {"model", "train"} <= info.data.keys()
         if section is not None and known and info.data["model"] is None and info.data["train"] is None:
-            raise ValueError("needs a model: either `model` or a `train` section")
+            raise ValueError("needs a model; set `model` or add a section `train`")
         return section
 
     @field_validator("prune")
@@ -115,11 +119,11 @@ class Recipe(Options):
         known = info.data.get("data", "invalid") or info.data.get("reference", "invalid")
         of_sets = [m for m in section.metrics if m not in PAIRED_METRICS + LONE_METRICS] if section else []
         if of_sets and known is None:
-            raise ValueError(f"{of_sets[0]} compares with the data: give data for the whole recipe, or a reference")
+            raise ValueError(f"{of_sets[0]} compares with the data; set data or reference at the top of the recipe")
         return section
 
     def variant(self, name: str) -> tuple[PlanOptions, PruneOptions]:
-        """How one of the compared criteria plans and prunes; options of another criterion fall back to defaults."""
+        """Return the options of plan and prune for one compared criterion; options of other criteria are defaults."""
         plan = self.section("plan")
         mine = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
         if name != "diff-pruning":
@@ -130,25 +134,25 @@ class Recipe(Options):
 
     @property
     def pruning(self) -> PruneOptions:
-        """The options of `prune`; those of the run that its section leaves out are those of `plan`."""
+        """Return the options of `prune`; missing options of the run are those of `plan`."""
         plan = PlanOptions() if self.plan is None else self.plan
         run = {*RunOptions.model_fields} & plan.model_fields_set - self.prune.model_fields_set
         return self.prune.model_copy(update={name: getattr(plan, name) for name in run})
 
     @property
     def judged_by(self) -> str | None:
-        """What sets of images are compared with."""
+        """Return the reference of set metrics."""
         return self.reference or self.data
 
     def metrics(self, kind: MetricKind) -> tuple[Any, ...]:
-        """The metrics of one kind, in the recipe's order."""
+        """Return the metrics of one kind, in the order of the recipe."""
         listed = {"pairs": PAIRED_METRICS, "statistics": MOMENT_METRICS, "alone": LONE_METRICS}
         kinds = {metric: name for name, metrics in listed.items() for metric in metrics}
         chosen = self.evaluate.metrics if self.evaluate is not None else ()
         return tuple(metric for metric in chosen if kinds.get(metric, "sets") == kind)
 
     def section(self, name: str) -> Any:
-        """A stage's options, with the recipe's data where the stage names none."""
+        """Return the options of a stage; missing data is that of the recipe."""
         options = getattr(self, name)
         return options.model_copy(update={"data": options.data or self.data})
 

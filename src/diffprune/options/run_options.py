@@ -1,4 +1,4 @@
-"""Options of a run of `plan` or `prune`: where and how it computes. No plan records them."""
+"""Options of a run of `plan` or `prune`: device, precision and memory. No plan records them."""
 
 from typing import ClassVar, Literal
 

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
-    """Drawing images."""
+    """Options of `sample`."""
 
     neutral = frozenset({"device", "batch_size"})
 
@@ -69,45 +69,45 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
 
     @field_validator("per_class")
     @classmethod
-    def _not_beside_num(cls, value: int | None, info: ValidationInfo) -> int | None:
+    def _needs_classes(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("classes") is None:
-            raise ValueError("needs classes, such as 0-9")
+            raise ValueError("needs classes; add for example classes 0-9")
         return value
 
     @field_validator("sampler", "grid", "eta")
     @classmethod
-    def _not_beside_a_scheduler(cls, value: T, info: ValidationInfo) -> T:
+    def _not_with_a_scheduler(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("scheduler") is not None:
-            raise ValueError("a scheduler brings its own; leave one of the two out")
+            raise ValueError("has no effect with scheduler, which sets its own; remove one of the two")
         return value
 
     @field_validator("eta")
     @classmethod
     def _belongs_to_ddim(cls, value: float, info: ValidationInfo) -> float:
         if info.data.get("sampler") == "ddpm":
-            raise ValueError("belongs to the ddim sampler, not to ddpm; leave it out")
+            raise ValueError("is an option of sampler ddim, not of ddpm; remove it")
         return value
 
     @field_validator("interpolate")
     @classmethod
     def _two_images(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
         if value is not None and (min(value) < 0 or value[0] == value[1]):
-            raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices from 0 on")
+            raise ValueError(f"got {value[0]} and {value[1]}, expected two different image indices, at least 0")
         return value
 
     @property
     def is_guided(self) -> bool:
-        """Whether a class-conditional model is asked twice, with its class and without."""
+        """Return whether each step takes two forward passes, with and without the class."""
         return self.guidance_scale not in (None, 1)
 
     @property
     def num_images(self) -> int:
-        """How many images: `num`, or `per_class` of each class."""
+        """Return the number of images: `num`, or `per_class` of each class."""
         return self.num if self.per_class is None else self.per_class * len(class_list(self.classes or ""))
 
 
 def class_list(text: str) -> list[int]:
-    """The classes of a list such as `0-9` or `3,5,8-10`, in its order; raises ValueError for anything else."""
+    """Return the classes of text such as `0-9` or `3,5,8-10`, in its order; raises ValueError otherwise."""
     found: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")

@@ -1,4 +1,4 @@
-"""Options of scores: the calibration set, and the criterion that scores units on it."""
+"""Options of scores: the calibration images, and the criterion that scores units."""
 
 from typing import Annotated, ClassVar, Literal, TypeVar
 
@@ -25,13 +25,13 @@ CALIBRATION_DATA = (
 )
 
 OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
-"""Options that no other criterion knows."""
+"""Options of criterion diff-pruning alone."""
 
 T = TypeVar("T")
 
 
 class CalibrationOptions(GenerationOptions, ImageOptions, RunOptions, ComputeOptions):
-    """The images or latents that a model is scored and compensated on."""
+    """Options of the images or latents for scores and compensation."""
 
     groups: ClassVar[Groups] = {"data": ("data", "num_calibration_images", "num_noises")}
 
@@ -41,7 +41,7 @@ class CalibrationOptions(GenerationOptions, ImageOptions, RunOptions, ComputeOpt
 
 
 class ScoringOptions(CalibrationOptions):
-    """How units are scored."""
+    """Options of the criterion."""
 
     neutral = RunOptions.neutral | {"gradient_checkpointing"}
 
@@ -97,12 +97,12 @@ class ScoringOptions(CalibrationOptions):
     def _not_before_the_first(cls, value: int | None, info: ValidationInfo) -> int | None:
         first = info.data.get("first_timestep")
         if value is not None and first is not None and value < first:
-            raise ValueError(f"got {value}, expected at least first_timestep, {first}")
+            raise ValueError(f"got {value}, expected at least first_timestep ({first})")
         return value
 
     @field_validator(*OWN_OF_DIFF_PRUNING)
     @classmethod
     def _belongs_to_diff_pruning(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("criterion") not in (None, "diff-pruning"):
-            raise ValueError(f"belongs to diff-pruning, not to criterion {info.data['criterion']!r}; leave it out")
+            raise ValueError(f"belongs to diff-pruning, not to criterion {info.data['criterion']!r}; remove it")
         return value

@@ -19,7 +19,7 @@ OPTIMIZER_HELP = (
 
 
 class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
-    """The training loop, shared by training from scratch and finetuning."""
+    """Options of the training loop, for training from scratch and for finetuning."""
 
     neutral = ComputeOptions.neutral | {
         "num_workers", "gradient_checkpointing", "checkpoint_every", "keep_checkpoints", "preview_every",
@@ -98,7 +98,7 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
             "uniform"
         ),
     )
-    # More than other stages take, which the type checker minds: training scales its losses, as fp16 needs.
+    # Training also supports fp16, because it scales its losses; the type checker minds the wider type.
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(  # type: ignore[assignment]
         default="auto",
         description=(
@@ -144,12 +144,12 @@ class TrainingOptions(ImageOptions, PrecisionOptions, ComputeOptions):
     @classmethod
     def _needs_validation(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("num_validation_images") == 0:
-            raise ValueError("needs num_validation_images")
+            raise ValueError("needs num_validation_images; set it, for example to 256")
         return value
 
 
 class TrainOptions(TrainingOptions):
-    """Training from scratch."""
+    """Options of `train`."""
 
     groups: ClassVar[Groups] = {"model": ("architecture", "num_train_timesteps", "beta_schedule", "prediction_type")}
 
@@ -164,7 +164,7 @@ class TrainOptions(TrainingOptions):
 
 
 class FinetuneOptions(GenerationOptions, TrainingOptions):
-    """Recovery of a pruned model."""
+    """Options of `finetune`."""
 
     groups: ClassVar[Groups] = {
         "data": ("data", "num_generated"),
@@ -205,7 +205,7 @@ class FinetuneOptions(GenerationOptions, TrainingOptions):
 
 
 class ClassifierOptions(ComputeOptions):
-    """Training the digit classifier whose features `frechet_distance` uses."""
+    """Options of the digit classifier, whose features `frechet_distance` uses."""
 
     groups: ClassVar[Groups] = {"training": ("steps", "batch_size", "learning_rate")}
 
