@@ -154,7 +154,9 @@ def shown(default: Any) -> str:
     """Return a default as YAML would hold it."""
     if isinstance(default, tuple):
         return "[" + ", ".join(map(str, default)) + "]"
-    return {None: "null", True: "true", False: "false"}.get(default, str(default)) if not default else str(default)
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    return str(default)
 
 
 def cell(text: str | None) -> str:
