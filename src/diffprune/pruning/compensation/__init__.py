@@ -1,4 +1,4 @@
-"""Compensation: what the removed units did is put into those that stay, by least squares, before any training."""
+"""Compensation: fit the kept weights by least squares, so that outputs come near to those before pruning."""
 
 from diffprune.pruning.compensation.compensate import compensate as compensate
 from diffprune.pruning.compensation.layerwise import Compensation as Compensation

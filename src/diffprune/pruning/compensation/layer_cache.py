@@ -1,4 +1,4 @@
-"""Solved layers on disk, so that an interrupted compensation does not solve them again."""
+"""Cache of solved layers on disk, so that an interrupted compensation resumes."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,21 +11,21 @@ from diffprune.runs.tensor_cache import read_cache, write_cache
 
 
 class SolvedLayers:
-    """A folder with one file per solved layer: its weight and bias as corrected, and how it was fitted."""
+    """A folder with one file per solved layer: its weight, its bias and its fit."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def save(self, fit: Fit, layer: nn.Module) -> None:
-        """Keep a layer that has been fitted."""
+        """Write the parameters of a fitted layer and its fit."""
         write_cache(self._file(fit.path), (dict(layer.named_parameters(recurse=False)), asdict(fit)), {})
 
     def load(self, path: str, layer: nn.Module) -> Fit | None:
-        """Give a layer the weights that were kept; None where there are none, or damaged ones."""
-        found = read_cache(self._file(path), {})
-        if found is None:
+        """Copy the cached parameters into `layer` and return its fit; None if the file is missing or damaged."""
+        cached = read_cache(self._file(path), {})
+        if cached is None:
             return None
-        tensors, fit = found
+        tensors, fit = cached
         with torch.no_grad():
             for name, parameter in layer.named_parameters(recurse=False):
                 parameter.copy_(tensors[name])

@@ -1,4 +1,4 @@
-"""The fit of one convolution or linear layer: its output brought nearer to what the original gave."""
+"""Fit one convolution or linear layer to the output of the original layer."""
 
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,24 +10,24 @@ from diffprune.compute.unfold import inputs_at, outputs_at, sample_positions
 from diffprune.pruning.compensation.ridge import Correction, ResidualSums
 
 RIDGES = (1e-8, 1e-6, 1e-4, 1e-2)
-"""Shares of the mean diagonal that are tried; the one with the least error on held-out images is taken."""
+"""Ridge penalties to try, as shares of the mean diagonal; the least error on held-out images selects one."""
 
 SAME = 1e-10
-"""Squared error over squared target below which a layer already gives what the original gave."""
+"""Relative squared error up to which a layer counts as equal to the original."""
 
 ROWS = 12288
-"""Positions of a layer's output that are looked at, in all images of the fit together."""
+"""Sampled positions of a layer's output, in all images of the fit together."""
 
 TINY = 1e-30
-"""What divisors are kept above."""
+"""Lower bound of divisors."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How one layer was fitted: squared error over squared target, before and after.
+    """The relative squared error of one layer, before and after its fit.
 
-    fitted, held_out: (before, after) on the images of the fit and on the others. changed: False where the layer stayed
-    as it was, since it was ill-conditioned or no correction was better on held-out images.
+    fitted, held_out: (before, after) on the images of the fit and on held-out images. changed: False where the layer
+    was not corrected: its sums were ill-conditioned, or no correction lowered the error on held-out images.
     """
 
     path: str
@@ -37,7 +37,7 @@ class Fit:
 
 
 class LayerFit:
-    """Collects the rows of a layer, batch by batch, then corrects its weight and bias in place."""
+    """Accumulates the rows of a layer, batch by batch, then corrects its weight and bias in place."""
 
     def __init__(self, path: str, layer: nn.Module, generator: torch.Generator, per_image: int) -> None:
         self.path, self.layer = path, cast(Any, layer)
@@ -50,17 +50,17 @@ class LayerFit:
     def add(self, x: Tensor, target: Tensor, weights: Tensor, *, held_out: bool) -> None:
         """Add one batch, at most `per_image` positions of each image.
 
-        x: the layer's input as it is now. target: what the original gave, kept rows only. weights: (entries,),
-        of the first dimension of both.
+        x: the layer's input in the pruned model. target: the original layer's output, kept rows only. weights:
+        (entries,), one per entry of the first dimension of both.
         """
-        places = sample_positions(self.layer, x, self.per_image, self.generator)
-        inputs, targets = inputs_at(self.layer, x, places), outputs_at(self.layer, target, places)
+        sampled = sample_positions(self.layer, x, self.per_image, self.generator)
+        inputs, targets = inputs_at(self.layer, x, sampled), outputs_at(self.layer, target, sampled)
         weight = _matrix(self.layer).to(x.device)
-        now = torch.einsum("rgi,goi->rgo", inputs, weight)
+        output = torch.einsum("rgi,goi->rgo", inputs, weight)
         if self.layer.bias is not None:
-            now = now + self.layer.bias.view(weight.shape[:2]).to(x.device)
-        residuals = targets.to(now.dtype).reshape(now.shape) - now
-        by_row = weights[places.entries]
+            output = output + self.layer.bias.view(weight.shape[:2]).to(x.device)
+        residuals = targets.to(output.dtype).reshape(output.shape) - output
+        by_row = weights[sampled.entries]
         squares, error = _squares(targets[:, None], by_row), _squares(residuals, by_row)
         self.squares[held_out] += squares
         if error <= SAME * squares:
@@ -72,7 +72,7 @@ class LayerFit:
             self.sums.add(inputs, residuals, by_row)
 
     def finish(self) -> Fit | None:
-        """Correct the layer; None where it gives what the original gave, or cannot be compared with it."""
+        """Correct the layer and return its fit; None if its output is that of the original, or not comparable."""
         if self.error <= SAME * self.squares[False]:
             return None
         least, best = self._held_out_error(None), None
@@ -81,12 +81,12 @@ class LayerFit:
             correction = self.sums.solve(ridge)
             if correction is not None and (error := self._held_out_error(correction)) < least:
                 least, best = error, correction
-        left = self.error if best is None else max(0.0, self.error - self.sums.explained(best))
+        remaining = self.error if best is None else max(0.0, self.error - self.sums.explained(best))
         if best is not None:
             _add(self.layer, best)
         return Fit(
             self.path,
-            (self.error / self.squares[False], left / self.squares[False]),
+            (self.error / self.squares[False], remaining / self.squares[False]),
             (before / max(self.squares[True], TINY), least / max(self.squares[True], TINY)),
             best is not None,
         )
@@ -99,12 +99,12 @@ class LayerFit:
 
 
 def _squares(values: Tensor, by_row: Tensor) -> float:
-    """Weighted sum of squares. values: (rows, ..., ...), by_row: (rows,)."""
+    """Return the weighted sum of squares of (rows, groups, outputs) values, by (rows,) weights."""
     return float(values.double().square().sum((1, 2)) @ by_row.double())
 
 
 def _matrix(layer: nn.Module) -> Tensor:
-    """A layer's weight as (groups, outputs, inputs)."""
+    """Return a layer's weight as (groups, outputs, inputs)."""
     groups = getattr(layer, "groups", 1)
     weight: Tensor = cast(Any, layer).weight
     return weight.detach().view(groups, weight.shape[0] // groups, -1)

@@ -1,4 +1,4 @@
-"""The fit of a norm's scale and shift, channel by channel."""
+"""Fit a norm's scale and shift per channel to the output of the original norm."""
 
 from typing import Any, cast
 
@@ -10,13 +10,13 @@ from diffprune.artifact.slicing import channel_axis
 from diffprune.pruning.compensation.layer_fit import SAME, TINY, Fit
 
 NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, RMSNorm)
-"""Norms with a weight per channel."""
+"""Norms that can have a weight per channel."""
 
 
 class NormFit:
-    """Collects moments of what a norm gives and of what the original gave; then corrects weight and bias in place.
+    """Accumulates moments of a norm's output and of the original's, then corrects weight and bias in place.
 
-    Each channel's scale and shift are those of least squares.
+    The scale and shift of each channel solve a least-squares problem of its own.
     """
 
     def __init__(self, path: str, layer: nn.Module) -> None:
@@ -25,16 +25,16 @@ class NormFit:
 
     def add(self, x: Tensor, target: Tensor, weights: Tensor, *, held_out: bool) -> None:
         """Add one batch; arguments as in `LayerFit.add`."""
-        now = self.layer(x).double()
-        axis = channel_axis(self.layer, now)
-        w = weights.double().view(-1, *[1] * (now.ndim - 1))
-        y, t = now.movedim(axis, -1), target.double().movedim(axis, -1)
+        output = self.layer(x).double()
+        axis = channel_axis(self.layer, output)
+        w = weights.double().view(-1, *[1] * (output.ndim - 1))
+        y, t = output.movedim(axis, -1), target.double().movedim(axis, -1)
         products = (torch.ones_like(y), y, t, y * y, y * t, t * t)
         moments = torch.stack([(w * product).flatten(0, -2).sum(0) for product in products])
         self.moments[held_out] = self.moments[held_out] + moments if held_out in self.moments else moments
 
     def finish(self) -> Fit | None:
-        """Correct the norm; None where it gives what the original gave, or cannot be compared with it."""
+        """Correct the norm and return its fit; None if its output is that of the original, or not comparable."""
         if len(self.moments) < 2:
             return None
         num, y, t, yy, yt, _ = self.moments[False]
@@ -46,9 +46,10 @@ class NormFit:
             spread, common = yy / num - (y / num) ** 2, yt / num - y * t / num**2
             scale = torch.where(spread > 0, common / spread.clamp(min=TINY), 1.0)
             shift = (t - scale * y) / num
-        same, none = torch.ones_like(scale), torch.zeros_like(scale)
+        identity, zero = torch.ones_like(scale), torch.zeros_like(scale)
         before, after = (
-            tuple(_error(self.moments[part], *by) for part in (False, True)) for by in ((same, none), (scale, shift))
+            tuple(_error(self.moments[part], *by) for part in (False, True))
+            for by in ((identity, zero), (scale, shift))
         )
         if before[0] <= SAME:
             return None
@@ -58,12 +59,12 @@ class NormFit:
                 self.layer.weight *= scale.to(self.layer.weight)
                 if bias is not None:
                     bias.mul_(scale.to(bias)).add_(shift.to(bias))
-        left = after if changed else before
-        return Fit(self.path, (before[0], left[0]), (before[1], left[1]), changed)
+        final = after if changed else before
+        return Fit(self.path, (before[0], final[0]), (before[1], final[1]), changed)
 
 
 def _error(moments: Tensor, scale: Tensor, shift: Tensor) -> float:
-    """Squared error of scale * y + shift over the squared target."""
+    """Return the squared error of scale * y + shift, over the squared target."""
     num, y, t, yy, yt, tt = moments
     error = scale**2 * yy + shift**2 * num + tt + 2 * (scale * shift * y - scale * yt - shift * t)
     return float(error.sum() / tt.sum().clamp(min=TINY))

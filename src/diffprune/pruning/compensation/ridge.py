@@ -8,21 +8,21 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Correction:
-    """What is added to a layer: weight (groups, outputs, inputs) and bias (groups, outputs), None where it has none."""
+    """An addend for a layer's weight (groups, outputs, inputs) and bias (groups, outputs); None without a bias."""
 
     weight: Tensor
     bias: Tensor | None
 
     def of(self, inputs: Tensor) -> Tensor:
-        """What it adds to the outputs. inputs: (rows, groups, inputs) -> (rows, groups, outputs)."""
-        added = torch.einsum("rgi,goi->rgo", inputs, self.weight.to(inputs.dtype))
-        return added if self.bias is None else added + self.bias.to(inputs.dtype)
+        """Return the change of the outputs: inputs (rows, groups, inputs) -> (rows, groups, outputs)."""
+        change = torch.einsum("rgi,goi->rgo", inputs, self.weight.to(inputs.dtype))
+        return change if self.bias is None else change + self.bias.to(inputs.dtype)
 
 
 class ResidualSums:
     """Weighted second moments of inputs x and residuals r, in float64, for min_D sum w |r - D x - b|^2 + lam |D|^2.
 
-    Where there is a bias, moments are taken about the mean; products are shifted by the first rows' mean before.
+    With a bias, moments are central. Inputs are shifted by the mean of the first batch, against cancellation.
     """
 
     def __init__(self, *, has_bias: bool) -> None:
@@ -31,7 +31,7 @@ class ResidualSums:
         self.shift: Tensor | None = None
 
     def add(self, inputs: Tensor, residuals: Tensor, weights: Tensor) -> None:
-        """Add rows: inputs (rows, groups, d), residuals (rows, groups, o), weights (rows,) of 0 and more."""
+        """Add rows: inputs (rows, groups, d), residuals (rows, groups, o), non-negative weights (rows,)."""
         if self.shift is None:
             self.shift = inputs.double().mean(0) if self.has_bias else torch.zeros_like(inputs[0], dtype=torch.float64)
             _, groups, d = inputs.shape
@@ -50,8 +50,8 @@ class ResidualSums:
         self.weight += float(weights.double().sum())
 
     def solve(self, ridge: float) -> Correction | None:
-        """The correction for lam = ridge * mean of the diagonal of sum w x x^T; None where that is not solvable."""
-        xx, xr = self._about_means()
+        """Solve for lam = ridge * mean diagonal of sum w x x^T; None if that matrix is not positive definite."""
+        xx, xr = self._central_moments()
         lam = ridge * xx.diagonal(dim1=1, dim2=2).mean(1)
         factor, failed = torch.linalg.cholesky_ex(xx + torch.diag_embed(lam[:, None].expand(xx.shape[:2])))
         if bool(failed.any()):
@@ -65,13 +65,13 @@ class ResidualSums:
         return Correction(weight, bias) if bool(weight.isfinite().all()) else None
 
     def explained(self, correction: Correction) -> float:
-        """By how much a correction from `solve` lowers sum w |r|^2: 0 or more."""
-        xx, xr = self._about_means()
+        """Return by how much a correction from `solve` lowers sum w |r|^2: 0 or more."""
+        xx, xr = self._central_moments()
         d = correction.weight
         by_mean = float(self.r.square().sum()) / self.weight if self.has_bias else 0.0
         return by_mean + float(2 * (d.transpose(1, 2) * xr).sum() - ((d @ xx) * d).sum())
 
-    def _about_means(self) -> tuple[Tensor, Tensor]:
+    def _central_moments(self) -> tuple[Tensor, Tensor]:
         if not self.has_bias:
             return self.xx, self.xr
         xx = self.xx - self.x[:, :, None] * self.x[:, None, :] / self.weight
