@@ -1,4 +1,4 @@
-"""Compensation: exact where it can be, never worse on what it was fitted on, the same when interrupted."""
+"""Compensation: exact where possible, never worse on the fitted images, and equal after an interruption."""
 
 import copy
 import threading
@@ -63,7 +63,7 @@ def generator() -> torch.Generator:
 
 
 def fitted(layer: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> LayerFit:
-    """The rows of all batches, the last of them held out."""
+    """A fit with the rows of all batches, the last of them held out."""
     fit = LayerFit("layer", layer, generator(), 48)
     for number, (x, target) in enumerate(batches):
         weights = torch.ones(len(x), dtype=torch.float64)
@@ -88,7 +88,7 @@ def draw(kind: str, channels: int, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", LAYERS)
-def test_removed_inputs_that_are_combinations_of_the_kept_ones_cost_nothing(kind: str) -> None:
+def test_a_layer_is_exact_where_removed_inputs_are_combinations_of_kept_ones(kind: str) -> None:
     random = generator()
     dense, small = LAYERS[kind](6).double(), LAYERS[kind](4).double()
     small.weight.copy_(dense.weight[:, :4])
@@ -112,7 +112,7 @@ def test_removed_inputs_that_are_combinations_of_the_kept_ones_cost_nothing(kind
 
 
 @torch.no_grad()
-def test_duplicate_neurons_of_a_transformer_can_go_without_a_trace() -> None:
+def test_a_transformer_is_exact_after_its_duplicate_neurons_are_removed() -> None:
     dense = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=4, out_channels=4, num_layers=2, sample_size=8,
         patch_size=2, num_embeds_ada_norm=10,
@@ -129,19 +129,19 @@ def test_duplicate_neurons_of_a_transformer_can_go_without_a_trace() -> None:
     batches = []
     for number in range(3):
         noisy = torch.randn(8, 4, 8, 8, generator=generator().manual_seed(number), dtype=torch.float64)
-        told = NoisyBatch(noisy, torch.arange(8) * 100, labels, noisy)
-        batches.append(WeightedBatch(told, torch.ones(8, dtype=torch.float64), number == 2))
+        noisy_images = NoisyBatch(noisy, torch.arange(8) * 100, labels, noisy)
+        batches.append(WeightedBatch(noisy_images, torch.ones(8, dtype=torch.float64), number == 2))
     rows = kept_indices(neurons, kept, dense).rows
-    done = fit_layers(dense, small, rows, {path: path for path, _ in dense.named_modules()}, batches, seed=0)
-    assert done.output_error[0] > 1e-6
-    assert done.output_error[1] < 1e-6 * done.output_error[0]
+    result = fit_layers(dense, small, rows, {path: path for path, _ in dense.named_modules()}, batches, seed=0)
+    assert result.output_error[0] > 1e-6
+    assert result.output_error[1] < 1e-6 * result.output_error[0]
     batch = batches[0].noisy
     before, after = (predict(model, batch.noisy, batch.timesteps, labels) for model in (dense, small))
     assert float((before - after).abs().max()) < 1e-5
 
 
 @torch.no_grad()
-def test_streaming_sums_give_what_least_squares_gives_on_all_rows_at_once() -> None:
+def test_streaming_sums_equal_least_squares_on_all_rows_at_once() -> None:
     random = generator()
     layer = nn.Linear(4, 3).double()
     before = copy.deepcopy(layer)
@@ -157,7 +157,7 @@ def test_streaming_sums_give_what_least_squares_gives_on_all_rows_at_once() -> N
 
 
 @torch.no_grad()
-def test_a_layer_whose_rows_say_nothing_stays_as_it_is() -> None:
+def test_a_layer_whose_inputs_are_zero_is_not_changed() -> None:
     layer = nn.Linear(4, 3)
     before = copy.deepcopy(layer.state_dict())
     nothing = torch.zeros(8, 20, 4)
@@ -168,7 +168,7 @@ def test_a_layer_whose_rows_say_nothing_stays_as_it_is() -> None:
 
 
 @torch.no_grad()
-def test_a_correction_that_fails_on_held_out_images_is_not_made() -> None:
+def test_a_correction_that_fails_on_held_out_images_is_rejected() -> None:
     random = generator()
     layer = nn.Linear(4, 3)
     before = copy.deepcopy(layer.state_dict())
@@ -183,7 +183,7 @@ def test_a_correction_that_fails_on_held_out_images_is_not_made() -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 4), nn.LayerNorm(4), nn.RMSNorm(4)])
-def test_a_norm_finds_back_a_scale_and_shift_per_channel(norm: nn.Module) -> None:
+def test_a_norm_recovers_a_scale_and_shift_per_channel(norm: nn.Module) -> None:
     random = generator()
     scale, shift = torch.rand(4, generator=random) + 0.5, torch.randn(4, generator=random)
     fit = NormFit("norm", norm)
@@ -195,21 +195,21 @@ def test_a_norm_finds_back_a_scale_and_shift_per_channel(norm: nn.Module) -> Non
     targets = [norm(x) * scale + shift for x in batches]
     for number, (x, target) in enumerate(zip(batches, targets, strict=True)):
         fit.add(x, target, torch.ones(8), held_out=number == 1)
-    done = fit.finish()
-    assert done is not None
-    assert done.fitted[1] < 1e-9 < done.fitted[0]
+    result = fit.finish()
+    assert result is not None
+    assert result.fitted[1] < 1e-9 < result.fitted[0]
     torch.testing.assert_close(norm(batches[0]), targets[0], rtol=1e-4, atol=1e-4)
 
 
-def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_is_nearer() -> None:
+def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_error_falls() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
     small = prune_denoiser(dense, plan)
     before = copy.deepcopy(dense.state_dict())
-    done = compensated(dense, small, plan)
-    assert len(done.layers) > 20
-    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in done.layers)
-    assert done.output_error[1] < 0.5 * done.output_error[0]
+    result = compensated(dense, small, plan)
+    assert len(result.layers) > 20
+    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in result.layers)
+    assert result.output_error[1] < 0.5 * result.output_error[0]
     assert all(torch.equal(value, before[name]) for name, value in dense.state_dict().items())
     drawn = [batch for batch in draw_weighted(calibration(), IMAGES, 16) if batch.held_out]
     with torch.no_grad():
@@ -220,25 +220,27 @@ def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_is_nearer() -> N
             )
             for b in drawn
         ]
-    assert float(torch.cat(errors).square().mean()) == pytest.approx(done.output_error[1], rel=1e-4)
+    assert float(torch.cat(errors).square().mean()) == pytest.approx(result.output_error[1], rel=1e-4)
 
 
-def test_blocks_that_are_gone_are_made_up_for_by_those_that_stay() -> None:
+def test_kept_blocks_compensate_for_removed_ones() -> None:
     dense = DiTTransformer2DModel(
         num_attention_heads=2, attention_head_dim=8, in_channels=1, out_channels=1, num_layers=4, sample_size=16,
         patch_size=2, num_embeds_ada_norm=10,
     ).eval()  # fmt: skip
     plan = diffprune.plan(dense, criterion="random", kinds=("blocks",), ratio=0.25)
     small = prune_denoiser(dense, plan)
-    known = calibration()
-    told = Calibration(known.clean, known.noise, known.scheduler, {"class_labels": torch.arange(24) % 10})
-    done = compensate(dense, small, plan, told, IMAGES, groups=find_groups(dense, kinds=plan.kinds), batch_size=16)
+    unlabeled = calibration()
+    labeled = Calibration(
+        unlabeled.clean, unlabeled.noise, unlabeled.scheduler, {"class_labels": torch.arange(24) % 10}
+    )
+    result = compensate(dense, small, plan, labeled, IMAGES, groups=find_groups(dense, kinds=plan.kinds), batch_size=16)
     assert len(small.transformer_blocks) == 3
-    assert done.layers
-    assert done.helped
+    assert result.layers
+    assert result.helped
 
 
-def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_compensation_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
     whole, again = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
@@ -257,12 +259,12 @@ def test_an_interrupted_compensation_goes_on_where_it_was(tmp_path: Path, monkey
     assert len(list(tmp_path.iterdir())) == 9
     monkeypatch.setattr(SolvedLayers, "save", save)
     again = prune_denoiser(dense, plan)
-    done = compensated(dense, again, plan, folder=tmp_path)
-    assert done == expected
+    result = compensated(dense, again, plan, folder=tmp_path)
+    assert result == expected
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
 
 
-def test_weights_that_stay_in_main_memory_are_fitted_alike() -> None:
+def test_offloaded_weights_are_fitted_alike() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
     near, far = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
@@ -271,7 +273,7 @@ def test_weights_that_stay_in_main_memory_are_fitted_alike() -> None:
     assert all(torch.equal(value, near.state_dict()[name]) for name, value in far.state_dict().items())
 
 
-def test_weights_by_timestep_fall_where_they_should() -> None:
+def test_weights_of_timesteps_fall_with_the_weighting() -> None:
     scheduler, t = tiny_pipeline().scheduler, torch.arange(20)
     uniform, snr, log = (
         weights_of(scheduler, t, PruneOptions(compensation_weighting=kind)) for kind in ("uniform", "snr", "log")
@@ -282,7 +284,7 @@ def test_weights_by_timestep_fall_where_they_should() -> None:
     assert (float(log[0]), float(log[-1])) == pytest.approx((0.1, 1.0))
 
 
-def test_large_images_are_fewer_unless_a_number_is_given() -> None:
+def test_large_images_are_fewer_by_default() -> None:
     scheduler = tiny_pipeline().scheduler
     numbers = []
     for shape in ((3, 32, 32), (4, 64, 64), (4, 128, 128), (3, 256, 256), (16, 21, 60, 104)):
@@ -362,9 +364,7 @@ def test_the_number_of_threads_does_not_grow_with_the_number_of_batches() -> Non
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("offloaded", [False, True])
-def test_an_error_in_the_midst_of_a_pass_leaves_both_models_as_they_were(
-    error: type[BaseException], offloaded: bool
-) -> None:
+def test_an_error_inside_a_pass_restores_both_models(error: type[BaseException], offloaded: bool) -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
     small, calls = prune_denoiser(dense, plan), []
@@ -372,13 +372,13 @@ def test_an_error_in_the_midst_of_a_pass_leaves_both_models_as_they_were(
     def fail(*_: object) -> None:
         calls.append(1)
         if len(calls) == 3:
-            raise error("in the midst of a pass")
+            raise error("inside a pass")
 
     dense.mid_block.register_forward_pre_hook(fail)
     hooks = [[len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] for model in (dense, small)]
     attributes = [[{*vars(m)} for m in model.modules()] for model in (dense, small)]
     num_threads = threading.active_count()
-    with pytest.raises(error, match="in the midst of a pass"):
+    with pytest.raises(error, match="inside a pass"):
         compensated(dense, small, plan, offloaded=offloaded)
     assert hooks == [
         [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()] for model in (dense, small)
@@ -399,24 +399,24 @@ def test_an_error_in_a_pass_reaches_the_caller() -> None:
         fit_layers(dense, small, {}, {p: p for p, _ in dense.named_modules()}, broken, seed=0)
 
 
-def test_prune_compensates_where_there_are_images_and_says_so(tmp_path: Path) -> None:
+def test_prune_compensates_with_images_and_records_it(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     options = PruneOptions(num_compensation_images=16)
     plan = plan_for(pipeline)
     assert apply_plan(pipeline, plan, options)[1] is None
     with_data = options.model_copy(update={"data": "digits"})
-    small, done = apply_plan(pipeline, plan, with_data)
-    assert done is not None
-    assert small.unet.pruning_provenance[-1]["compensation"] == done.summary()
+    small, result = apply_plan(pipeline, plan, with_data)
+    assert result is not None
+    assert small.unet.pruning_provenance[-1]["compensation"] == result.summary()
     sliced, _ = apply_plan(pipeline, plan, with_data.model_copy(update={"compensate": False}))
     expected = prune_denoiser(pipeline.unet, plan)
     assert all(torch.equal(v, sliced.unet.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
-def test_the_images_that_units_are_scored_on_are_drawn_once(
+def test_images_are_generated_once_for_scores_and_compensation(
     pipeline_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pruned model is that of a plan which is carried out later, on the same images drawn again."""
+    """Pruning later by the saved plan generates the same images again and returns the same model."""
     drawn = []
 
     def counted(
@@ -448,7 +448,7 @@ def test_the_images_that_units_are_scored_on_are_drawn_once(
     assert read_json(at_once / "compensation.json") == read_json(later / "compensation.json")
 
 
-def test_other_images_than_those_of_the_plan_are_taken_where_they_are_given() -> None:
+def test_the_data_option_replaces_the_images_of_the_plan() -> None:
     pipeline, options = tiny_pipeline(), PruneOptions(num_compensation_images=8)
     scoring = PlanOptions(criterion="taylor", data="generated", num_calibration_images=6, generation_steps=2)
     plan, scored_on = plan_and_calibration(pipeline, scoring)
@@ -467,29 +467,29 @@ def test_other_images_than_those_of_the_plan_are_taken_where_they_are_given() ->
         ({"compensate": True, "reinit": True, "data": "digits"}, "nothing to keep"),
     ],
 )
-def test_compensation_that_cannot_be_is_refused_when_asked_for(options: dict[str, object], message: str) -> None:
+def test_impossible_compensation_raises_when_requested(options: dict[str, object], message: str) -> None:
     with pytest.raises(diffprune.OptionError, match=message):
         diffprune.prune(tiny_pipeline(), plan_for(tiny_pipeline()), **options)
 
 
-def test_the_folder_and_the_report_say_what_compensation_did(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_the_folder_and_the_report_record_the_compensation(pipeline_folder: Path, tmp_path: Path) -> None:
     words = ["--criterion", "magnitude", "--data", "digits", "--num-calibration-images", "16"]
     words += ["--num-compensation-images", "32", "--ratio", "0.4"]
     assert main(["prune", str(pipeline_folder), *words, "--out", str(tmp_path / "pruned")]) == 0
-    told = read_json(tmp_path / "pruned" / "run.json")["result"]["compensation"]
+    summary = read_json(tmp_path / "pruned" / "run.json")["result"]["compensation"]
     layers = read_json(tmp_path / "pruned" / "compensation.json")["layers"]
-    assert told["helped"]
-    assert len(layers) == told["layers_fitted"] + told["layers_left"]
+    assert summary["helped"]
+    assert len(layers) == summary["layers_fitted"] + summary["layers_left"]
     assert not (tmp_path / "pruned" / SOLVED).exists()
     manifest = read_json(tmp_path / "pruned" / "unet" / "pruning.json")
-    assert manifest["provenance"][-1]["compensation"] == told
+    assert manifest["provenance"][-1]["compensation"] == summary
     assert main(["report", str(tmp_path / "pruned"), "--out", str(tmp_path / "report.html")]) == 0
     page = (tmp_path / "report.html").read_text()
-    assert f"{told['output_error_before']:.4g} to {told['output_error_after']:.4g}" in page
-    assert f"{told['layers_fitted']} layers were fitted" in page
+    assert f"{summary['output_error_before']:.4g} to {summary['output_error_after']:.4g}" in page
+    assert f"{summary['layers_fitted']} layers were fitted" in page
 
 
-def test_images_for_compensation_that_are_not_there_leave_nothing(pipeline_folder: Path, tmp_path: Path) -> None:
+def test_missing_images_leave_no_folder(pipeline_folder: Path, tmp_path: Path) -> None:
     words = ["prune", str(pipeline_folder), "--criterion", "magnitude", "--data", str(tmp_path / "nowhere")]
     assert main([*words, "--out", str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()

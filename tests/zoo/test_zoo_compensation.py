@@ -1,4 +1,4 @@
-"""Compensation knows no family: it brings the smaller model of every class nearer to the dense one."""
+"""Compensation lowers the output error of every denoiser class, without code for its family."""
 
 import inspect
 
@@ -15,7 +15,7 @@ from diffprune.pruning.compensation.noised_images import WeightedBatch
 from tests.zoo.tiny_configs import CONFIGS
 from tests.zoo.zoo import SMALL_INPUTS, ragged, random_inputs, tiny_model
 
-pytestmark = [  # diffusers' own
+pytestmark = [  # warnings of diffusers
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
     pytest.mark.filterwarnings("ignore:flex_attention called without:UserWarning"),
@@ -25,32 +25,32 @@ SOME = ("UNet2DModel", "UNet2DConditionModel", "SD3Transformer2DModel", "FluxTra
         "WanTransformer3DModel", "SanaTransformer2DModel")  # fmt: skip
 
 
-def called_as_usual(model: nn.Module) -> bool:
-    """Whether a pass takes one noisy tensor first, and `timestep`: others cannot be calibrated."""
-    given = random_inputs(model)
+def takes_noisy_and_timestep(model: nn.Module) -> bool:
+    """Whether `forward` takes one noisy tensor first, and `timestep`, as calibration does."""
+    inputs_by_name = random_inputs(model)
     first = list(inspect.signature(type(model).forward).parameters)[1]
-    return "timestep" in given and isinstance(given.get(first), Tensor)
+    return "timestep" in inputs_by_name and isinstance(inputs_by_name.get(first), Tensor)
 
 
 def batch(model: nn.Module, number: int) -> WeightedBatch:
-    given = random_inputs(model, num=8, seed=number)
+    inputs_by_name = random_inputs(model, num=8, seed=number)
     first = list(inspect.signature(type(model).forward).parameters)[1]
-    noisy: Tensor = given.pop(first)
-    told = NoisyBatch(noisy, given.pop("timestep"), given, noisy)
-    return WeightedBatch(told, torch.ones(8, dtype=torch.float64), held_out=number >= 4)
+    noisy: Tensor = inputs_by_name.pop(first)
+    images = NoisyBatch(noisy, inputs_by_name.pop("timestep"), inputs_by_name, noisy)
+    return WeightedBatch(images, torch.ones(8, dtype=torch.float64), held_out=number >= 4)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in SOME else pytest.mark.slow) for n in CONFIGS])
-def test_the_smaller_model_comes_nearer_to_the_dense_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compensation_lowers_the_output_error(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for setting, size in SMALL_INPUTS.items():
         monkeypatch.setattr(inputs, setting, size)
     dense = tiny_model(name)
-    if not called_as_usual(dense):
-        pytest.skip("is not called with one noisy tensor and a timestep: it cannot be calibrated")
+    if not takes_noisy_and_timestep(dense):
+        pytest.skip("forward does not take one noisy tensor and a timestep, so calibration is not supported")
     groups = find_groups(dense)
     kept = kept_indices(groups, ragged(groups), dense)
     small = shrink(dense, kept).eval()
     paths = {path: path for path, _ in dense.named_modules()}
-    done = fit_layers(dense, small, kept.rows, paths, [batch(dense, number) for number in range(5)], seed=0)
-    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in done.layers)
-    assert done.output_error[1] < 0.95 * done.output_error[0]
+    result = fit_layers(dense, small, kept.rows, paths, [batch(dense, number) for number in range(5)], seed=0)
+    assert all(fit.fitted[1] <= fit.fitted[0] and fit.held_out[1] <= fit.held_out[0] for fit in result.layers)
+    assert result.output_error[1] < 0.95 * result.output_error[0]
