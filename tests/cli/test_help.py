@@ -1,5 +1,6 @@
 """`--help`: groups in the order of need, one line per option, choices and defaults, examples that run."""
 
+import dataclasses
 import shlex
 import subprocess
 import sys
@@ -166,3 +167,18 @@ def test_the_examples_run_one_after_the_other(tmp_path: Path, monkeypatch: pytes
                     )
                     == 0
                 ), words
+
+
+def test_the_demo_ends_with_three_commands_that_are_valid(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    demo = dataclasses.replace(COMMANDS["demo"], call=lambda *_: {"params": 1})
+    assert len(demo.next_steps) == 3
+    for line in demo.next_steps:
+        name, *words = shlex.split(line)[1:]
+        CommandParser(name, COMMANDS[name]).parse_command(words)
+    monkeypatch.setattr("diffprune.cli.main.COMMANDS", {"demo": demo})
+    assert main(["demo"]) == 0
+    assert capsys.readouterr().out.endswith("Try next:\n  " + "\n  ".join(demo.next_steps) + "\n")
+    assert main(["demo", "--json"]) == 0
+    assert capsys.readouterr().out == '{"params": 1}\n'

@@ -1,7 +1,5 @@
 """Stage `run`: all stages of a recipe, one after the other; finished ones are not run again."""
 
-import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,6 +8,7 @@ from diffprune.options import EvaluateOptions, PlanOptions, StatsOptions
 from diffprune.options.recipe import METRIC_KINDS, Recipe
 from diffprune.recipes.recipe_checks import check_recipe
 from diffprune.runs.distributed import on_main_process
+from diffprune.runs.stage_progress import stage_progress, start_stage
 from diffprune.stages.evaluate_stage import evaluate_stage
 from diffprune.stages.plan_stage import plan_stage
 from diffprune.stages.prune_stage import prune_stage
@@ -33,15 +32,33 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     Raises OptionError that lists every mistake before any work.
     """
     check_recipe(recipe, fetch=True)
+    with stage_progress(num_stages(recipe)):
+        return _run(recipe, out)
+
+
+def num_stages(recipe: Recipe) -> int:
+    """Return how many stages `run_stage` announces."""
+    variants = 0 if recipe.plan is None else len(recipe.compare or (None,))
+    recovers = recipe.finetune is not None
+    count = (recipe.classifier is not None) + makes_statistics(recipe) + (recipe.train is not None)
+    count += variants * (2 + recovers)
+    if recipe.sample is None:
+        return count
+    models = 1 + variants * (1 + recovers)
+    return count + models + (recipe.evaluate is not None) + 1
+
+
+def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
+    """Run the stages one after the other."""
     if recipe.classifier is not None:
         classifier = recipe.classifier
         _alone(recipe, "train-classifier", lambda: classifier_stage(classifier, out / "classifier", existing="replace"))
     if makes_statistics(recipe):
-        _say("stats")
+        start_stage("stats")
         _statistics(recipe, out / REFERENCE)
     models: dict[str, str] = {}
     if recipe.train is not None:
-        _say("train")
+        start_stage("train")
         train_stage(recipe.section("train"), out / "trained", existing="replace")
         models["original"] = str(out / "trained")
     elif recipe.model is not None:
@@ -52,10 +69,10 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     if recipe.sample is None:
         return {"models": models}
     for name, model in models.items():
-        _say(f"sample {name}")
+        start_stage(f"sample {name}")
         sample_stage(model, recipe.sample, out / "samples" / name, existing="replace")
     if recipe.evaluate is not None:
-        _say("evaluate")
+        start_stage("evaluate")
         _evaluate(recipe, recipe.evaluate, list(models), out)
     page = out / "report.html"
     return _alone(recipe, "report", lambda: report_stage(_visited(recipe, out, models), page, title=recipe.name))
@@ -77,14 +94,14 @@ def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | Non
     prefix = "" if variant is None else f"{variant}-"
     choose, carry_out = (recipe.section("plan"), recipe.pruning) if variant is None else recipe.variant(variant)
     plan, pruned = place / "plan", place / "pruned"
-    _say(f"plan {variant or ''}")
+    start_stage(f"plan {variant or ''}".strip())
     plan_stage(original, choose, plan, existing="replace")
-    _say(f"prune {variant or ''}")
+    start_stage(f"prune {variant or ''}".strip())
     by = PlanOptions(), plan / "plan.json"
     prune_stage(original, carry_out, *by, pruned, existing="replace")
     models = {f"{prefix}pruned": str(pruned)}
     if recipe.finetune is not None:
-        _say(f"finetune {variant or ''}")
+        start_stage(f"finetune {variant or ''}".strip())
         options = recipe.section("finetune")
         teacher = original if options.distill else None
         finetune_stage(str(pruned), teacher, options, place / "recovered", existing="replace")
@@ -117,7 +134,7 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
 
 def _alone(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
     """A stage of one process, while the others wait."""
-    _say(stage)
+    start_stage(stage)
     sections = (recipe.finetune, recipe.train, recipe.sample, recipe.plan, recipe.evaluate, recipe.classifier)
     device = next((section.device for section in sections if section is not None), "auto")
     return on_main_process(work, device)
@@ -132,8 +149,3 @@ def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
     folders += metrics_folders(recipe, list(models), out)
     skipped = {"classifier": recipe.classifier, "trained": recipe.train, "recovered": recipe.finetune}
     return [f for f in folders if f.exists() and skipped.get(f.name, True) is not None]
-
-
-def _say(stage: str) -> None:
-    if os.environ.get("RANK", "0") == "0":  # of several processes the first one speaks
-        print(f"== {stage.strip()}", file=sys.stderr, flush=True)

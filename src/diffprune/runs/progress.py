@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from diffprune.runs.notebook import NotebookBar, in_notebook
+from diffprune.runs.terminal_bars import shared_bars
 
 LINE_EVERY_S = 10.0
 REDRAW_EVERY_S = 0.2
@@ -35,36 +36,20 @@ def _silent(description: str, total: int, unit: str, done: int) -> Iterator[Adva
 
 @contextmanager
 def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance]:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
     started = time.monotonic()
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(description, total=total, completed=done, note="", rate="")
+    with shared_bars() as bars:
+        task = bars.add_task(description, total=total, completed=done, unit=unit, note="", rate="")
         finished = 0
 
         def advance(count: int, note: str = "") -> None:
             nonlocal finished
             finished += count
             rate = finished / max(time.monotonic() - started, 1e-9)
-            bar.update(task, advance=count, note=note, rate=f"{rate:.2f}/s")
+            bars.update(task, advance=count, note=note, rate=f"{rate:.2f}/s")
 
         yield advance
+        if len(bars.tasks) > 1:  # below the bar of all stages, only the running loop is shown
+            bars.remove_task(task)
 
 
 @contextmanager
