@@ -2,13 +2,16 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
 from diffprune.artifact.manifest import Manifest
+from diffprune.cli.commands import COMMANDS
 from diffprune.cli.main import main
-from tests.test_house import FLOORS, PAGES, ROOT, page_name
+from diffprune.cli.parser import CommandParser
+from tests.test_house import FLOORS, PAGES, ROOT, blocks, page_name
 
 REFERENCE = ROOT / "docs" / "reference"
 
@@ -42,3 +45,20 @@ def test_paths_that_a_page_names_exist(page: Path) -> None:
     assert [path for path in paths if not (ROOT / path).exists()] == []
     inside = [path for path in modules if not (ROOT / path).exists()]
     assert [path for path in inside if not (ROOT / "src" / "diffprune" / path).exists()] == []
+
+
+def commands_of_text_blocks(page: Path) -> list[str]:
+    text = "\n".join(blocks(page, "text")).replace("\\\n", " ")
+    lines = [line.split("  #")[0].strip() for line in text.splitlines()]
+    lines = [re.sub(r"^(accelerate launch|torchrun) .*?-m (-- )?diffprune ", "diffprune ", line) for line in lines]
+    return [line for line in lines if line.startswith("diffprune ") and "COMMAND" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_that_are_not_run_have_options_that_exist(page: Path) -> None:
+    for line in commands_of_text_blocks(page):
+        words = shlex.split(line.replace(" SHA256 ", " " + 64 * "0" + " "))[1:]
+        name = " ".join(words[: 2 if words[0] == "analyze" else 1])
+        _, options = CommandParser(name, COMMANDS[name]).parse_command(words[len(name.split()) :])
+        for kind in COMMANDS[name].options:
+            options(kind)
