@@ -1,15 +1,15 @@
 """Generate the reference pages from the code while mkdocs builds the site. Imports no torch."""
 
 import re
+from itertools import groupby
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 from diffprune.cli.commands import COMMANDS, Command
 from diffprune.cli.help_layout import usage_of
 from diffprune.cli.option_rows import option_rows
-from diffprune.options import Options
 from diffprune.options.recipe import Recipe
+from diffprune.options.recipe_schema import recipe_schema, section_class
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,32 +81,23 @@ def command_page(name: str, command: Command) -> str:
 
 
 def recipe_page() -> str:
-    """Return the schema of recipes: the keys of a recipe, then the options of each section."""
+    """Return the schema of recipes: the sections and the options at the top, then the options of each section."""
     lines = [
         "# Recipe schema",
         "",
         "After this page you know every section and option of a recipe, with its type and default.",
         "",
-        "A recipe is a YAML file. [Run a recipe](../how-to/run-a-recipe.md) shows how to use one. Sections are stages; "
-        "a stage without a section is not run.",
+        "A recipe is a YAML file. [Run a recipe](../how-to/run-a-recipe.md) shows how to use one. Sections are stages, "
+        "which run in this order. The default of a required option is `-`.",
         "",
-        "| key | type | meaning |",
-        "|---|---|---|",
     ]
-    sections: dict[str, type[Options]] = {}
-    for name, field in Recipe.model_fields.items():
-        section = next((t for t in (field.annotation, *get_args(field.annotation)) if is_section(t)), None)
-        if section:
-            sections[name] = section
-        kind = f"[section](#{name})" if section else f"`{type_name(field.annotation)}`"
-        lines.append(f"| `{name}` | {kind} | {cell(field.description)} |")
-    for name, section in sections.items():
-        lines += ["", f"## {name}", "", "| option | type | default | meaning |", "|---|---|---|---|"]
-        for option, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"`{shown(field.default)}`"
-            lines.append(
-                f"| `{option}` | {cell(type_name(field.annotation))} | {default} | {cell(field.description)} |"
-            )
+    described = Recipe.model_fields
+    sections = [name for name in described if section_class(name) is not None]
+    lines += [f"- [`{name}`](#{name}): {cell(described[name].description)}" for name in sections]
+    for section, entries in groupby(recipe_schema(), key=lambda entry: entry.section):
+        lines += ["", f"## {section or 'Top of the file'}", "", "| option | type | default | meaning |"]
+        lines += ["|---|---|---|---|"]
+        lines += [f"| `{e.option}` | {cell(e.type)} | `{e.default}` | {cell(e.description)} |" for e in entries]
     return "\n".join(lines) + "\n"
 
 
@@ -127,36 +118,6 @@ def copied_page(source: str, opening: str = "") -> str:
     text = (ROOT / source).read_text()
     text = re.sub(r"\]\((?:\.\./)?docs/", "](" + "../" * (source.count("/")), text)
     return text.replace("\n\n", f"\n\n{opening}\n\n", 1) if opening else text
-
-
-def is_section(annotation: Any) -> bool:
-    """Return whether a recipe key holds the options of a stage."""
-    return isinstance(annotation, type) and issubclass(annotation, Options)
-
-
-def type_name(annotation: Any) -> str:
-    """Return a type in plain words: `number`, `text`, a list of choices."""
-    if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    if get_origin(annotation) in (Union, UnionType):
-        return " or ".join(type_name(part) for part in get_args(annotation) if part is not NoneType)
-    if get_origin(annotation) is tuple:
-        return f"list of {type_name(get_args(annotation)[0])}"
-    if get_origin(annotation) is not None and get_args(annotation):
-        if len(get_args(annotation)) == 2:
-            return f"mapping to {type_name(get_args(annotation)[1])}"
-        return type_name(get_args(annotation)[0])
-    names = {str: "text", int: "integer", float: "number", bool: "true or false"}
-    return names.get(annotation, getattr(annotation, "__name__", str(annotation)))
-
-
-def shown(default: Any) -> str:
-    """Return a default as YAML would hold it."""
-    if isinstance(default, tuple):
-        return "[" + ", ".join(map(str, default)) + "]"
-    if default is None or isinstance(default, bool):
-        return {None: "null", True: "true", False: "false"}[default]
-    return str(default)
 
 
 def cell(text: str | None) -> str:
