@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,21 @@ def test_a_terminal_shows_one_bar_of_all_stages_with_the_loop_that_runs(monkeypa
     assert re.search(r"sampling .*4/4 images", shown)
     assert re.search(r"all stages .*3/3 stages", shown)
     assert _displays == []
+
+
+def test_a_loop_that_ends_early_leaves_no_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stderr", Terminal())
+
+    def loop() -> Iterator[int]:
+        with progress("scores", 4, "timesteps"):
+            yield from range(4)
+
+    with stage_progress(1):
+        next(steps := loop())
+        assert [task.description for task in _displays[-1].tasks] == ["all stages", "scores"]
+        steps.close()
+        assert [task.description for task in _displays[-1].tasks] == ["all stages"]
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

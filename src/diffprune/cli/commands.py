@@ -36,7 +36,7 @@ COMMANDS: Mapping[str, Command] = {
             "diffprune sample pruned --num 16 --steps 50 --out images-pruned",
         ),
         positionals={"model": MODEL},
-        options=(sets.PlanOptions, sets.PruneOptions),
+        options=(sets.PruneOptions, sets.PlanOptions),
         arguments=(
             Argument("plan", "plan.json to apply (default: make a plan with these options)", "what to remove", "FILE"),
         ),

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from diffprune.options.in_memory import DataSource
 from diffprune.options.option_set import Groups
 from diffprune.options.run_options import RunOptions
-from diffprune.options.scoring_options import CALIBRATION_DATA
+from diffprune.options.scoring_options import DATA_NOTE
 
 
 class PruneOptions(RunOptions):
@@ -21,7 +21,9 @@ class PruneOptions(RunOptions):
         "output": ("seed",),
     }  # fmt: skip
 
-    data: DataSource | None = Field(default=None, description=CALIBRATION_DATA)
+    data: DataSource | None = Field(
+        default=None, description=f"calibration images (default: those of the plan, else none)\n{DATA_NOTE}"
+    )
     compensate: bool = Field(
         default=True,
         description=(

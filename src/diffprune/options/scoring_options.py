@@ -18,11 +18,11 @@ Criterion = Literal[
 UNCALIBRATED_CRITERIA = ("random", "magnitude")
 """Criteria that need no images."""
 
-CALIBRATION_DATA = (
-    "calibration images (default: those of the plan, else none)\n"
+DATA_NOTE = (
     "a folder, parquet file, dataset id, digits, or generated (by the model itself); with captions for "
     "text-conditioned models; criteria random and magnitude need no images"
 )
+"""Details of the option `data`."""
 
 OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
 """Options of criterion diff-pruning alone."""
@@ -35,7 +35,7 @@ class CalibrationOptions(GenerationOptions, ImageOptions, RunOptions, ComputeOpt
 
     groups: ClassVar[Groups] = {"data": ("data", "num_calibration_images", "num_noises")}
 
-    data: DataSource | None = Field(default=None, description=CALIBRATION_DATA)
+    data: DataSource | None = Field(default=None, description=f"calibration images (default: none)\n{DATA_NOTE}")
     num_calibration_images: int = Field(default=128, ge=1, description="number of calibration images")
     num_noises: int = Field(default=1, ge=1, description="noise samples per calibration image")
 

@@ -47,9 +47,11 @@ def _bar(description: str, total: int, unit: str, done: int) -> Iterator[Advance
             rate = finished / max(time.monotonic() - started, 1e-9)
             bars.update(task, advance=count, note=note, rate=f"{rate:.2f}/s")
 
-        yield advance
-        if len(bars.tasks) > 1:  # below the bar of all stages, only the running loop is shown
-            bars.remove_task(task)
+        try:
+            yield advance
+        finally:
+            if len(bars.tasks) > 1:  # below the bar of all stages, only the running loop is shown
+                bars.remove_task(task)
 
 
 @contextmanager
