@@ -227,7 +227,11 @@ def test_images_of_several_sizes_are_drawn_from_one_by_one_and_refused_in_a_batc
     with pytest.raises(diffprune.DataError, match=r"\(3, 16, 16\), \(3, 32, 32\).*images of one size.*batch_size 1"):
         diffprune.sample(pipeline, tmp_path / "batch", num=3, steps=1, batch_size=3, prompts=prompts)
     drawn = diffprune.sample(pipeline, tmp_path / "single", num=3, steps=1, batch_size=1, prompts=prompts)
-    assert [Image.open(path).size for path in drawn] == [(16, 16), (16, 16), (32, 32)]
+    sizes = []
+    for path in drawn:
+        with Image.open(path) as image:
+            sizes.append(image.size)
+    assert sizes == [(16, 16), (16, 16), (32, 32)]
     for batch_size, kind in ((3, diffprune.DataError), (1, diffprune.ModelError)):
         options = options_for("pix2pix", prompts).model_copy(update={"batch_size": batch_size})
         with pytest.raises(kind, match="images of one size"):
