@@ -28,7 +28,7 @@ from diffprune.runs.distributed import on_main_process
 INCEPTION_METRICS = (*ARRAYS, *FEATURE_LAYERS)
 
 NUM_CORRUPT = "num_corrupt"
-"""Entry beside the metric values: number of unreadable images of both sides that were skipped."""
+"""Entry next to the metric values: number of unreadable images of both sides that were skipped."""
 
 InputSet = SelectedImages | ImageStatistics
 ComputedSet = ImageSetFeatures | ImageStatistics

@@ -24,7 +24,7 @@ class NotebookBar:
         self._handle: Any = display.display(self._html(escape(text)), display_id=True)
 
     def show(self, share: float, text: str) -> None:
-        """Draw the bar anew. share: what is finished, from 0 to 1."""
+        """Redraw the bar. share: finished share, from 0 to 1."""
         bar = f'<progress value="{share:.4f}" max="1" style="width: 20em"></progress> {escape(text)}'
         self._handle.update(self._html(f"<div>{bar}</div>"))
 
