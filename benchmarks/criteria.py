@@ -17,8 +17,8 @@ from diffprune.calibration.calibration_set import images_for
 from diffprune.options import Criterion, PlanOptions, PruneOptions
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import load_pipeline
-from diffprune.stages.plan_stage import make_plan
-from diffprune.stages.prune_stage import apply_plan
+from diffprune.stages.plan_stage import plan_model
+from diffprune.stages.prune_stage import prune_model
 from judge import Judge, split
 from rounds import facts
 
@@ -29,11 +29,11 @@ def measure(
     scoring = {"mixed_precision": "no", "timestep_stride": a.stride, "num_calibration_images": a.num_images}
     calibration = {} if criterion in ("random", "magnitude") else {**scoring, "data": a.data}
     started = time.perf_counter()
-    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **calibration))
+    plan = plan_model(pipeline, PlanOptions(criterion=criterion, ratio=ratio, seed=seed, **calibration))
     seconds = time.perf_counter() - started
     errors = {}
     for compensate in (False, True):
-        small, _ = apply_plan(pipeline, plan, PruneOptions(data=a.data, seed=seed, compensate=compensate))
+        small, _ = prune_model(pipeline, PruneOptions(data=a.data, seed=seed, compensate=compensate), plan)
         errors["compensated" if compensate else "sliced"] = judge.errors(small.unet)["output_error"]
     return {"criterion": criterion, "ratio": ratio, "seed": seed, "seconds": seconds, **errors}
 

@@ -30,8 +30,8 @@ from diffprune.options import FinetuneOptions, PlanOptions, PruneOptions
 from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
 from diffprune.pipelines.loading import load_pipeline
-from diffprune.stages.plan_stage import make_plan
-from diffprune.stages.prune_stage import apply_plan
+from diffprune.stages.plan_stage import plan_model
+from diffprune.stages.prune_stage import prune_model
 from diffprune.training.step_callback import StepFacts
 from diffprune.training.trainer import train_denoiser
 from judge import Judge, classifier_for, split
@@ -69,11 +69,11 @@ def run(arm: str, seed: int, pipeline: Any, images: ImageSet, judge: Judge, a: a
         "num_calibration_images": 64,
     }
     calibration = {} if criterion == "random" else scoring
-    plan = make_plan(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **calibration))
+    plan = plan_model(pipeline, PlanOptions(criterion=criterion, ratio=a.ratio, seed=seed, **calibration))
     scored = time.perf_counter()
     chosen = {name: changes.get(name, False) for name in ("compensate", "reinit")}
     options = PruneOptions(data=a.data, seed=seed, **chosen)
-    small, _ = apply_plan(pipeline, plan, options)
+    small, _ = prune_model(pipeline, options, plan)
     pruned = time.perf_counter()
     at_start = {**judge.errors(denoiser_of(small)), **judge.samples(denoiser_of(small)), "seconds": 0.0}
     figures: dict[int, dict[str, float]] = {0: at_start}

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from diffprune.calibration.calibration_set import Calibration, images_for
+from diffprune.calibration.make_calibration import make_calibration
 from diffprune.criteria.score_pass import weights_of
 from diffprune.criteria.scores import Scores, sums_by_unit
 from diffprune.groups import Group, find_groups, remove_units
@@ -31,7 +32,6 @@ from diffprune.options import PlanOptions
 from diffprune.pipelines.diffusion import process_of
 from diffprune.planning.budget import Kept, fit
 from diffprune.planning.rounds import choose_units
-from diffprune.stages.plan_stage import calibration_of
 from judge import Judge, split
 from rounds import Row, Seconds, add_device, alternate, arguments, faster, medians, pipeline_named, record, seconds
 
@@ -85,7 +85,7 @@ class Scoring:
             device=self.a.device, num_calibration_images=self.a.num_images, batch_size=self.a.num_images,
             last_timestep=self.a.num_passes - 1, **WAYS.get(way, {}),
         )  # fmt: skip
-        calibration = calibration_of(self.pipeline, self.denoiser, options)
+        calibration = make_calibration(self.denoiser, process_of(self.pipeline), options)
         return seconds(lambda: self.chosen[way].append(self._choose(way, calibration, options)))
 
     def _choose(self, way: str, calibration: Calibration, options: PlanOptions) -> Kept:

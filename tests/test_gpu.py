@@ -9,10 +9,10 @@ from torch import nn
 from torchvision.transforms.v2.functional import pil_to_tensor
 
 import diffprune
+from diffprune.calibration.calibration_set import images_for
 from diffprune.calibration.text_latents import calibrate_on_texts
-from diffprune.options import PlanOptions
+from diffprune.options import FinetuneOptions, PlanOptions
 from diffprune.pipelines.diffusion import process_of
-from diffprune.stages.train_stage import FinetuneOptions, images_for
 from diffprune.training.trainer import train_denoiser
 from tests.helpers.tiny_pipelines import tiny
 

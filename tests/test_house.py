@@ -86,6 +86,13 @@ def test_criteria_do_not_know_each_other() -> None:
         assert siblings <= {f"diffprune.criteria.{name}" for name in shared}
 
 
+def test_no_stage_imports_another() -> None:
+    files = [path for path in (SOURCE / "stages").glob("*.py") if path.stem != "__init__"]
+    assert len(files) >= 10
+    wrong = {path.stem: found for path in files if (found := [n for n in imports_of(path) if ".stages" in n])}
+    assert wrong == {}
+
+
 def test_only_groups_and_costs_know_torch_pruning() -> None:
     users = {str(p.relative_to(SOURCE)) for p in modules() if any(n.startswith("torch_pruning") for n in imports_of(p))}
     assert users == {"groups/channel_groups.py", "compute/cost.py"}

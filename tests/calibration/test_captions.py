@@ -61,7 +61,7 @@ def test_the_metadata_of_a_folder_name_each_image_in_any_order(tmp_path: Path) -
 
 def test_missing_captions_are_refused_with_what_would_do(tmp_path: Path) -> None:
     remedy = "needs a text for each image: give images with captions, or data `generated`"
-    with pytest.raises(DataError, match=f"digits bear no captions.*{remedy}"):
+    with pytest.raises(DataError, match=f"digits have no captions.*{remedy}"):
         open_captioned("digits")
     with pytest.raises(DataError, match=f"no column of captions .*other; a text.*{remedy}"):
         open_captioned(parquet_of(tmp_path, other=["x"] * 3))

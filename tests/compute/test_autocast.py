@@ -15,9 +15,9 @@ from diffprune.compute import autocast
 from diffprune.compute.autocast import autocast_forward, resolve_precision, short_attention_in_fp32
 from diffprune.compute.placement import checkpointed
 from diffprune.options import FinetuneOptions, PlanOptions, SampleOptions
-from diffprune.stages.plan_stage import make_plan, plan_stage
+from diffprune.stages.finetune_stage import finetune_stage
+from diffprune.stages.plan_stage import plan_model, plan_stage
 from diffprune.stages.sample_stage import sample_stage
-from diffprune.stages.train_stage import finetune_stage
 from tests.conftest import tiny_unet
 
 CPU = torch.device("cpu")
@@ -77,7 +77,7 @@ def test_an_error_leaves_the_denoiser_as_it_was() -> None:
 def test_scores_in_bf16_choose_nearly_the_same_units(pipeline: DDPMPipeline) -> None:
     options = PlanOptions(data="digits", num_calibration_images=8, threshold=0.0, device="cpu")
     exact, rounded = (
-        make_plan(pipeline, options.model_copy(update={"mixed_precision": name})) for name in ("no", "bf16")
+        plan_model(pipeline, options.model_copy(update={"mixed_precision": name})) for name in ("no", "bf16")
     )
     pairs = [({*exact.groups[name].kept}, {*rounded.groups[name].kept}) for name in exact.groups]
     assert rounded.details["losses"] != exact.details["losses"]

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 import diffprune
 from diffprune.calibration.calibration_set import Calibration
+from diffprune.calibration.make_calibration import make_calibration
 from diffprune.compute.placement import placed
 from diffprune.criteria.score_pass import fold_gradients, weights_of
 from diffprune.criteria.scores import Scores
 from diffprune.errors import ModelError
 from diffprune.groups import Group, Slice, find_groups
 from diffprune.options import PlanOptions
+from diffprune.pipelines.diffusion import process_of
 from diffprune.planning import rounds, score
 from diffprune.runs.accumulator import Accumulator
-from diffprune.stages.plan_stage import calibration_of
 from tests.conftest import tiny_pipeline
 from tests.helpers.tiny_pipelines import tiny
 
@@ -97,7 +98,7 @@ def test_a_bf16_model_is_scored_without_an_fp32_copy_as_in_fp32(
     options = PlanOptions(
         criterion=criterion, data="digits", num_calibration_images=16, timestep_stride=100, device="cpu"
     )
-    calibration = calibration_of(pipeline, pipeline.unet, options)
+    calibration = make_calibration(pipeline.unet, process_of(pipeline), options)
     exact = score(pipeline.unet, groups, calibration, options)
     nn.Module.to(pipeline.unet, torch.bfloat16)
     monkeypatch.setattr(rounds, "copy", None)
@@ -138,7 +139,7 @@ def test_gradient_checkpointing_gives_the_same_scores(name: str, criterion: str,
         prompts = tmp_path / "prompts.txt"
         prompts.write_text("a red cat\n")
         options = options.model_copy(update={"prompts": prompts, "height": 16, "width": 16})
-    calibration = calibration_of(pipeline, denoiser, options)
+    calibration = make_calibration(denoiser, process_of(pipeline), options)
     plain = score(denoiser, find_groups(denoiser), calibration, options)
     before = {path: {**vars(module)} for path, module in denoiser.named_modules()}
     saving = options.model_copy(update={"gradient_checkpointing": True})
@@ -174,7 +175,8 @@ def test_weights_that_come_layer_by_layer_give_the_same_scores(name: str, tmp_pa
                 prompts=prompts, height=16, width=16, offload=offload, gradient_checkpointing=offload == "cpu",
                 **TIMESTEPS,
             )  # fmt: skip
-            found.append(score(denoiser, find_groups(denoiser), calibration_of(pipeline, denoiser, options), options))
+            calibration = make_calibration(denoiser, process_of(pipeline), options)
+            found.append(score(denoiser, find_groups(denoiser), calibration, options))
     for plain, ours in zip(found[:2], found[2:], strict=True):
         for group, values in plain.values.items():
             torch.testing.assert_close(ours.values[group], values, rtol=1e-4, atol=1e-8)

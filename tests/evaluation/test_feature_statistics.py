@@ -236,7 +236,7 @@ def test_what_is_wrong_with_one_metric_is_found_before_the_work_on_another(
     photo_sets: Sets, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worked = []
-    monkeypatch.setattr("diffprune.stages.evaluate_stage.PLAIN", {"ssim": lambda *_: worked.append(1)})
+    monkeypatch.setattr("diffprune.evaluation.measure_images.PLAIN", {"ssim": lambda *_: worked.append(1)})
     with pytest.raises(DataError, match="kid needs at least 1000"):
         diffprune.evaluate(*photo_sets, metrics=("ssim", "kid"))
     assert not worked

@@ -17,11 +17,10 @@ from diffprune.criteria import Scores
 from diffprune.errors import OptionError
 from diffprune.groups import Group, Slice
 from diffprune.options import BudgetOptions, PlanOptions
-from diffprune.planning import allocate, check_patterns
+from diffprune.planning import allocate, check_patterns, resolve_auto
 from diffprune.planning import widths as rounding
 from diffprune.planning.rounds import GONE
 from diffprune.runs.atomic_files import read_json
-from diffprune.stages.plan_stage import resolve_auto_options
 from tests.conftest import tiny_pipeline, tiny_unet
 
 
@@ -187,7 +186,7 @@ def test_auto_follows_the_precision_that_auto_becomes(monkeypatch: pytest.Monkey
     found = []
     for fast in (True, False):
         monkeypatch.setattr(autocast, "is_fast_in_bf16", lambda device, fast=fast: fast)
-        found.append(resolve_auto_options(PlanOptions(round_to="auto", device="cpu")).round_to)
+        found.append(resolve_auto(PlanOptions(round_to="auto", device="cpu")).round_to)
     assert found == [32, 16]
 
 

@@ -20,7 +20,7 @@ from diffprune.groups import find_groups, kept_indices, remove_units
 from diffprune.options import PlanOptions, PruneOptions
 from diffprune.pipelines.diffusion import DiffusionProcess
 from diffprune.pipelines.predict import predict
-from diffprune.planning import Plan
+from diffprune.planning import Plan, prepare
 from diffprune.pruning.compensation import Compensation, compensate
 from diffprune.pruning.compensation.layer_cache import SolvedLayers
 from diffprune.pruning.compensation.layer_fit import ROWS, LayerFit
@@ -29,8 +29,8 @@ from diffprune.pruning.compensation.noised_images import WeightedBatch, draw_wei
 from diffprune.pruning.compensation.norm_fit import NormFit
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.runs.atomic_files import read_json
-from diffprune.stages.plan_stage import plan_and_calibration
-from diffprune.stages.prune_stage import SOLVED, apply_plan
+from diffprune.stages.plan_stage import plan_model
+from diffprune.stages.prune_stage import SOLVED, prune_model
 from tests.conftest import tiny_pipeline, tiny_unet
 
 IMAGES = PruneOptions(num_compensation_images=32)
@@ -204,7 +204,7 @@ def test_a_norm_recovers_a_scale_and_shift_per_channel(norm: nn.Module) -> None:
 def test_no_layer_of_a_unet_is_worse_than_sliced_and_the_output_error_falls() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
-    small = prune_denoiser(dense, plan)
+    small = prune_denoiser(prepare(dense, plan.kinds), plan)
     before = copy.deepcopy(dense.state_dict())
     result = compensated(dense, small, plan)
     assert len(result.layers) > 20
@@ -229,7 +229,7 @@ def test_kept_blocks_compensate_for_removed_ones() -> None:
         patch_size=2, num_embeds_ada_norm=10,
     ).eval()  # fmt: skip
     plan = diffprune.plan(dense, criterion="random", kinds=("blocks",), ratio=0.25)
-    small = prune_denoiser(dense, plan)
+    small = prune_denoiser(prepare(dense, plan.kinds), plan)
     unlabeled = calibration()
     labeled = Calibration(
         unlabeled.clean, unlabeled.noise, unlabeled.scheduler, {"class_labels": torch.arange(24) % 10}
@@ -243,7 +243,7 @@ def test_kept_blocks_compensate_for_removed_ones() -> None:
 def test_an_interrupted_compensation_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
-    whole, again = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    whole, again = prune_denoiser(prepare(dense, plan.kinds), plan), prune_denoiser(prepare(dense, plan.kinds), plan)
     expected = compensated(dense, whole, plan)
     save, solved = SolvedLayers.save, []
 
@@ -258,7 +258,7 @@ def test_an_interrupted_compensation_resumes(tmp_path: Path, monkeypatch: pytest
         compensated(dense, again, plan, folder=tmp_path)
     assert len(list(tmp_path.iterdir())) == 9
     monkeypatch.setattr(SolvedLayers, "save", save)
-    again = prune_denoiser(dense, plan)
+    again = prune_denoiser(prepare(dense, plan.kinds), plan)
     result = compensated(dense, again, plan, folder=tmp_path)
     assert result == expected
     assert all(torch.equal(value, whole.state_dict()[name]) for name, value in again.state_dict().items())
@@ -267,7 +267,7 @@ def test_an_interrupted_compensation_resumes(tmp_path: Path, monkeypatch: pytest
 def test_offloaded_weights_are_fitted_alike() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
-    near, far = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    near, far = prune_denoiser(prepare(dense, plan.kinds), plan), prune_denoiser(prepare(dense, plan.kinds), plan)
     expected = compensated(dense, near, plan)
     assert compensated(dense, far, plan, offloaded=True) == expected
     assert all(torch.equal(value, near.state_dict()[name]) for name, value in far.state_dict().items())
@@ -338,7 +338,7 @@ def reference_fit(dense: nn.Module, small: nn.Module, kept: KeptIndices, batches
 def test_paused_passes_fit_as_whole_passes_for_each_layer_do() -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
-    small, reference = prune_denoiser(dense, plan), prune_denoiser(dense, plan)
+    small, reference = prune_denoiser(prepare(dense), plan), prune_denoiser(prepare(dense), plan)
     groups, options = find_groups(dense), PruneOptions(num_compensation_images=8)
     kept = kept_indices(groups, {name: group.kept for name, group in plan.groups.items()}, dense)
     before = copy.deepcopy(small.state_dict())
@@ -354,7 +354,7 @@ def test_the_number_of_threads_does_not_grow_with_the_number_of_batches() -> Non
     plan = plan_for(dense)
     options, groups, most = PruneOptions(num_compensation_images=16), find_groups(dense), {}
     for batch_size in (20, 1):
-        small, numbers = prune_denoiser(dense, plan), []
+        small, numbers = prune_denoiser(prepare(dense), plan), []
         for model in (dense, small):
             model.conv_out.register_forward_hook(lambda *_, n=numbers: n.append(threading.active_count()))
         compensate(dense, small, plan, calibration(), options, groups=groups, batch_size=batch_size)
@@ -367,7 +367,7 @@ def test_the_number_of_threads_does_not_grow_with_the_number_of_batches() -> Non
 def test_an_error_inside_a_pass_restores_both_models(error: type[BaseException], offloaded: bool) -> None:
     dense = tiny_unet()
     plan = plan_for(dense)
-    small, calls = prune_denoiser(dense, plan), []
+    small, calls = prune_denoiser(prepare(dense), plan), []
 
     def fail(*_: object) -> None:
         calls.append(1)
@@ -389,7 +389,7 @@ def test_an_error_inside_a_pass_restores_both_models(error: type[BaseException],
 
 def test_an_error_in_a_pass_reaches_the_caller() -> None:
     dense = tiny_unet()
-    small = prune_denoiser(dense, plan_for(dense))
+    small = prune_denoiser(prepare(dense), plan_for(dense))
     batches = draw_weighted(calibration(), IMAGES, 16)
     broken = [
         WeightedBatch(NoisyBatch(b.noisy.noisy[:, :, :3], b.noisy.timesteps, {}, b.noisy.target), b.weights, b.held_out)
@@ -403,13 +403,13 @@ def test_prune_compensates_with_images_and_records_it(tmp_path: Path) -> None:
     pipeline = tiny_pipeline()
     options = PruneOptions(num_compensation_images=16)
     plan = plan_for(pipeline)
-    assert apply_plan(pipeline, plan, options)[1] is None
+    assert prune_model(pipeline, options, plan)[1] is None
     with_data = options.model_copy(update={"data": "digits"})
-    small, result = apply_plan(pipeline, plan, with_data)
+    small, result = prune_model(pipeline, with_data, plan)
     assert result is not None
     assert small.unet.pruning_provenance[-1]["compensation"] == result.summary()
-    sliced, _ = apply_plan(pipeline, plan, with_data.model_copy(update={"compensate": False}))
-    expected = prune_denoiser(pipeline.unet, plan)
+    sliced, _ = prune_model(pipeline, with_data.model_copy(update={"compensate": False}), plan)
+    expected = prune_denoiser(prepare(pipeline.unet, plan.kinds), plan)
     assert all(torch.equal(v, sliced.unet.state_dict()[k]) for k, v in expected.state_dict().items())
 
 
@@ -425,7 +425,7 @@ def test_images_are_generated_once_for_scores_and_compensation(
         drawn.append(options.num_calibration_images)
         return generate_images(denoiser, process, options, device)
 
-    monkeypatch.setattr("diffprune.stages.plan_stage.generate_images", counted)
+    monkeypatch.setattr("diffprune.calibration.make_calibration.generate_images", counted)
     scoring = [
         "--data",
         "generated",
@@ -451,13 +451,10 @@ def test_images_are_generated_once_for_scores_and_compensation(
 def test_the_data_option_replaces_the_images_of_the_plan() -> None:
     pipeline, options = tiny_pipeline(), PruneOptions(num_compensation_images=8)
     scoring = PlanOptions(criterion="taylor", data="generated", num_calibration_images=6, generation_steps=2)
-    plan, scored_on = plan_and_calibration(pipeline, scoring)
-    assert scored_on is not None
-    own, digits = (
-        [apply_plan(pipeline, plan, options.model_copy(update=data), given)[1] for given in (scored_on, None)]
-        for data in ({}, {"data": "digits"})
-    )
-    assert own[0] == own[1] != digits[0] == digits[1]
+    plan = plan_model(pipeline, scoring)
+    at_once, own = prune_model(pipeline, options, plan_options=scoring)[1], prune_model(pipeline, options, plan)[1]
+    digits = prune_model(pipeline, options.model_copy(update={"data": "digits"}), plan)[1]
+    assert None is not at_once == own != digits
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_an_interrupted_analysis_is_continued(
     ("more", "message"),
     [
         (["--num-stages", "21"], "give at most that many"),
-        (["--criterion", "magnitude"], "looks at no timesteps"),
+        (["--criterion", "magnitude"], "does not depend on timesteps"),
         (["--num-stages", "1"], "num_stages: got '1'"),
     ],
 )

@@ -28,8 +28,9 @@ from diffprune.compute.placement import restored_devices
 from diffprune.options import FinetuneOptions, PlanOptions
 from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.diffusion import process_of
+from diffprune.planning import rounds
 from diffprune.runs.atomic_files import read_json
-from diffprune.stages import train_stage as train
+from diffprune.training import training_data
 from tests.helpers.tiny_pipelines import SIZES, tiny
 
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_each_latent_is_that_of_its_image_and_told_its_caption(captioned: str) -
 
 def test_no_more_images_are_encoded_than_training_sees(captioned: str) -> None:
     options = FinetuneOptions(data=captioned, steps=1, batch_size=3)
-    opened = train.open_training_data(process_of(tiny("sd")), options)
+    opened = training_data.open_training_data(process_of(tiny("sd")), options)
     assert len(opened) == 3
     assert len(set(opened.indices)) == 3  # type: ignore[union-attr]
 
@@ -207,10 +208,10 @@ def test_a_killed_finetune_ends_in_the_same_weights_without_asking_the_text_enco
 @pytest.mark.parametrize(
     ("stage", "place"),
     [
-        ("plan", "plan_stage.choose_units"),
-        pytest.param("prune", "plan_stage.choose_units", marks=pytest.mark.slow),
-        pytest.param("prune", "prune_stage.copy_model_card", marks=pytest.mark.slow),
-        pytest.param("analyze sensitivity", "analyze_sensitivity.score", marks=pytest.mark.slow),
+        ("plan", "planning.planner.choose_units"),
+        pytest.param("prune", "planning.planner.choose_units", marks=pytest.mark.slow),
+        pytest.param("prune", "stages.prune_stage.copy_model_card", marks=pytest.mark.slow),
+        pytest.param("analyze sensitivity", "stages.analyze_sensitivity.score", marks=pytest.mark.slow),
     ],
 )  # fmt: skip
 def test_a_stage_that_is_killed_finds_its_latents_again(
@@ -229,7 +230,7 @@ def test_a_stage_that_is_killed_finds_its_latents_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as dying:
-        dying.setattr(f"diffprune.stages.{place}", die)
+        dying.setattr(f"diffprune.{place}", die)
         assert main([*words, "--out", str(tmp_path / "killed")]) != 0
     assert passes.num > 0
     passes.num = 0
@@ -247,7 +248,7 @@ def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
 ) -> None:
     during: list[int] = []
     passes = Passes(monkeypatch)
-    original = diffprune.stages.plan_stage.choose_units
+    original = rounds.choose_units
 
     def counted(*given: Any) -> Any:
         before = passes.num
@@ -255,7 +256,7 @@ def test_scoring_asks_neither_text_encoders_nor_the_autoencoder(
         during.append(passes.num - before)
         return chosen
 
-    monkeypatch.setattr("diffprune.stages.plan_stage.choose_units", counted)
+    monkeypatch.setattr("diffprune.planning.planner.choose_units", counted)
     diffprune.plan(
         tiny("sd3"), data=captioned, num_calibration_images=2, timestep_stride=10, threshold=0.0, ratio=0.3
     )  # fmt: skip
@@ -358,9 +359,9 @@ def test_wrong_uses_of_captions_are_refused_before_work(
     cases = [
         (["plan", str(model), "--data", captioned, *few, "--prompts", str(prompts)], "captions of the images take"),
         (["plan", str(model), "--data", captioned], "holds 5 images, the calibration needs 128"),
-        (["plan", str(model), "--data", "digits", *few], "digits bear no captions"),
+        (["plan", str(model), "--data", "digits", *few], "digits have no captions"),
         (["plan", str(model), "--data", captioned, *few, "--num-frames", "3"], "num_frames: the call of Stable"),
-        (["finetune", str(model), "--data", "digits"], "digits bear no captions"),
+        (["finetune", str(model), "--data", "digits"], "digits have no captions"),
         (["finetune", str(model)], "data: missing"),
         (["finetune", str(model), "--data", captioned, "--prompts", str(prompts)], "captions of the images take"),
         (["finetune", str(model), "--data", captioned, "--preview-every", "2"], "previews of a text-conditioned"),

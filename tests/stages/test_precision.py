@@ -10,7 +10,7 @@ import diffprune
 from diffprune.cli.main import main
 from diffprune.options import PlanOptions
 from diffprune.pipelines.stored_dtype import load_as_stored, stored_dtypes
-from diffprune.stages.plan_stage import make_plan
+from diffprune.stages.plan_stage import plan_model
 from tests.conftest import tiny_pipeline
 from tests.helpers.tiny_pipelines import tiny
 
@@ -46,7 +46,7 @@ def test_scores_of_fp16_are_those_of_its_float32_copy(tmp_path: Path) -> None:
     whole = saved(tmp_path / "whole", torch.float16)
     assert main(["prune", str(whole), "--data", "digits", *TINY, "--out", str(tmp_path / "pruned")]) == 0
     options = PlanOptions(data="digits", num_calibration_images=2, timestep_stride=10, device="cpu")
-    of_copy = make_plan(diffprune.load_pipeline(whole, dtype=torch.float32), options)
+    of_copy = plan_model(diffprune.load_pipeline(whole, dtype=torch.float32), options)
     found = diffprune.read_plan(tmp_path / "pruned" / "plan.json")
     assert (found.groups, found.details["losses"]) == (of_copy.groups, of_copy.details["losses"])
     kept = load_file(tmp_path / "pruned" / WEIGHTS)
@@ -63,7 +63,7 @@ def test_a_bf16_folder_stays_in_bf16_while_it_is_scored(tmp_path: Path) -> None:
     assert main([*words, "--out", str(tmp_path / "plan.json")]) == 0
     found = diffprune.read_plan(tmp_path / "plan.json")
     options = PlanOptions(**{**found.options, "criterion": "diff-pruning"})
-    assert make_plan(diffprune.load_pipeline(whole, dtype=torch.bfloat16), options).groups == found.groups
+    assert plan_model(diffprune.load_pipeline(whole, dtype=torch.bfloat16), options).groups == found.groups
 
 
 def test_networks_of_several_dtypes_are_loaded_in_float32(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from diffprune.pipelines.stored_dtype import load_as_stored
 from diffprune.planning import Plan
 from diffprune.stages.convert_stage import convert_checkpoint, convert_stage
 from diffprune.stages.inspect_stage import inspect_stage
-from diffprune.stages.plan_stage import make_plan, plan_and_calibration, plan_stage
-from diffprune.stages.prune_stage import apply_plan, prune_stage
+from diffprune.stages.plan_stage import plan_model, plan_stage
+from diffprune.stages.prune_stage import prune_model, prune_stage
 
 Source = str | os.PathLike[str]
 
@@ -39,7 +39,7 @@ def plan(model: Any, options: PlanOptions, *, out: Source | None = None, overwri
     Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
     """
     if out is None:
-        return make_plan(model_value(model), options)
+        return plan_model(model_value(model), options)
     path = Path(out)
     plan_stage(model_source(model), options, path, existing=existing(overwrite))
     return plan_value(path)
@@ -68,12 +68,11 @@ def prune(
         return load_as_stored(os.fspath(out)).whole
     whole = model_value(model)
     if plan is None:
-        made, calibration = plan_and_calibration(whole, plan_options)
-        return apply_plan(whole, made, options, calibration)[0]
+        return prune_model(whole, options, plan_options=plan_options)[0]
     of_plan = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
     if of_plan:
         raise OptionError(f"{', '.join(of_plan)}: the plan holds these options; leave them out, or leave the plan out")
-    return apply_plan(whole, plan_value(plan), options)[0]
+    return prune_model(whole, options, plan_value(plan))[0]
 
 
 @with_options(options=ConvertOptions)

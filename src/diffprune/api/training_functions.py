@@ -11,8 +11,9 @@ from diffprune.data.memory_images import data_source
 from diffprune.errors import OptionError
 from diffprune.options import ClassifierOptions, FinetuneOptions, TrainOptions
 from diffprune.pipelines.loading import load_pipeline
-from diffprune.stages import train_stage as stage
+from diffprune.stages.finetune_stage import finetune_pipeline, finetune_stage
 from diffprune.stages.train_classifier_stage import classifier_stage
+from diffprune.stages.train_stage import train_pipeline, train_stage
 from diffprune.training.step_callback import OnStep
 
 Source = str | os.PathLike[str]
@@ -40,10 +41,10 @@ def finetune(
     if out is None:
         check_no_folder_options(options)
         original = None if teacher is None else model_value(teacher)
-        return stage.finetune(model_value(model), original, options, on_step=on_step)
+        return finetune_pipeline(model_value(model), original, options, on_step=on_step)
     _check_no_callback(on_step)
     taught = None if teacher is None else model_source(teacher)
-    stage.finetune_stage(model_source(model), taught, options, Path(out), existing=existing(overwrite))
+    finetune_stage(model_source(model), taught, options, Path(out), existing=existing(overwrite))
     return load_pipeline(out)
 
 
@@ -65,9 +66,9 @@ def train(
     options = options.model_copy(update={"data": data_source(data)})
     if out is None:
         check_no_folder_options(options)
-        return stage.train(options, on_step=on_step)
+        return train_pipeline(options, on_step=on_step)
     _check_no_callback(on_step)
-    stage.train_stage(options, Path(out), existing=existing(overwrite))
+    train_stage(options, Path(out), existing=existing(overwrite))
     return load_pipeline(out)
 
 

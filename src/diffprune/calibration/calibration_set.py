@@ -1,4 +1,4 @@
-"""Calibration: clean images and fixed noises, noised to any timestep."""
+"""The calibration set: clean images or latents with fixed noise and conditioning, noised to any timestep."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -24,16 +24,20 @@ from diffprune.sampling.sampler import conditions_of, draw_images
 _log = logging.getLogger(__name__)
 
 GENERATED = "generated"
-"""DATA of a calibration on images that the model draws itself."""
+"""DATA that stands for images drawn by the model itself."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Clean x_0 with fixed noise, and what the denoiser is told of each.
+    """Clean x_0 with fixed noise and the conditioning of each item.
 
-    clean, noise: (N, ...). scheduler: of diffusers, for its noise levels. condition: what the denoiser is told.
-    is_rows: of which tensors of `condition`, flattened, the rows are those of `clean`; None stands for all. convention:
-    how the denoiser is told the time and its output is read.
+    Attributes:
+        clean: x_0, (N, ...).
+        noise: eps, (N, ...).
+        scheduler: a diffusers scheduler, for its noise levels.
+        condition: conditioning kwargs of the denoiser.
+        is_rows: whether each tensor of `condition`, flattened, has a batch dimension; None: all have one.
+        convention: scale of the denoiser's timesteps and sign of its output.
     """
 
     clean: Tensor
@@ -52,32 +56,32 @@ class Calibration:
         return len(self.clean)
 
     def conditioning(self, indices: slice | Sequence[int]) -> dict[str, Any]:
-        """What the denoiser is told of some items."""
+        """Return the conditioning kwargs of some items."""
         is_rows = (True,) * len(self.condition) if self.is_rows is None else self.is_rows
         return select_rows(self.condition, is_rows, indices)
 
     def every(self, step: int, first: int) -> "Calibration":
-        """Every `step`-th item, from item `first` on."""
+        """Return every `step`-th item, starting at item `first`."""
         if step == 1:
             return self
         rows = list(range(first, len(self), step))
         return replace(self, clean=self.clean[rows], noise=self.noise[rows], condition=self.conditioning(rows))
 
     def batches(self, timestep: int, batch_size: int) -> Iterator["NoisyBatch"]:
-        """Yield all items at one timestep, in micro-batches."""
+        """Yield all items, noised to one timestep, in micro-batches."""
         for start in range(0, len(self.clean), batch_size):
-            mine = slice(start, start + batch_size)
-            clean, noise = self.clean[mine], self.noise[mine]
+            rows = slice(start, start + batch_size)
+            clean, noise = self.clean[rows], self.noise[rows]
             timesteps = torch.full((len(clean),), timestep, dtype=torch.long, device=clean.device)
-            condition = self.conditioning(mine)
+            condition = self.conditioning(rows)
             yield noisy_batch(self.scheduler, clean, noise, timesteps, condition, self.convention)
 
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """What a denoiser sees in training, and what it should answer.
+    """Inputs of a denoiser and the target of its output.
 
-    noisy, target: (N, C, H, W). timesteps: (N,). condition: rows as in `noisy`.
+    noisy, target: (N, C, H, W). timesteps: (N,). condition: conditioning kwargs with the rows of `noisy`.
     """
 
     noisy: Tensor
@@ -94,39 +98,41 @@ def noisy_batch(
     condition: Conditioning,
     convention: Convention = PLAIN,
 ) -> NoisyBatch:
-    """Clean x_0 and noise at their timesteps, 0 to T - 1.
+    """Noise clean x_0 to timesteps in 0 to T - 1.
 
     Diffusion: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`; the target follows the prediction type
     (v: Salimans and Ho, ICLR 2022). Flow matching: x_t = (1 - s) x_0 + s eps with s = (t + 1) / T, and the target is
-    eps - x_0 (Lipman et al., ICLR 2023; Esser et al. 2024). The schedule's table alone is used: `add_noise` of some
-    diffusers schedulers means another process, or depends on the steps that were set last. Raises ModelError for other
-    predictions.
+    eps - x_0 (Lipman et al., ICLR 2023; Esser et al. 2024). Only the table of noise levels is used: `add_noise` of
+    some diffusers schedulers is another process, or depends on the steps that were set last.
+    Raises ModelError for other prediction types.
     """
     shape = (-1, *[1] * (clean.ndim - 1))
     if is_flow(scheduler):
         share = ((timesteps + 1) / num_timesteps_of(scheduler)).to(clean.dtype)
-        signal, amount, told = 1 - share, share, share.float() * num_timesteps_of(scheduler)
+        signal, amount, levels = 1 - share, share, share.float() * num_timesteps_of(scheduler)
         target = noise - clean
         if getattr(scheduler.config, "invert_sigmas", False):  # time runs the other way, and so does the velocity
-            told, target = num_timesteps_of(scheduler) - told, -target
+            levels, target = num_timesteps_of(scheduler) - levels, -target
     else:
         alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
-        signal, amount, told = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
+        signal, amount, levels = alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), timesteps
         kind = scheduler.config.prediction_type
         targets = {"epsilon": noise, "sample": clean}
         targets["v_prediction"] = signal.view(shape) * noise - amount.view(shape) * clean
         if kind not in targets:
-            raise ModelError(f"{type(scheduler).__name__} predicts {kind!r}; served: {', '.join(targets)}")
+            raise ModelError(
+                f"{type(scheduler).__name__} predicts {kind!r}, which is not supported; supported: {', '.join(targets)}"
+            )
         target = targets[kind]
     noisy = signal.view(shape) * clean + amount.view(shape) * noise
-    return NoisyBatch(noisy, convention.denoiser_timesteps(told), condition, convention.sign * target)
+    return NoisyBatch(noisy, convention.denoiser_timesteps(levels), condition, convention.sign * target)
 
 
 def images_for(process: DiffusionProcess, source: str, options: ImageOptions | None = None) -> ImageSet:
-    """Open DATA at the size and with the channels that a model draws.
+    """Open DATA at the image size and number of channels of a model, with class labels for a class-conditional model.
 
-    options: how images are prepared (None: by the preset `model`). For a class-conditional model the classes come with
-    them. Raises OptionError when images come out in another size, DataError where the classes are not there.
+    options: how images are prepared; None: by the preset `model`.
+    Raises OptionError if prepared images have another size, DataError if class labels are missing.
     """
     assert process.pipeline is None, "text-conditioned models have `open_texts`"
     channels, height, width = process.image_shape
@@ -136,16 +142,16 @@ def images_for(process: DiffusionProcess, source: str, options: ImageOptions | N
 
 @dataclass(frozen=True)
 class LabeledImages:
-    """Clean images (N, C, H, W) in [-1, 1] and their classes (N,), None where they bear none."""
+    """Clean images (N, C, H, W) in [-1, 1] and their class labels (N,); None for images without labels."""
 
     images: Tensor
     labels: Tensor | None = None
 
 
 def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorrupt = "fail") -> LabeledImages:
-    """Draw `num` different images by seed; raises DataError when there are too few.
+    """Draw `num` different images by seed; raises DataError if there are too few.
 
-    on_corrupt: `skip` draws another image in place of one that cannot be read, and names that one in a warning.
+    on_corrupt: `skip` draws another image in place of one that cannot be read, and logs a warning.
     """
     if len(images) < num:
         raise DataError(
@@ -162,7 +168,7 @@ def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt
         except DataError as error:
             if on_corrupt == "fail":
                 raise
-            _log.warning("left out: %s", error)
+            _log.warning("skipped: %s", error)
             continue
         drawn.append(images.prepare(image, name))
         if images.labels is not None:
@@ -175,9 +181,9 @@ def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt
 def generate_images(
     denoiser: nn.Module, process: DiffusionProcess, options: CalibrationOptions, device: torch.device
 ) -> LabeledImages:
-    """Images that the model draws itself, in [-1, 1]: calibration without data, by uniform DDIM steps.
+    """Draw images in [-1, 1] with the model itself, by uniform DDIM steps.
 
-    A class-conditional model draws its classes in turn, with `generation_guidance`.
+    A class-conditional model cycles through its classes, with `generation_guidance`.
     """
     num = options.num_calibration_images
     drawing = generation_options(options)
@@ -194,7 +200,7 @@ def generate_images(
 
 
 def generation_options(options: CalibrationOptions) -> SampleOptions:
-    """How a model draws its own calibration images."""
+    """Return the sampling options of images that the model draws itself."""
     return SampleOptions(
         num=options.num_calibration_images,
         steps=options.generation_steps,
@@ -206,9 +212,9 @@ def generation_options(options: CalibrationOptions) -> SampleOptions:
 def calibrate(
     drawn: LabeledImages, process: DiffusionProcess, options: CalibrationOptions, device: torch.device
 ) -> Calibration:
-    """Calibration on clean images, each `num_noises` times with a noise of its own, by seed.
+    """Return the calibration set of clean images, each `num_noises` times with its own noise, by seed.
 
-    An image without a class is one that the model drew itself: image i is of the class that the model draws as image i.
+    Images of a class-conditional model without labels were drawn by the model, which cycles through its classes.
     """
     images = drawn.images
     with restored_devices([] if process.autoencoder is None else [process.autoencoder]):
@@ -222,10 +228,10 @@ def calibrate(
 
 
 def with_noise(calibration: Calibration, options: CalibrationOptions) -> Calibration:
-    """Every item `num_noises` times, each with a noise of its own, by seed."""
-    again = torch.arange(len(calibration)).repeat_interleave(options.num_noises).tolist()
-    clean = calibration.clean[again]
+    """Repeat every item `num_noises` times, each with its own noise, by seed."""
+    indices = torch.arange(len(calibration)).repeat_interleave(options.num_noises).tolist()
+    clean = calibration.clean[indices]
     is_rows = calibration.is_rows or (True,) * len(calibration.condition)
-    condition = select_rows(calibration.condition, is_rows, again)
+    condition = select_rows(calibration.condition, is_rows, indices)
     noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(clean.device)
     return replace(calibration, clean=clean, noise=noise, condition=condition)

@@ -1,4 +1,4 @@
-"""The captions of the images of DATA: a column of text, or the metadata of a folder of images."""
+"""Read the captions of DATA: from a text column, or from the metadata.jsonl of an image folder."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,7 +10,7 @@ from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.prompts import COLUMNS, Prompt, argument_of, prompt_of, rows_of_lines
 
 METADATA = "metadata.jsonl"
-"""File in a folder of images: one JSON object a line, with `file_name`, a text, and images to draw from."""
+"""File in an image folder: one JSON object per line, with `file_name`, a text, and conditioning images."""
 
 _NEEDED = (
     "a text-conditioned model needs a text for each image: give images with captions, or data `generated` and prompts"
@@ -18,12 +18,12 @@ _NEEDED = (
 
 
 def open_captioned(source: str, arguments: Collection[str] = ()) -> tuple[Any, list[Prompt]]:
-    """The rows of DATA, as `open_rows` gives them, and the caption of each; of several captions the first.
+    """Return the rows of DATA as `open_rows` does, and the caption of each: the first of several.
 
-    From a column of text named as in `COLUMNS` of a parquet file or data set; in a folder, from its metadata.jsonl (the
-    layout of 🤗 imagefolder), with the images that each one was drawn from as in `prompt_of`; those are no rows of
-    their own. arguments: of the pipeline's call; files under other names are left alone. Raises DataError where there
-    are no captions, or where an image has none.
+    A parquet file or dataset has captions in a column of `COLUMNS`. A folder has them in metadata.jsonl (the layout of
+    🤗 imagefolder), which may name conditioning images as in `prompt_of`; these are not rows.
+    arguments: arguments of the pipeline's call; other file names in metadata.jsonl are ignored.
+    Raises DataError if there are no captions, or if an image has none.
     """
     path = Path(source)
     if isinstance(source, InMemory):
@@ -32,7 +32,7 @@ def open_captioned(source: str, arguments: Collection[str] = ()) -> tuple[Any, l
             return images.rows, _by_column(images.table, source)
         return images.rows, [Prompt(text) for text in images.captions(source)]
     if source == "digits":
-        raise DataError(f"digits bear no captions; {_NEEDED}")
+        raise DataError(f"digits have no captions; {_NEEDED}")
     if is_plain_folder(path):
         return _by_metadata(path, arguments)
     return open_rows(source), _by_column(open_table(source), source)
@@ -41,20 +41,20 @@ def open_captioned(source: str, arguments: Collection[str] = ()) -> tuple[Any, l
 def _by_metadata(folder: Path, arguments: Collection[str]) -> tuple[list[Path], list[Prompt]]:
     if not (folder / METADATA).is_file():
         raise DataError(f"{folder} has no {METADATA} with captions; {_NEEDED}")
-    told: dict[Path, Prompt] = {}
+    captions: dict[Path, Prompt] = {}
     lines = (folder / METADATA).read_text(encoding="utf-8").splitlines()
     for row, where in rows_of_lines(lines, folder / METADATA):
         name = row.pop("file_name", None)
         if not isinstance(name, str):
             raise DataError(f"{where} holds no `file_name`; expected one and a text ({', '.join(COLUMNS)})")
         known = {key: value for key, value in row.items() if key in COLUMNS or argument_of(key) in arguments}
-        told[folder / name] = _captioned(known, folder, where)
-    sources = {file for prompt in told.values() for file in prompt.images.values()}
-    files = [path for path in image_files(folder) if path in told or path not in sources]
-    missing = next((path for path in files if path not in told), None)
+        captions[folder / name] = _captioned(known, folder, where)
+    sources = {file for prompt in captions.values() for file in prompt.images.values()}
+    files = [path for path in image_files(folder) if path in captions or path not in sources]
+    missing = next((path for path in files if path not in captions), None)
     if missing is not None:
         raise DataError(f"{missing} has no line in {folder / METADATA}; {_NEEDED}")
-    return files, [told[path] for path in files]
+    return files, [captions[path] for path in files]
 
 
 def _by_column(table: Any, name: str) -> list[Prompt]:

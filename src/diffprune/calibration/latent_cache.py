@@ -1,4 +1,4 @@
-"""Latents and conditions on disk: computed once, batch by batch, for a stage that is killed and repeated."""
+"""On-disk cache of latents and conditioning, batch by batch, so that an interrupted stage resumes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from diffprune.pipelines.denoiser_interface import Convention, Interface
 from diffprune.runs.tensor_cache import read_cache, write_cache
 
 LATENTS = "latents"
-"""Folder of the batches below the stage's own; it goes when the stage has finished."""
+"""Subfolder of the cached batches; removed when the stage has finished."""
 
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """A batch of clean latents (N, ...) with what the denoiser is told of each, on the CPU."""
+    """A batch of clean latents (N, ...) with its conditioning, on the CPU."""
 
     clean: Tensor
     condition: Mapping[str, Any]
@@ -27,18 +27,18 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """A folder of batches, one file each. made_from: what all of them depend on, as JSON types."""
+    """A folder of batches, one file each. key: what every batch depends on, as JSON types."""
 
     folder: Path
-    made_from: Mapping[str, Any]
+    key: Mapping[str, Any]
 
     def load(self, name: str, key: Mapping[str, Any]) -> LatentBatch | None:
-        """A batch that was made from the same; None where there is none, or a damaged one."""
-        found = read_cache(self._file(name), {**self.made_from, **key})
+        """Return the batch of this name and key; None if it is missing or damaged."""
+        found = read_cache(self._file(name), {**self.key, **key})
         return None if found is None else _unpacked(found[1], found[0])
 
     def save(self, name: str, key: Mapping[str, Any], batch: LatentBatch) -> None:
-        """Write a batch, whole or not at all. Raises ModelError for conditions that no file can hold."""
+        """Write a batch atomically. Raises ModelError for conditioning that cannot be stored."""
         tensors: dict[str, Tensor] = {}
         interface = batch.interface
         packed = {
@@ -49,14 +49,14 @@ class LatentCache:
             "shape": list(interface.shape),
             "joined": interface.joined,
         }
-        write_cache(self._file(name), (tensors, packed), {**self.made_from, **key})
+        write_cache(self._file(name), (tensors, packed), {**self.key, **key})
 
     def _file(self, name: str) -> Path:
         return self.folder / f"{name}.safetensors"
 
 
 def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A value as JSON types, its tensors by name in `tensors`."""
+    """Return a value as JSON types; its tensors are added to `tensors` by name."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().cpu().contiguous().clone()
@@ -68,7 +68,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
         return {kind: [_packed(part, tensors) for part in value]}
     if value is None or isinstance(value, bool | int | float | str):
         return {"value": value}
-    raise ModelError(f"the denoiser is told a {type(value).__name__}, which cannot be kept in a file; not served")
+    raise ModelError(f"conditioning with a {type(value).__name__} cannot be cached and is not supported")
 
 
 def _value(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:

@@ -1,4 +1,4 @@
-"""Latents of text-conditioned models, their own or those of captioned images, with what their denoiser is told."""
+"""Latents of text-conditioned models, drawn by the model or encoded from captioned images, with conditioning."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +35,7 @@ from diffprune.sampling.sampler import image_generator
 def calibrate_on_texts(
     process: DiffusionProcess, options: CalibrationOptions, device: torch.device, store: LatentCache | None = None
 ) -> Calibration:
-    """Calibration of a text-conditioned model, as `training_latents`, each `num_noises` times."""
+    """Return the calibration set of a text-conditioned model: `training_latents`, each `num_noises` times."""
     texts = open_texts(process, options, options.num_calibration_images)
     told = training_latents(process, texts, options, device, store)
     on = replace(told, clean=told.clean.to(device), condition=on_device(told.condition, device))
@@ -45,13 +45,12 @@ def calibrate_on_texts(
 def training_latents(
     process: DiffusionProcess, texts: Texts, options: Options, device: torch.device, store: LatentCache | None = None
 ) -> Calibration:
-    """Clean latents of each text, with what the denoiser is told of it, on the CPU; no noise yet.
+    """Return clean latents and conditioning of each text, on the CPU, without noise.
 
-    Without images in `texts` they are the model's own, image i of text i; otherwise the images go through the
-    pipeline's autoencoder into the layout of its denoiser. What the denoiser is told is recorded from the pipeline's
-    own call. After that no component but the denoiser is needed, and all are back where they were.
-    store: where batches are kept and found again; with all of them there, the pipeline is not run.
-    Raises ModelError for a pipeline whose calls cannot be made sense of.
+    Latents are encoded from the images of `texts`, in the layout of the denoiser. Without images the model draws them,
+    image i from text i. Conditioning is recorded from the call of the pipeline. All components return to their devices.
+    store: cache of the batches; if it holds all of them, the pipeline is not run. None caches nothing.
+    Raises ModelError for a pipeline whose call has an interface that is not supported.
     """
     size, num = options.batch_size, len(texts)
     if isinstance(options, FinetuneOptions):  # as many at once as a forward pass of training takes
@@ -76,7 +75,7 @@ def training_latents(
 
 @contextmanager
 def _placed(pipeline: Any, options: Options, device: torch.device) -> Iterator[None]:
-    """Compute on a device while it lasts; with `offload`, one network of the pipeline after the other."""
+    """Place the pipeline on a device; with `offload`, one network at a time."""
     if not isinstance(options, CalibrationOptions) or options.offload == "none":
         pipeline.to(device)
         yield
@@ -103,8 +102,7 @@ def _made(
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
                     f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
-                    f"{tuple(interface.shape)}; not served, unless they come from images of several sizes: then give "
-                    "images of one size"
+                    f"{tuple(interface.shape)}, which is not supported; give images of one size"
                 )
             conditions = []
             for same in by_images([texts.prompts[i] for i in batch]):
@@ -117,14 +115,14 @@ def _made(
 
 
 def _also(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
-    """Prompts of the same images, and further texts with these images."""
+    """Return the prompts, and one more per text with the images of the first."""
     return [*prompts, *(replace(prompts[0], text=text) for text in texts)]
 
 
 def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]:
-    """The shortest and the longest text, where texts are padded to the longest of a batch; none where all are alike.
+    """Return the shortest and the longest text if a batch is padded to its longest text; otherwise no text.
 
-    Told beside every batch, they make all batches alike.
+    Recorded with every batch, they give all batches the same shape.
     """
     first = texts.prompts[0]
     asked = (replace(first, text=text) for text in texts.extremes)
@@ -170,7 +168,7 @@ def _name(batch: range) -> str:
 
 
 def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
-    """What a batch depends on, beside the model and the bytes of files."""
+    """Return what a batch depends on, apart from the model and the content of files."""
     names = {*GenerationOptions.model_fields, *ImageOptions.model_fields, "seed", "data"}
     return {
         "prompts": [_identity(texts.prompts[i]) for i in batch],
@@ -182,7 +180,7 @@ def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
 
 
 def _identity(prompt: Prompt) -> dict[str, str]:
-    """A prompt by its text and the bytes of its images."""
+    """Return the text of a prompt and the hashes of its images."""
     return {
         "text": prompt.text,
         **{name: sha256(file.read_bytes()).hexdigest() for name, file in prompt.images.items()},

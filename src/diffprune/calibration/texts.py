@@ -1,4 +1,4 @@
-"""What a text-conditioned model learns from: prompts, or images with captions; looked at before any work."""
+"""Open the texts of a text-conditioned model: prompts, or captioned images; every check comes before any work."""
 
 import logging
 from collections.abc import Sequence
@@ -24,9 +24,9 @@ Options = CalibrationOptions | FinetuneOptions
 
 @dataclass(frozen=True)
 class Texts:
-    """What a text-conditioned model is to learn from: a prompt for each image, and the images, None for its own.
+    """A prompt for each image.
 
-    rows: of DATA. indices: their numbers in it.
+    rows: rows of DATA; None if the model draws the images itself. indices: numbers of the rows in DATA.
     """
 
     prompts: Sequence[Prompt]
@@ -38,16 +38,17 @@ class Texts:
 
     @property
     def extremes(self) -> list[str]:
-        """The shortest and the longest text."""
+        """Return the shortest and the longest text."""
         texts = [prompt.text for prompt in self.prompts]
         return [min(texts, key=len), max(texts, key=len)]
 
 
 def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most: bool = False) -> Texts:
-    """The texts of `num` images, all checks done that need no model: prompts in turn, or captions of images by seed.
+    """Return the texts of `num` images: a cycle of the prompts, or the captions of images drawn by seed.
 
-    at_most: take the images that there are where there are fewer. Raises OptionError, DataError or ModelError where
-    prompts or captions are missing, or the pipeline cannot be called as asked.
+    at_most: use all images where there are fewer. All checks that need no model are done here.
+    Raises OptionError, DataError or ModelError if prompts or captions are missing, or if the pipeline does not support
+    the options.
     """
     pipeline = process.pipeline
     check_text_encoder(pipeline)
@@ -89,7 +90,7 @@ def _readable(source: str, rows: Sequence[Any], order: Sequence[int], num: int) 
         try:
             load_image(rows[index], row_name(rows[index], f"image {index} of {source}"))
         except DataError as error:
-            _log.warning("left out: %s", error)
+            _log.warning("skipped: %s", error)
         else:
             found.append(index)
     return found

@@ -30,7 +30,7 @@ def prune(a: Namespace, parsed: ParsedOptions) -> Any:
 def finetune(a: Namespace, parsed: ParsedOptions) -> Any:
     """Call the stage of `finetune`."""
     options = parsed(sets.FinetuneOptions)
-    return _call("train_stage.finetune_stage", a.model, a.teacher, options, a.out, existing=_existing(a))
+    return _call("finetune_stage.finetune_stage", a.model, a.teacher, options, a.out, existing=_existing(a))
 
 
 def sample(a: Namespace, parsed: ParsedOptions) -> Any:

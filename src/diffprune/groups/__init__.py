@@ -9,6 +9,7 @@ interchangeable, lie in the same layers, and are scored and counted together. A 
 from diffprune.groups.block_groups import find_blocks, fixed_blocks, kept_blocks
 from diffprune.groups.group import Count, Group, Slice, kept_indices
 from diffprune.groups.group_finder import find_groups
+from diffprune.groups.reduced_groups import reduced_groups
 from diffprune.groups.removal import remove_units
 
 __all__ = [
@@ -20,5 +21,6 @@ __all__ = [
     "fixed_blocks",
     "kept_blocks",
     "kept_indices",
+    "reduced_groups",
     "remove_units",
 ]

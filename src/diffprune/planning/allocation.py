@@ -1,4 +1,4 @@
-"""Allocation: scores and a budget in, units to keep out."""
+"""Allocation: choose the units to keep by their scores and the ratios of their groups."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -13,26 +13,27 @@ from diffprune.options.budget_options import matches
 from diffprune.planning.widths import has_multiples, rounded
 
 _ROUNDING = 1e-9
-"""Absorbs the binary rounding of 1 - ratio, so that 0.9 of 100 units removes 90 and not 91."""
+"""Compensates the binary rounding of 1 - ratio, so that ratio 0.9 removes 90 of 100 units, not 91."""
 
 
 def allocate(
     groups: Sequence[Group], scores: Scores, options: BudgetOptions, *, progress: float = 1.0
 ) -> dict[str, tuple[int, ...]]:
-    """Choose the units that stay: group name -> indices, ascending.
+    """Return the units to keep: group name -> indices, ascending.
 
-    From each of a group's balanced parts (norm groups) the same number of lowest-scored units goes, and how many is a
-    matter of `options.ranking`:
+    Each balanced part (norm group) of a group loses the same number of its lowest-scored units. `options.ranking`
+    determines the number:
 
     - local: n // parts, with n = C - int(C * (1 - ratio)) of C units (the published rule: Fang et al. 2023, DepGraph);
-    - global: units of all groups of one kind compete; as many go as the groups' ratios amount to together;
-    - isomorphic: the same among groups whose layers have the same names (but for numbers) and sizes (Fang et al. 2024,
-      Isomorphic Pruning).
+    - global: units of all groups of one kind are ranked together; the total removed is that of the groups' ratios;
+    - isomorphic: the same among groups whose layers have the same names (except for numbers) and sizes (Fang et al.
+      2024, Isomorphic Pruning).
 
-    Of blocks that may all go, the local ranking takes C * ratio rounded to the nearest: a single one goes at 0.5.
+    A list whose blocks can all be removed loses C * ratio blocks, rounded to the nearest: a single block is removed at
+    ratio 0.5.
 
-    With `options.round_to` each group of channels or neurons then keeps the nearest number that is allowed (`rounded`),
-    so that all together may lose more or less than their ratio.
+    With `options.round_to` each group of channels or neurons then keeps the nearest allowed number (`rounded`), so that
+    the total removed may be more or less than the ratio.
 
     progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
@@ -48,11 +49,11 @@ def allocate(
 
 
 def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
-    """Raise OptionError for patterns that match no layer, kinds that the model lacks, and widths beyond its own."""
+    """Raise OptionError for patterns without a layer, kinds without a unit, and multiples larger than every group."""
     layers = {layer for g in groups for layer in producers(g)}
     idle = [p for p in options.patterns() if not matches(p, sorted(layers))]
     lacking = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
-    lines = [f"  kinds: the model has no {kind} that can go" for kind in lacking]
+    lines = [f"  kinds: the model has no {kind} that can be removed" for kind in lacking]
     lines += [f"  {p!r} matches no prunable layer; they are named such as {min(layers, default='none')}" for p in idle]
     if isinstance(width := options.round_to, int) and not any(has_multiples(g, width) for g in groups):
         lines.append(f"  round_to: no group of channels or neurons has a multiple of {width} below its width")
@@ -66,32 +67,33 @@ def producers(group: Group) -> list[str]:
 
 
 def _share_of(group: Group, ratio: float) -> int:
-    """Units that go from each part."""
+    """Return the number of units to remove from each part."""
     if group.least == 0:
         return int(group.num_units * ratio + 0.5)
     return (group.num_units - int(group.num_units * (1 - ratio) + _ROUNDING)) // group.balance
 
 
 def _limit(group: Group, options: BudgetOptions) -> int:
-    """The largest number of units that may go from each part."""
-    asked = -(-options.min_units // group.balance) if options.min_units > 1 else 0
-    least = max(group.least, asked)
+    """Return the largest number of units that may be removed from each part."""
+    minimum = -(-options.min_units // group.balance) if options.min_units > 1 else 0
+    least = max(group.least, minimum)
     by_number = group.num_units // group.balance - least
     by_share = int(group.num_units * (options.max_ratio or 1.0) + _ROUNDING) // group.balance
     return max(0, min(by_number, by_share))
 
 
 def _rounded(group: Group, removed: int, values: Tensor, options: BudgetOptions) -> int:
-    """Units that go from each part, when what stays is brought to an allowed number."""
+    """Return the number of units to remove from each part, so that an allowed number is kept."""
     assert isinstance(options.round_to, int)
-    gone = int(values.isneginf().sum(dim=1).min())  # an earlier round has removed them
-    at_most, least = (group.num_units - num * group.balance for num in (gone, max(gone, _limit(group, options))))
+    removed_before = int(values.isneginf().sum(dim=1).min())  # by earlier rounds
+    removable = max(removed_before, _limit(group, options))
+    at_most, least = (group.num_units - num * group.balance for num in (removed_before, removable))
     kept = group.num_units - removed * group.balance
     return (group.num_units - rounded(kept, group, options.round_to, least, at_most)) // group.balance
 
 
 def _pools(groups: Iterable[Group], options: BudgetOptions) -> Iterable[list[Group]]:
-    """Groups whose units compete with each other."""
+    """Yield the groups whose units are ranked together."""
     pools: dict[object, list[Group]] = {}
     for group in groups:
         key = group.kind if options.ranking == "global" else _shape(group)
@@ -100,7 +102,7 @@ def _pools(groups: Iterable[Group], options: BudgetOptions) -> Iterable[list[Gro
 
 
 def _shape(group: Group) -> tuple[object, ...]:
-    """What isomorphic groups have in common."""
+    """Return the properties that isomorphic groups share."""
     layers = sorted((_role(s.module), s.dim, s.start, s.width) for s in group.slices)
     return (group.kind, group.num_units, group.balance, tuple(layers))
 
@@ -112,9 +114,9 @@ def _role(path: str) -> str:
 def _compete(
     pool: Sequence[Group], ratios: Mapping[str, float], values: Mapping[str, Tensor], options: BudgetOptions
 ) -> dict[str, int]:
-    """How many units go from each part of the groups of a pool, lowest scores first.
+    """Return the number of units to remove from each part of the groups of a pool, lowest scores first.
 
-    The j-th lowest unit of every part goes together with those of the other parts, at their mean score.
+    The j-th lowest units of all parts of a group are removed together, ranked by their mean score.
     """
     target = sum(group.num_units * ratios[group.name] for group in pool)
     bids = []
@@ -122,17 +124,17 @@ def _compete(
         means = values[group.name].sort(dim=1).values.mean(0)[: _limit(group, options)]
         bids += [(float(score), position, group.balance) for score in means]
     removed = dict.fromkeys((g.name for g in pool), 0)
-    gone = 0
+    total = 0
     for _, position, size in sorted(bids):
-        if gone + size > target + _ROUNDING:
+        if total + size > target + _ROUNDING:
             break
         removed[pool[position].name] += 1
-        gone += size
+        total += size
     return removed
 
 
 def _highest(values: Tensor, removed: int) -> tuple[int, ...]:
-    """The units that stay of (parts, units) scores when each part loses its `removed` lowest."""
+    """Return the units to keep of (parts, units) scores, if each part loses its `removed` lowest."""
     order = values.argsort(dim=1, stable=True)[:, removed:].sort(dim=1).values
     units = order + torch.arange(len(values))[:, None] * values.shape[1]
     return tuple(units.flatten().tolist())

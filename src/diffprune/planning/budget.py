@@ -1,4 +1,4 @@
-"""Fitting a budget: the largest model within a share of the parameters, of the MACs, or of the time it takes."""
+"""Fit a budget: the largest model within a share of the parameters, the MACs or the latency."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,27 +17,27 @@ from diffprune.planning.allocation import allocate
 from diffprune.planning.latency import ROUNDS, Clock, Latency, clock_for
 
 Kept = dict[str, tuple[int, ...]]
-"""Group name -> units that stay."""
+"""Group name -> kept units."""
 
 NUM_HALVINGS = 12
-"""Halvings of the range in which the scale of the ratios is looked for: 1 in 4,096 is below one unit of most groups."""
+"""Bisection steps for the scale of the ratios: 1 in 4,096 is less than one unit of most groups."""
 
 NUM_TIMED_HALVINGS = 7
-"""The same where each candidate is timed: 1 in 128 is below what a clock tells apart."""
+"""Bisection steps if each candidate is timed: 1 in 128 is below the resolution of the timing."""
 
 NUM_TRIES = 3
-"""Times that a choice within a latency budget is looked for."""
+"""Attempts to meet a latency budget."""
 
 TOLERANCE = 0.05
-"""Share by which the chosen model, timed once more, may be off a latency budget without another try."""
+"""Relative error of a latency budget, in a second timing, that needs no further attempt."""
 
 ALL_BUT = 0.999
-"""Largest ratio that is tried."""
+"""Largest ratio of the bisection."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The units that stay, and with a latency budget what they take on the clock."""
+    """The kept units, and for a latency budget the measured latency."""
 
     kept: Kept
     latency: Latency | None = None
@@ -46,12 +46,12 @@ class Fitted:
 def fit(
     denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, *, progress: float = 1.0
 ) -> Fitted:
-    """Choose the units that stay: at the ratios asked for, or as many as a budget allows.
+    """Choose the units to keep: by the ratios, or as many as a budget allows.
 
-    With a budget the ratios only say how groups compare; all are scaled by one number, found by bisection, so that the
-    model keeps at most the share asked for. Candidates are timed where there is a latency budget; where the choice is
-    off by more than 5 % when it is timed again, another is looked for.
-    progress: share of the way to go, in (0, 1], for pruning in rounds.
+    With a budget the ratios are relative: one scale for all of them is found by bisection, so that the model keeps at
+    most the share of the budget. For a latency budget each candidate is timed. If a second timing of the chosen one is
+    off by more than 5 %, the search is repeated with a corrected limit.
+    progress: share of the reduction to reach, in (0, 1], for pruning in rounds.
     Raises OptionError for a budget that cannot be met.
     """
     wanted = {name: share for name in ("params", "macs") if (share := getattr(options, f"keep_{name}")) is not None}
@@ -60,23 +60,23 @@ def fit(
     if clock is None:
         chosen = _largest(denoiser, groups, scores, options, limits) if limits else None
         return Fitted(chosen or allocate(groups, scores, options, progress=progress))
-    asked = limit = 1 - (1 - clock.limit()) * progress
-    found: list[tuple[Latency, Kept]] = []
+    target = limit = 1 - (1 - clock.limit()) * progress
+    candidates: list[tuple[Latency, Kept]] = []
     for _ in range(NUM_TRIES):
         kept = _largest(denoiser, groups, scores, options, {**limits, "time": limit}, clock)
-        found.append((clock.time(remove_units(denoiser, groups, kept), ROUNDS), kept))
-        measured = found[-1][0].share
-        if abs(measured / asked - 1) <= TOLERANCE:
+        candidates.append((clock.time(remove_units(denoiser, groups, kept), ROUNDS), kept))
+        measured = candidates[-1][0].share
+        if abs(measured / target - 1) <= TOLERANCE:
             break
-        limit *= asked / measured
-    met = [each for each in found if each[0].share <= asked * (1 + TOLERANCE)]
+        limit *= target / measured
+    met = [candidate for candidate in candidates if candidate[0].share <= target * (1 + TOLERANCE)]
     if met:
-        latency, kept = max(met, key=lambda each: each[0].share)
+        latency, kept = max(met, key=lambda candidate: candidate[0].share)
         return Fitted(kept, latency)
     raise OptionError(
-        f"the latency budget cannot be met: {asked:.2f} of the original's time was asked for, and what fitted it takes "
-        f"{min(latency.share for latency, _ in found):.2f} when it is timed again; other work on the machine, or "
-        "passes too short to time, do that"
+        f"the latency budget cannot be met: the limit is {target:.2f} of the original's latency, and the second timing "
+        f"of the best candidate is {min(latency.share for latency, _ in candidates):.2f}; stop other work on the "
+        "machine, or raise latency_batch_size where passes are too short to time"
     )
 
 
@@ -84,7 +84,7 @@ def _largest(
     denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, limits: Mapping[str, float],
     clock: Clock | None = None,
 ) -> Kept:  # fmt: skip
-    """The largest choice of units within limits: shares of the params, the macs and, with a clock, the time."""
+    """Return the most units within limits: shares of `params`, `macs` and, with a clock, `time`."""
     shadow = without_weights(denoiser)
     names = [name for name in limits if name != "time"]
     before = _sizes(shadow, names)
@@ -93,25 +93,25 @@ def _largest(
     def shares(kept: Kept) -> Iterator[tuple[str, float]]:
         after = _sizes(remove_units(shadow, groups, kept), names)
         yield from ((name, after[name] / before[name]) for name in names)
-        if clock is not None:  # last, for it takes longest
+        if clock is not None:  # last, because it takes longest
             yield "time", clock.time(remove_units(denoiser, groups, kept)).share
 
     def fits(kept: Kept) -> bool:
         choice = tuple(kept.values())
-        if choice not in known:  # few units make few choices
+        if choice not in known:  # with few units, several scales give the same choice
             known[choice] = all(share <= limits[name] for name, share in shares(kept))
         return known[choice]
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
     if largest == 0:
-        raise OptionError("the budget cannot be met: the ratios are 0 everywhere")
+        raise OptionError("the budget cannot be met: the ratios are 0 everywhere; give a ratio above 0")
     low, high = 0.0, ALL_BUT / largest
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
         smallest = ", ".join(f"{share:.2f} of the {name}" for name, share in shares(below))
         multiples = "" if options.round_to is None else f", multiples of {options.round_to}"
         raise OptionError(
-            f"the budget cannot be met: with these kinds, ignored layers{multiples} and bounds at least {smallest} stay"
+            f"the budget cannot be met: these kinds, ignored layers{multiples} and bounds keep at least {smallest}"
         )
     for _ in range(NUM_HALVINGS if clock is None else NUM_TIMED_HALVINGS):
         middle = (low + high) / 2
@@ -124,10 +124,10 @@ def _largest(
 
 
 def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bool]) -> Kept:
-    """As many groups as fit at their larger size, first those that get most of their score back for it.
+    """Return `below` with as many groups as fit at their size of `above`, those that regain the most score first.
 
-    Units that an earlier round has removed stay so. One step of the ratios moves all groups of one size at once, by a
-    whole unit of each norm group: far, in MACs.
+    One step of the ratios changes all groups of one size at once, by one unit of each norm group; the step in MACs is
+    large. Units that earlier rounds removed are not restored.
     """
 
     def gain(name: str) -> float:
@@ -149,7 +149,7 @@ def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bo
 
 
 def _sizes(denoiser: ModelMixin, names: Sequence[str]) -> dict[str, int]:
-    """Those of the parameters and MACs that are asked for (MACs take a traced pass)."""
+    """Return the parameters and MACs in `names`; MACs need a traced forward pass."""
     if "macs" in names:
         cost = layer_cost_of(denoiser)
         return {"params": cost.params, "macs": cost.macs}

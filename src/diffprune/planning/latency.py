@@ -1,4 +1,4 @@
-"""A budget on the clock: what a candidate takes, timed on the device beside the original."""
+"""Time candidates of a latency budget on the device, alternating with the original."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,46 +15,46 @@ from diffprune.pipelines.denoiser_access import has_weights
 from diffprune.runs.distributed import on_main_process
 
 ROUNDS = 5
-"""Times that the chosen model and the original are timed in turn for the figure that is reported."""
+"""Alternating timings of the chosen model and the original for the reported latency."""
 
 ROUNDS_OF_CANDIDATES = 2
-"""The same for candidates."""
+"""Alternating timings of each candidate and the original."""
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a forward pass: of the original, and of a candidate timed in turn with it."""
+    """Milliseconds of a forward pass of the original and of a candidate."""
 
     before_ms: float
     after_ms: float
 
     @property
     def share(self) -> float:
-        """The candidate's time over the original's."""
+        """The latency of the candidate divided by that of the original."""
         return self.after_ms / self.before_ms
 
 
 class Clock:
-    """Times candidates on a device, each in turn with the original, so that a machine that slows down slows both."""
+    """Times candidates on a device, alternating with the original, so that a machine that slows down slows both."""
 
     def __init__(self, original: ModelMixin, options: PlanOptions) -> None:
         self.original, self.options = original, options
         self.device = pick_device(options.device)
 
     def time(self, candidate: ModelMixin, rounds: int = ROUNDS_OF_CANDIDATES) -> Latency:
-        """The least times of both, which other work lengthens least; of several processes the first one's."""
+        """Return the shortest of several timings of both models, measured on the main process."""
         return on_main_process(partial(self._time, candidate, rounds), self.options.device)
 
     def limit(self) -> float:
-        """The share of the original's time that the budget allows."""
+        """Return the share of the original's latency that the budget allows."""
         if self.options.keep_latency is not None:
             return self.options.keep_latency
         assert self.options.max_latency_ms is not None
         whole = self.time(self.original, ROUNDS).before_ms
         if self.options.max_latency_ms >= whole:
             raise OptionError(
-                f"latency_ms: the model takes {whole:.3g} ms as it is on {self.device}, batches of "
-                f"{self.options.latency_batch_size}; ask for less than that"
+                f"max_latency_ms: got {self.options.max_latency_ms:g}; the model takes {whole:.3g} ms on {self.device} "
+                f"with batches of {self.options.latency_batch_size}; give a smaller value"
             )
         return self.options.max_latency_ms / whole
 
@@ -71,9 +71,9 @@ class Clock:
 
 
 def clock_for(denoiser: ModelMixin, options: PlanOptions) -> Clock | None:
-    """The clock of a latency budget; None without one. Raises OptionError for an architecture without weights."""
+    """Return the clock of a latency budget; None without one. Raises OptionError for a model without weights."""
     if options.keep_latency is None and options.max_latency_ms is None:
         return None
     if not has_weights(denoiser):
-        raise OptionError("a latency budget times the model, this is an architecture alone; give a pretrained model")
+        raise OptionError("a latency budget needs weights, this is an architecture alone; give a pretrained model")
     return Clock(denoiser, options)

@@ -1,19 +1,18 @@
-"""The plan: which units stay, as readable JSON with the fingerprint of the model it is for."""
+"""The plan: the kept units of each group, as readable JSON with the fingerprint of its model."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import nn
 
 from diffprune.compute.cost import Cost
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
 from diffprune.options import Kind
 from diffprune.options.in_memory import InMemory
+from diffprune.planning.prepared import Prepared
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.notebook import html_table, short_number
 
@@ -21,7 +20,7 @@ _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
 
 
 class KeptUnits(BaseModel):
-    """What stays of one group: units by index, ascending."""
+    """The kept units of one group, by index, ascending."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,13 +70,13 @@ class Plan(BaseModel):
         return [("parameters", *params), ("MACs", *macs)]
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
+        """Write the plan as JSON, atomically."""
         rows = self.model_dump(mode="json")
         parts = [f" {json.dumps(k)}: {_lines(v) if k in _ONE_PER_LINE else json.dumps(v)}" for k, v in rows.items()]
         atomic_write(Path(path), "{\n" + ",\n".join(parts) + "\n}\n")
 
     def summary(self) -> dict[str, Any]:
-        """The figures of the plan, flat, for tables and `--json`."""
+        """Return the figures of the plan as a flat mapping, for tables and `--json`."""
         timed = self.details.get("latency")
         return {
             "class_name": self.class_name,
@@ -95,17 +94,19 @@ class Plan(BaseModel):
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """The kinds of units that it chooses among."""
+        """The kinds of units of its groups."""
         return frozenset(units.kind for units in self.groups.values())
 
-    def check_fits(self, denoiser: nn.Module, groups: Sequence[Group]) -> None:
+    def check_fits(self, prepared: Prepared) -> None:
         """Raise PlanError unless the plan was made for this architecture and names its groups and units."""
-        if self.fingerprint != fingerprint(denoiser):
+        denoiser = prepared.denoiser
+        if self.fingerprint != prepared.fingerprint:
             raise PlanError(
                 f"the plan is for another model: it was made for a {self.class_name} with fingerprint "
-                f"{self.fingerprint[:12]}, this {type(denoiser).__name__} has {fingerprint(denoiser)[:12]}; "
+                f"{self.fingerprint[:12]}, this {type(denoiser).__name__} has {prepared.fingerprint[:12]}; "
                 "make a new plan for this model"
             )
+        groups = prepared.groups
         known = {g.name: g for g in groups}
         mistakes = [f"{name}: no such group" for name in self.groups if name not in known]
         mistakes += [f"{g.name}: not in the plan" for g in groups if g.kind in self.kinds and g.name not in self.groups]
@@ -125,14 +126,14 @@ class Plan(BaseModel):
                 mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
             elif lacking := fixed_blocks(denoiser).get(name, frozenset()) - {*units.kept}:
                 mistakes.append(
-                    f"{name}: block {min(lacking)} has to stay, the model uses it in a way of its own; keep it"
+                    f"{name}: block {min(lacking)} cannot be removed, because the model needs it elsewhere; keep it"
                 )
         if mistakes:
             raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan; raises PlanError that says what is wrong with the file."""
+    """Read a plan; raises PlanError for a file that is missing or is no plan."""
     if isinstance(path, InMemory):
         plan: Plan = path.value
         return plan
@@ -143,19 +144,6 @@ def read_plan(path: str | Path) -> Plan:
     except ValidationError as error:
         lines = [f"  {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:10]]
         raise PlanError(f"{path} is not a plan:\n" + "\n".join(lines)) from None
-
-
-def fingerprint(denoiser: nn.Module) -> str:
-    """SHA-256 of the class, of every parameter's name and shape, of heads and norm groups: not of the weights."""
-    shapes = {name: list(p.shape) for name, p in sorted(denoiser.named_parameters())}
-    divisions = {
-        f"{path}.{name}": value
-        for path, module in denoiser.named_modules()
-        for name in ("heads", "num_groups")
-        if isinstance(value := getattr(module, name, None), int)
-    }
-    text = json.dumps([type(denoiser).__name__, shapes, divisions])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _lines(rows: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Scores and allocation, in one step or in several with the scores recomputed on what is left."""
+"""Choose units by score and budget, in one round or in several with scores recomputed in between."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +11,12 @@ import torch
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from diffprune.artifact.shorten import moves, path_after
 from diffprune.calibration.calibration_set import Calibration
 from diffprune.compute.autocast import autocast_forward
 from diffprune.compute.placement import checkpointed, placed
 from diffprune.criteria import BLOCK_CRITERIA, CRITERIA, Scores
 from diffprune.criteria.block_batches import with_fixed
-from diffprune.groups import Group, find_groups, kept_blocks, remove_units
+from diffprune.groups import Group, reduced_groups, remove_units
 from diffprune.options import PlanOptions, ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.planning.budget import Fitted, Kept, fit
@@ -30,7 +29,7 @@ GONE = float("-inf")
 
 @dataclass(frozen=True)
 class Choice:
-    """What stays, by which criteria, and facts about their last round."""
+    """The kept units of each group, the criteria, and details of the scores of the last round."""
 
     kept: Kept
     criterion: str
@@ -41,20 +40,19 @@ def choose_units(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
     sums: Accumulator | None = None,
 ) -> Choice:  # fmt: skip
-    """Score the units of a denoiser by `options.criterion`, its blocks by `options.block_criterion`; choose what stays.
+    """Score units by `options.criterion` and blocks by `options.block_criterion`, and choose those to keep.
 
-    With several rounds, round r of R goes r / R of the way, on the scores of the model that the round before has
-    left; a unit that is gone stays gone. sums: where the scores are kept meanwhile, so that the same call resumes. Of
-    several processes all call this, share the work, and return the same.
+    Round r of R reaches r / R of the reduction, by scores of the model that round r - 1 has pruned. Removed units are
+    not restored. sums: cache of the scores, so that an interrupted call resumes. All ranks call this, share the work
+    and return the same choice.
     """
     scores, fitted = Scores("", {}), Fitted({g.name: tuple(range(g.num_units)) for g in groups})
     for number in range(1, options.rounds + 1):
-        left, there = denoiser, groups
+        model, reduced = denoiser, {group.name: group for group in groups}
         if number > 1:
-            left = remove_units(denoiser, groups, fitted.kept)
-            there = find_groups(left, kinds={g.kind for g in groups})
-        scores = score(left, there, calibration, options, sums, name=f"round-{number}")
-        of_all = _of_all(denoiser, groups, fitted.kept, scores)
+            model, reduced = remove_units(denoiser, groups, fitted.kept), reduced_groups(denoiser, groups, fitted.kept)
+        scores = score(model, list(reduced.values()), calibration, options, sums, name=f"round-{number}")
+        of_all = _of_all(groups, reduced, fitted.kept, scores)
         fitted = fit(denoiser, groups, of_all, options, progress=number / options.rounds)
     timed = {} if fitted.latency is None else {"latency": asdict(fitted.latency)}
     return Choice(fitted.kept, scores.criterion, {**scores.details, **timed})
@@ -64,9 +62,9 @@ def score(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: ScoringOptions,
     sums: Accumulator | None = None, *, name: str = "scores",
 ) -> Scores:  # fmt: skip
-    """Scores of the units within layers, and of the blocks, by the criterion of each.
+    """Return the scores of units within layers and of blocks, each by its criterion.
 
-    sums: as in `choose_units`, where these are kept by `name`.
+    sums: cache of the scores, under `name`.
     """
     assert options.criterion is not None
     sums = sums or Accumulator(options.device)
@@ -77,8 +75,8 @@ def score(
     else:
         device, offloaded = calibration.clean.device, options.offload == "cpu"
         with placed(denoiser, device, offloaded=offloaded):
-            serves = _computes(denoiser, calibration, options)
-        whole = denoiser if serves else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
+            differentiable = _is_differentiable(denoiser, calibration, options)
+        whole = denoiser if differentiable else cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
         with placed(whole, device, offloaded=offloaded):
             if units:
                 checkpoints = checkpointed(whole) if options.gradient_checkpointing else nullcontext()
@@ -95,22 +93,22 @@ def score(
 
 
 def _once(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Scores]) -> Scores:
-    """The scores of a criterion, kept once they are there."""
+    """Return the scores of a criterion, from the cache if they are there."""
 
-    def work(mine: Accumulator) -> CacheEntry:
-        scores = criterion(mine)
+    def work(partial_sums: Accumulator) -> CacheEntry:
+        scores = criterion(partial_sums)
         return dict(scores.values), {"criterion": scores.criterion, "details": dict(scores.details)}
 
-    values, told = sums.cached(name, work)
-    return Scores(told["criterion"], values, told["details"])
+    values, facts = sums.cached(name, work)
+    return Scores(facts["criterion"], values, facts["details"])
 
 
 @torch.no_grad()
-def _computes(denoiser: ModelMixin, calibration: Calibration, options: ScoringOptions) -> bool:
-    """Whether gradients can be taken of the denoiser as it is stored; of others an fp32 copy is scored.
+def _is_differentiable(denoiser: ModelMixin, calibration: Calibration, options: ScoringOptions) -> bool:
+    """Return whether gradients are computed in the stored dtype; otherwise an fp32 copy is scored.
 
     fp16 has no range for gradients, and CPUs compute it slowly. bf16 has the range of fp32; sums, which need more
-    digits, are kept in fp32. Few classes mix in fp32 values that bf16 layers then do not take: one pass tells.
+    digits, are fp32. Some classes mix fp32 values into bf16 layers, which raises: one forward pass shows that.
     """
     dtypes = {parameter.dtype for parameter in denoiser.parameters()}
     if dtypes == {torch.float32} or torch.float16 in dtypes:
@@ -125,13 +123,15 @@ def _computes(denoiser: ModelMixin, calibration: Calibration, options: ScoringOp
     return True
 
 
-def _of_all(denoiser: ModelMixin, groups: Sequence[Group], kept: Mapping[str, Sequence[int]], scores: Scores) -> Scores:
-    """Scores of the units that are left, at their places among all units of the original groups."""
-    moved = moves(denoiser, kept_blocks(groups, kept))
+def _of_all(
+    groups: Sequence[Group], reduced: Mapping[str, Group], kept: Mapping[str, Sequence[int]], scores: Scores
+) -> Scores:
+    """Return the scores of the units of all groups: those of `reduced`, and `GONE` for the units removed before."""
     values = {}
     for group in groups:
         values[group.name] = torch.full((group.num_units,), GONE, dtype=torch.float64)
-        name, left = path_after(group.name, moved), list(kept[group.name])
-        if left:  # else none of a list of blocks
-            values[group.name][left] = 0.0 if name is None else scores.values[name]
+        if group.name in reduced:
+            values[group.name][list(kept[group.name])] = scores.values[reduced[group.name].name]
+        elif kept[group.name]:  # its layers are in removed blocks
+            values[group.name][list(kept[group.name])] = 0.0
     return Scores(scores.criterion, values, scores.details)

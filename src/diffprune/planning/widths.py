@@ -1,4 +1,4 @@
-"""Widths that the device runs well: kept channels and neurons in multiples of a number."""
+"""Round the kept channels and neurons to multiples of a number that the device computes efficiently."""
 
 import math
 from typing import TypeVar
@@ -12,7 +12,7 @@ from diffprune.options import PlanOptions
 Set = TypeVar("Set", bound=PlanOptions)
 
 ROUNDED_KINDS = ("channels", "neurons")
-"""Kinds of units that are rows of a layer each; a head is a block of rows, whose width stays."""
+"""Kinds of units that are one row each; a head is a block of rows, whose width does not change."""
 
 WIDTH = 8
 """GPUs: tensor cores take 16 bytes at a time, 8 values in fp16 and bf16, 4 in tf32 (NVIDIA, Matrix Multiplication
@@ -24,7 +24,7 @@ bf16 a register holds two such blocks, and multiples of 16 alone gained nothing 
 
 
 def resolve_round_to(options: Set) -> Set:
-    """The options as they are recorded, with `round_to` as a number where it is `auto`; their precision is settled."""
+    """Return the options with `round_to` as a number where it is `auto`; their precision is resolved before."""
     if options.round_to != "auto":
         return options
     width = width_of(pick_device(options.device), options.mixed_precision)
@@ -32,9 +32,9 @@ def resolve_round_to(options: Set) -> Set:
 
 
 def width_of(device: torch.device, mixed_precision: str) -> int:
-    """The number of values of which a device works on multiples without waste.
+    """Return the number of values whose multiples a device computes without padding.
 
-    It is the same for all precisions of a GPU: what serves it in 16 bits does so in tf32 too.
+    It is the same for all precisions of a GPU: multiples for 16 bits are multiples for tf32 too.
     """
     if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() != "AVX512":
         return WIDTH
@@ -42,11 +42,11 @@ def width_of(device: torch.device, mixed_precision: str) -> int:
 
 
 def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> int:
-    """The number of units that is nearest to `kept`, of two as near the larger, among those that are allowed.
+    """Return the allowed number of units nearest to `kept`; of two equally near, the larger.
 
-    Allowed are, from `least` units on, those whose every slice has a multiple of `width` rows and whose parts keep
-    equally many, and `at_most`, the group's present size: where it has no such multiple, as in groups narrower than
-    `width`, all of it stays. Heads and blocks stay at `kept`.
+    Allowed are numbers of at least `least` whose slices all have a multiple of `width` rows, equally many in each part,
+    and `at_most`, the present size of the group. A group narrower than `width` so keeps its size. Heads and blocks
+    are not rounded.
     """
     if group.kind not in ROUNDED_KINDS:
         return kept
@@ -56,11 +56,11 @@ def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> in
 
 
 def has_multiples(group: Group, width: int) -> bool:
-    """Whether a group can be made narrower and end at a multiple of `width`."""
+    """Return whether a group has a multiple of `width` below its size."""
     return group.kind in ROUNDED_KINDS and _step(group, width) < group.num_units
 
 
 def _step(group: Group, width: int) -> int:
-    """The smallest number of units that is a multiple of `width` rows in every slice, and of the balanced parts."""
+    """Return the smallest number of units with a multiple of `width` rows per slice, equal in all parts."""
     rows = {part.width for part in group.slices} or {1}
     return math.lcm(group.balance, *(width // math.gcd(width, num) for num in rows))

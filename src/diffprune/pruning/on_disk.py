@@ -1,4 +1,4 @@
-"""Pruning a folder by a plan without loading a model: the denoiser tensor by tensor, all else as files."""
+"""Prune a folder without loading its model: the denoiser tensor by tensor, other components as files."""
 
 import json
 import shutil
@@ -16,21 +16,25 @@ from diffprune.pipelines.architecture_configs import stored_architecture
 from diffprune.pipelines.builtin import PIPELINES
 from diffprune.pipelines.denoiser_access import DENOISER_COMPONENTS
 from diffprune.pipelines.loading import PICKLES
-from diffprune.planning import Plan
+from diffprune.planning import Plan, prepare
 from diffprune.pruning.surgery import prune_stored
 from diffprune.runs.atomic_files import atomic_write, read_json
 
 INDEX = "model_index.json"
 _LEFT_OUT = (*(f"*{ending}" for ending in PICKLES), "*.*.safetensors", ".*")
-"""What is not copied: pickles, variants of weights, hidden files."""
+"""Files that are not copied: pickles, variants of weights, hidden files."""
 
 
 @dataclass(frozen=True)
 class StoredModel:
     """A pipeline or denoiser on disk.
 
-    others: the pipeline's other components, by folder. component: the name of its denoiser; None for a bare one.
-    denoiser: its architecture, on the meta device. weights: its tensors by name.
+    Attributes:
+        folder: the folder of the pipeline or denoiser.
+        component: name of the denoiser in the pipeline; None for a bare denoiser.
+        others: folders of the other components.
+        denoiser: its architecture, on the meta device.
+        weights: its stored tensors by name.
     """
 
     folder: Path
@@ -41,10 +45,9 @@ class StoredModel:
 
 
 def stored_model(source: str) -> StoredModel | None:
-    """MODEL on disk; None for one that has to be loaded to be understood, or to be refused.
+    """Return MODEL on disk; None if the loader of diffusers is needed, to convert it or to report an error.
 
-    That is a hub id, a folder that is not whole, and weights that are not just the tensors that the config asks for
-    (old names, other dtypes): diffusers' loader knows about those.
+    That is a hub id, an incomplete folder, and weights whose names, shapes or dtypes differ from the config's.
     """
     folder = PIPELINES.get(source, Path(source))
     if source in PIPELINES and Path(source).exists():
@@ -73,11 +76,8 @@ def stored_model(source: str) -> StoredModel | None:
 
 
 def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
-    """Write the pruned pipeline or denoiser into `out`.
-
-    Raises PlanError when the plan is for another model.
-    """
-    small = prune_stored(model.denoiser, model.weights, plan, out / (model.component or ""))
+    """Write the pruned pipeline or denoiser into `out`; raises PlanError if the plan is for another model."""
+    small = prune_stored(prepare(model.denoiser, plan.kinds), model.weights, plan, out / (model.component or ""))
     if model.component is None:
         return
     for name in model.others:
@@ -88,7 +88,7 @@ def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
 
 
 def _is_whole(component: Path) -> bool:
-    """Whether a component's folder is there, and its weights, if it has any, are not pickles alone."""
+    """Return whether the folder of a component has files, and weights, if any, that are not only pickles."""
     names = [path.name for path in component.glob("*")]
     return bool(names) and (
         any(name.endswith(".safetensors") for name in names) or not any(name.endswith(PICKLES) for name in names)

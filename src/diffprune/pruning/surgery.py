@@ -1,4 +1,4 @@
-"""Surgery: a model and a plan in, a smaller model out, in memory or on disk; the original is untouched."""
+"""Surgery: remove the units of a plan from a model, in memory or on disk; the original is not changed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,29 +10,34 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.artifact.manifest import manifest_of
-from diffprune.artifact.preconditions import check_sound
 from diffprune.artifact.pruned_classes import PrunedMixin, pruned_class, stock_class, stock_model
 from diffprune.artifact.safetensors_io import FLOATING, StoredTensor, read_tensor, write_shards
 from diffprune.artifact.shorten import moves, path_after
 from diffprune.artifact.slicing import parameter_slices, slice_tensor
 from diffprune.errors import ModelError
-from diffprune.groups import Group, find_groups, kept_blocks, kept_indices, remove_units
-from diffprune.planning import Plan
+from diffprune.groups import kept_blocks, kept_indices, remove_units
+from diffprune.planning import Plan, Prepared
 
 
 def prune_denoiser(
-    denoiser: ModelMixin, plan: Plan, *, reinit: bool = False, rescale_queries: bool = False, seed: int = 0
+    prepared: Prepared, plan: Plan, *, reinit: bool = False, rescale_queries: bool = False, seed: int = 0
 ) -> ModelMixin:
-    """The denoiser with only the planned units, as a pruned class that saves its manifest.
+    """Return the denoiser with the planned units alone, as a pruned class that saves its manifest.
 
-    reinit: draw fresh weights (each layer's own initialisation, by `seed`) instead of slicing the old ones.
-    rescale_queries: see `rescale`. A denoiser without weights can only be pruned with reinit.
-    Raises PlanError when the plan is for another model, ModelError when there are no weights to keep or the denoiser is
-    not sound (`check_sound`).
+    Args:
+        prepared: the model, with the kinds of the plan.
+        plan: the units to keep.
+        reinit: draw new weights by each layer's own initialization, instead of slicing the old ones.
+        rescale_queries: see `rescale`.
+        seed: seed of the new weights.
+
+    Raises:
+        PlanError: the plan is for another model.
+        ModelError: an architecture without weights, unless `reinit`.
     """
-    groups, kept = _fitting(denoiser, plan)
+    denoiser = prepared.denoiser
     check_weights(denoiser, reinit=reinit)
-    small = remove_units(denoiser, groups, kept)
+    small = remove_units(denoiser, prepared.groups, kept_by(plan, prepared))
     if reinit:
         _materialise(small)
         reset_weights(small, seed)
@@ -43,18 +48,24 @@ def prune_denoiser(
 
 
 def check_weights(denoiser: nn.Module, *, reinit: bool) -> None:
-    """Raise ModelError for an architecture whose weights are to be kept."""
+    """Raise ModelError for an architecture without weights, unless `reinit`."""
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
         raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
 
 
-def prune_stored(denoiser: ModelMixin, weights: Mapping[str, StoredTensor], plan: Plan, out: Path) -> ModelMixin:
-    """Write what `prune_denoiser` would leave into the folder `out`, reading and writing one tensor at a time.
+def prune_stored(prepared: Prepared, weights: Mapping[str, StoredTensor], plan: Plan, out: Path) -> ModelMixin:
+    """Write the result of `prune_denoiser` into the folder `out`, one tensor at a time; return its architecture.
 
-    denoiser: the architecture, on the meta device. weights: its tensors, by name. Returns the pruned architecture.
-    Raises PlanError when the plan is for another model.
+    Args:
+        prepared: the architecture, on the meta device, with the kinds of the plan.
+        weights: its stored tensors by name.
+        plan: the units to keep.
+        out: folder of the pruned denoiser.
+
+    Raises:
+        PlanError: the plan is for another model.
     """
-    groups, kept = _fitting(denoiser, plan)
+    denoiser, groups, kept = prepared.denoiser, prepared.groups, kept_by(plan, prepared)
     small = _as_pruned(remove_units(denoiser, groups, kept), [*_history(denoiser), _provenance(plan, reinit=False)])
     cuts = parameter_slices(denoiser, kept_indices(groups, kept, denoiser))
     moved = moves(denoiser, kept_blocks(groups, kept))
@@ -75,12 +86,10 @@ def prune_stored(denoiser: ModelMixin, weights: Mapping[str, StoredTensor], plan
     return small
 
 
-def _fitting(denoiser: ModelMixin, plan: Plan) -> tuple[tuple[Group, ...], dict[str, tuple[int, ...]]]:
-    """The groups of a sound denoiser, and what a plan that fits it keeps of them."""
-    check_sound(denoiser)
-    groups = find_groups(denoiser, kinds=plan.kinds)
-    plan.check_fits(denoiser, groups)
-    return groups, {name: units.kept for name, units in plan.groups.items()}
+def kept_by(plan: Plan, prepared: Prepared) -> dict[str, tuple[int, ...]]:
+    """Return the kept units of each group; raise PlanError if the plan does not fit the model."""
+    plan.check_fits(prepared)
+    return {name: units.kept for name, units in plan.groups.items()}
 
 
 def _history(denoiser: nn.Module) -> list[dict[str, Any]]:
@@ -89,10 +98,10 @@ def _history(denoiser: nn.Module) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def rescale(before: nn.Module, after: nn.Module) -> list[str]:
-    """Multiply the queries of every attention whose heads grew narrower, d to d', by sqrt(d' / d); returns their paths.
+    """Multiply the queries of attentions whose head width fell from d to d' by sqrt(d' / d); return their paths.
 
-    Attention scales by 1 / sqrt(d'); with the factor its products are those of the wider heads with zeros in place of
-    what is gone, divided by sqrt(d) as before. Attentions that normalise their queries need none.
+    Attention scales by 1 / sqrt(d'). With the factor, its products are those of the wider heads with zeros for the
+    removed channels, divided by sqrt(d). Attentions that normalize their queries need no factor.
     """
     changed = []
     wide = dict(before.named_modules())
@@ -109,9 +118,9 @@ def rescale(before: nn.Module, after: nn.Module) -> list[str]:
 
 
 def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
-    """Turn a shrunk model into its pruned class; one that its config describes whole is a stock model.
+    """Give a pruned model its pruned class, or its stock class if its config describes it completely.
 
-    A module that is no diffusers model stays of its own class: saving and loading it is its owner's affair.
+    A module that is not a diffusers model keeps its class.
     """
     if not isinstance(small, ModelMixin):
         return small
@@ -125,7 +134,7 @@ def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
 
 
 def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
-    """What a manifest tells of one pruning. The kept channels are there for recovery, which compares features."""
+    """Return the manifest entry of one pruning. Feature distillation reads the kept channels."""
     return {
         "criterion": plan.criterion,
         "options": plan.options,
@@ -143,7 +152,7 @@ def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
 
 
 def _materialise(model: ModelMixin) -> None:
-    """Give parameters of the meta device memory; buffers, which hold tables, stay as they are."""
+    """Allocate the parameters on the meta device; buffers, which hold tables, keep their values."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.device.type == "meta":
@@ -151,7 +160,7 @@ def _materialise(model: ModelMixin) -> None:
 
 
 def reset_weights(model: ModelMixin, seed: int) -> None:
-    """Draw fresh weights in place: each layer's own initialisation, in order, by seed."""
+    """Draw new weights in place by each layer's own initialization, in order, by seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for path, module in model.named_modules():
@@ -159,5 +168,5 @@ def reset_weights(model: ModelMixin, seed: int) -> None:
                 continue
             reset = getattr(module, "reset_parameters", None)
             if reset is None:
-                raise ModelError(f"{path}: a {type(module).__name__} has no initialisation of its own; cannot reinit")
+                raise ModelError(f"{path}: a {type(module).__name__} has no reset_parameters(); reinit needs it")
             reset()

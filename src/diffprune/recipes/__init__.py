@@ -1,1 +1,1 @@
-"""Recipes: checked, forecast and run."""
+"""Recipes: check, forecast and run all stages of one YAML file."""

@@ -1,4 +1,4 @@
-"""`run --dry-run`: what a recipe would read, download, write, cost and take, once it has passed its checks."""
+"""`run --dry-run`: forecast what a recipe reads, downloads and writes, and how long it takes."""
 
 import copy
 import time
@@ -31,17 +31,17 @@ DEFAULT_TIMESTEPS = 1000
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per image of a denoiser: of a forward pass, and of a forward and backward pass."""
+    """Seconds per image of a forward pass, and of a forward and backward pass."""
 
     forward_s: float
     training_s: float
 
 
 def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Check everything a recipe needs and tell, stage by stage, what would happen; nothing is written.
+    """Check a recipe and return one row per stage, without writing anything.
 
-    Times are estimated from a few timed passes on this machine; scores count as if no threshold ended them.
-    Raises OptionError that lists every mistake, as `run` would.
+    Times are estimated from a few timed passes on this machine; score passes are counted to their last timestep.
+    Raises OptionError that lists every mistake, as `run` does.
     """
     found = check_recipe(recipe, fetch=False)
     rows = _rows(recipe, out, found)
@@ -61,7 +61,7 @@ def _sizes(before: ModelMixin, after: ModelMixin) -> dict[str, int]:
 
 
 def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any]]:
-    """One row per stage: what it reads, where it writes, what is there already, seconds."""
+    """Return one row per stage: its inputs, its output folder, the status of that, and seconds."""
     big_s = None if found.denoiser is None else _time(found.denoiser, recipe)
     small_s = None if found.small is None else _time(found.small, recipe)
     num_timesteps = DEFAULT_TIMESTEPS if found.process is None else found.process.num_timesteps
@@ -129,13 +129,13 @@ def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any
 
 
 def _passes(options: SampleOptions, found: CheckedRecipe) -> int:
-    """Forward passes for all images, guidance counted twice."""
+    """Return the number of forward passes for all images; guidance takes two per step."""
     steps = options.steps if found.process is None else num_evaluations(found.process, options)
     return options.num_images * steps * (1 + options.is_guided)
 
 
 def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
-    """Time passes of a few images on the recipe's device, in the precision of its first section."""
+    """Time passes of a few images on the device and in the precision of the first section."""
     sections = [s for s in (recipe.train, recipe.finetune, recipe.plan, recipe.sample) if s is not None]
     device = pick_device(sections[0].device if sections else "auto")
     model = cast(nn.Module, copy.deepcopy(denoiser)).to(device).train()
@@ -170,7 +170,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _status(place: Path) -> str:
-    """What is at a stage's place already."""
+    """Return the status of the run in a folder: that of its run.json, `new` or `damaged`."""
     try:
         return str(read_json(place / RECORD_NAME).get("status", "damaged"))
     except FileNotFoundError:

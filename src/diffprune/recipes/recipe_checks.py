@@ -1,4 +1,4 @@
-"""What a recipe needs, checked before any work: all mistakes at once, and what would be downloaded."""
+"""Check everything a recipe needs before any work, and list all mistakes at once."""
 
 import functools
 import os
@@ -33,21 +33,25 @@ from diffprune.pipelines.diffusion import DiffusionProcess, process_of
 from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.model_source import is_hub_id
 from diffprune.pipelines.prompts import read_prompts
+from diffprune.planning import make_plan, prepare, resolve_auto
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.sampling.image_folder import num_evaluations
-from diffprune.stages.plan_stage import make_plan
-from diffprune.stages.train_stage import open_training_data, untrained_pipeline
 from diffprune.training.batches import check_conditions
 from diffprune.training.draws import shards_of
 from diffprune.training.fsdp import check_sharding
+from diffprune.training.training_data import open_training_data
+from diffprune.training.untrained_pipeline import untrained_pipeline
 
 
 @dataclass(frozen=True)
 class CheckedRecipe:
-    """What the checks have found, unless they could not look: at models that are not here yet.
+    """Results of the checks.
 
-    small: a model of the size the plan would give, with fresh weights. downloads: hub ids and addresses that are not
-    files here; the hub's own cache is not looked at.
+    Attributes:
+        denoiser: the model before pruning; None if it is not on this machine yet.
+        process: its diffusion process; None without a pipeline on this machine.
+        small: a model of the size that the plan would have, with new weights; None without a plan or a model.
+        downloads: hub ids and URLs that are not local files; the cache of the hub is not read.
     """
 
     denoiser: ModelMixin | None
@@ -57,11 +61,11 @@ class CheckedRecipe:
 
 
 def check_recipe(recipe: Recipe, *, fetch: bool) -> CheckedRecipe:
-    """Look at everything that a recipe reads.
+    """Check everything that a recipe reads.
 
-    fetch: download a model given by hub id, to check against it; without, only its name is told.
+    fetch: download a model with a hub id, to check against it; otherwise only its name is reported.
     Raises OptionError that lists every mistake: a model or data that cannot be read, a plan that cannot be made,
-    steps or classes that the model does not have, a reference or weights that do not serve the metrics.
+    steps or classes that the model does not have, a reference or weights that do not match the metrics.
     """
     mistakes: list[str] = []
     attempt = functools.partial(_attempt, mistakes)
@@ -92,13 +96,13 @@ def check_recipe(recipe: Recipe, *, fetch: bool) -> CheckedRecipe:
 
 
 def image_sources(recipe: Recipe) -> dict[str, str]:
-    """Where images are read from: section -> DATA."""
+    """Return the DATA of each section that reads images."""
     named = {name: recipe.section(name).data for name in ("train", "plan", "finetune") if getattr(recipe, name)}
     return {name: source for name, source in named.items() if source and source != GENERATED}
 
 
 def weights_of_metrics(options: EvaluateOptions) -> Iterator[str]:
-    """The files or addresses of the networks that the metrics look through."""
+    """Yield the file or URL of each network that the metrics use."""
     if set(options.metrics) & set(INCEPTION_METRICS):
         yield _file_or_url(options.inception_weights, URL)
     if "lpips" in options.metrics:
@@ -158,7 +162,7 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
 
 
 def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptions) -> None:
-    """Look for the texts, and images, that a text-conditioned model is scored or finetuned on."""
+    """Check the texts and images that a text-conditioned model is scored or finetuned on."""
     if options.data is None or is_hub_id(options.data):
         return
     if isinstance(options, FinetuneOptions):
@@ -168,9 +172,11 @@ def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptio
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
+    """Return a model of the size that the plan would have, with new weights."""
     budget = options.model_dump(include={*BudgetOptions.model_fields, "device"})
-    plan = make_plan(denoiser, PlanOptions(**{**budget, "criterion": "random", "rounds": 1}))
-    return prune_denoiser(denoiser, plan, reinit=True, seed=0)
+    prepared = prepare(denoiser, options.kinds)
+    plan = make_plan(prepared, resolve_auto(PlanOptions(**{**budget, "criterion": "random", "rounds": 1})))
+    return prune_denoiser(prepared, plan, reinit=True, seed=0)
 
 
 def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:

@@ -1,4 +1,4 @@
-"""Stage `run`: all stages of a recipe, one after the other; finished ones are not run again."""
+"""Command `run`: run the stages of a recipe in order; finished ones are not repeated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,25 +10,26 @@ from diffprune.recipes.recipe_checks import check_recipe
 from diffprune.runs.distributed import on_main_process
 from diffprune.runs.stage_progress import stage_progress, start_stage
 from diffprune.stages.evaluate_stage import evaluate_stage
+from diffprune.stages.finetune_stage import finetune_stage
 from diffprune.stages.plan_stage import plan_stage
 from diffprune.stages.prune_stage import prune_stage
 from diffprune.stages.report_stage import report_stage
 from diffprune.stages.sample_stage import sample_stage
 from diffprune.stages.stats_stage import stats_stage
 from diffprune.stages.train_classifier_stage import classifier_stage
-from diffprune.stages.train_stage import finetune_stage, train_stage
+from diffprune.stages.train_stage import train_stage
 
 REFERENCE = "reference.npz"
-"""Statistics of the reference, made once for all models."""
+"""Statistics of the reference, computed once for all models."""
 
 R = TypeVar("R")
 
 
 def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Walk a recipe's road inside the folder `out`; returns the figures of the report.
+    """Run the stages of a recipe inside the folder `out`; return the figures of the report.
 
-    A stage that is finished there with the same options and inputs is kept, an interrupted one resumes, any
-    other is made anew. Of several processes all score, train, draw and judge; the first does everything else.
+    A finished stage with the same options and inputs is kept, an interrupted one resumes, any other runs again. All
+    ranks score, train, sample and evaluate; the main process does everything else.
     Raises OptionError that lists every mistake before any work.
     """
     check_recipe(recipe, fetch=True)
@@ -79,17 +80,20 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 def makes_statistics(recipe: Recipe) -> bool:
-    """Whether the road makes statistics of its reference: every model is judged against them, so once is enough."""
+    """Return whether statistics of the reference are computed, once for all models."""
     return bool(recipe.metrics("statistics")) and Path(recipe.judged_by or "").suffix != ".npz"
 
 
 def metrics_folders(recipe: Recipe, names: list[str], out: Path) -> list[Path]:
-    """Where the numbers of each model go."""
+    """Return the folders of the metrics of each model."""
     return [out / "metrics" / name / kind for name in names for kind in METRIC_KINDS if recipe.metrics(kind)]
 
 
 def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
-    """Name -> folder of the pruned and the recovered model; of a compared criterion, in a folder of its own."""
+    """Plan, prune and finetune; return name -> folder of the pruned and the recovered model.
+
+    variant: the compared criterion, which has its own subfolder; None if no criteria are compared.
+    """
     place = out if variant is None else out / variant
     prefix = "" if variant is None else f"{variant}-"
     choose, carry_out = (recipe.section("plan"), recipe.pruning) if variant is None else recipe.variant(variant)
@@ -133,7 +137,7 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
 
 
 def _alone(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
-    """A stage of one process, while the others wait."""
+    """Run a stage on the main process, while the other ranks wait."""
     start_stage(stage)
     sections = (recipe.finetune, recipe.train, recipe.sample, recipe.plan, recipe.evaluate, recipe.classifier)
     device = next((section.device for section in sections if section is not None), "auto")
@@ -141,7 +145,7 @@ def _alone(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
 
 
 def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
-    """The folders of this road's stages; `out` may hold those of a recipe that has changed since."""
+    """Return the folders of the stages of this recipe; `out` may hold others, of an earlier version of it."""
     places = [out] if recipe.compare is None else [out / variant for variant in recipe.compare]
     folders = [out / "classifier", out / "trained"]
     folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]

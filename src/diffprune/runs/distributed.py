@@ -131,11 +131,11 @@ def shared_run(
     state = process_state(device)
     if state.is_main_process:
         with run_record(folder, stage, options, inputs, existing=existing, neutral=neutral, resumable=resumable) as run:
-            broadcast_object_list([run.finished_before])
+            broadcast_object_list([run.finished_before, run.inputs])
             yield run
             state.wait_for_everyone()
     else:
-        message: list[Any] = [None]
+        message: list[Any] = [None, None]
         broadcast_object_list(message)
-        yield Run(folder, finished_before=bool(message[0]))
+        yield Run(folder, finished_before=message[0], inputs=message[1])
         state.wait_for_everyone()

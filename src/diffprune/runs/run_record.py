@@ -27,6 +27,9 @@ RECORD_NAME = "run.json"
 LARGE_BYTES = 64_000_000
 """Files above this size are identified by size and modification time, not by content."""
 
+Inputs = dict[str, dict[str, str | None]]
+"""Name of an input -> `source` (as given) and `identity` (see `identity`)."""
+
 Existing = Literal["refuse", "replace", "redo"]
 """What to do with an existing result, see `run_record`."""
 
@@ -36,11 +39,13 @@ class Run:
     """A running stage and its output folder; `result` goes into `run.json` when the stage ends.
 
     finished_before: the folder already holds the finished result of the same options and inputs.
+    inputs: name of each input -> its `source` and its `identity`, hashed once; the key of caches in the folder.
     """
 
     folder: Path
     finished_before: bool
     result: dict[str, Any] = field(default_factory=dict)
+    inputs: Inputs = field(default_factory=dict)
 
 
 def identity(source: str | None) -> str | None:
@@ -58,6 +63,14 @@ def identity(source: str | None) -> str | None:
     if file.stat().st_size > LARGE_BYTES:
         return _hash_of_stats([file], file.parent)
     return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+
+
+def identified(inputs: Mapping[str, str | None]) -> Inputs:
+    """Return the inputs with the identity of each."""
+    return {
+        name: {"source": None if source is None else str(source), "identity": identity(source)}
+        for name, source in inputs.items()
+    }
 
 
 def _hash_of_stats(files: Sequence[Path], root: Path) -> str:
@@ -90,14 +103,14 @@ def run_record(
     """
     request = {
         "options": _as_json(options),
-        "inputs": {name: {"source": source, "identity": identity(source)} for name, source in inputs.items()},
+        "inputs": identified(inputs),
     }
     before = _existing_record(folder, stage)
     _check_inputs_outside(folder, inputs)
     same = before is not None and not _differences(before, request, neutral)
     finished = before is not None and before.get("status") == "finished"
     if before is not None and same and finished and existing != "redo":
-        yield Run(folder, finished_before=True, result=before["result"])
+        yield Run(folder, finished_before=True, result=before["result"], inputs=request["inputs"])
         return
     if before is not None and not same and existing == "refuse":
         raise FolderError(
@@ -108,13 +121,13 @@ def run_record(
     started = time.monotonic()
     if resumable:
         with _resumable_folder(folder, head, keep_files=same and not finished):
-            run = Run(folder, finished_before=False)
+            run = Run(folder, finished_before=False, inputs=request["inputs"])
             yield run
         _finish(run, head, started)
         shutil.rmtree(_replaced_path(folder), ignore_errors=True)
     else:
         with atomic_folder(folder) as temporary:
-            run = Run(temporary, finished_before=False)
+            run = Run(temporary, finished_before=False, inputs=request["inputs"])
             yield run
             _finish(run, head, started)
 

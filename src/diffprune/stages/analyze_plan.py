@@ -1,4 +1,4 @@
-"""Stage `analyze plan`: what a plan keeps of each group, drawn, and held against another plan."""
+"""Command `analyze plan`: what a plan keeps of each group, drawn, and held against another plan."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stage `analyze sensitivity`: how much the output suffers when one group or one block alone is pruned."""
+"""Command `analyze sensitivity`: error of the output when one group or one block alone is pruned."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,30 +6,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from diffprune.calibration.calibration_set import NoisyBatch
-from diffprune.calibration.latent_cache import LatentCache
+from diffprune.calibration.stage_caches import latents_in, remove_caches, sums_in
 from diffprune.compute.autocast import resolve_precision
 from diffprune.compute.device import pick_device
 from diffprune.compute.placement import placed
-from diffprune.criteria import Scores
 from diffprune.criteria.block_batches import spaced_batches
-from diffprune.groups import Group, find_groups, remove_units
+from diffprune.groups import Group, remove_units
 from diffprune.options import BudgetOptions, SensitivityOptions
-from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.predict import predict
 from diffprune.pipelines.prompts import files_of
-from diffprune.planning import allocate, check_patterns, score
+from diffprune.planning import Prepared, allocate, check_patterns, prepare, score
 from diffprune.reporting.analysis_figures import error_by_ratio
 from diffprune.reporting.formats import block_of
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.atomic_files import atomic_write, read_json
 from diffprune.runs.progress import progress
 from diffprune.runs.run_record import Existing, run_record
-from diffprune.stages.plan_stage import calibration_of, remove_caches, stage_caches
 
 ROWS_NAME = "rows.json"
 
@@ -37,9 +33,9 @@ ROWS_NAME = "rows.json"
 def sensitivity_stage(
     source: str, options: SensitivityOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Prune one part of MODEL at a time, at each ratio, and measure the output; resumable.
+    """Prune one part of MODEL at a time, at each ratio, and measure the error of the output; resumable.
 
-    Leaves `sensitivity.png`, and in run.json per part and ratio: the mean squared change of the prediction over the
+    Writes `sensitivity.png`, and into run.json per part and ratio: the mean squared change of the prediction over the
     calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
     """
     options = resolve_precision(options)
@@ -49,8 +45,10 @@ def sensitivity_stage(
         resumable=True,
     ) as run:  # fmt: skip
         if not run.finished_before:
-            store, sums = stage_caches(run.folder, inputs, options)
-            rows = _measure(load_model(source).whole, options, run.folder / ROWS_NAME, store, sums)
+            latents = latents_in(run.folder, run.inputs)
+            prepared = prepare(load_model(source).whole, options.kinds, calibrating=options, latents=latents)
+            sums = sums_in(run.folder, run.inputs, options)
+            rows = _measure(prepared, options, run.folder / ROWS_NAME, sums)
             remove_caches(run.folder)
             atomic_write(run.folder / "sensitivity.png", error_by_ratio(rows))
             run.result = {"parts": rows}
@@ -58,27 +56,27 @@ def sensitivity_stage(
 
 
 def _measure(
-    model: Any, options: SensitivityOptions, notes: Path, store: LatentCache, sums: Accumulator
+    prepared: Prepared, options: SensitivityOptions, rows_file: Path, sums: Accumulator
 ) -> list[dict[str, Any]]:
-    """One row per part and ratio; what an interrupted run noted is not measured again."""
-    denoiser = denoiser_of(model)
-    groups = find_groups(denoiser, kinds=options.kinds)
+    """Return one row per part and ratio; rows that an interrupted run has written are not measured again."""
+    denoiser, groups = prepared.denoiser, prepared.groups
     check_patterns(groups, BudgetOptions(kinds=options.kinds))
-    calibration = calibration_of(model, denoiser, options, store)
-    device = pick_device(options.device)
+    calibration = prepared.calibration
+    assert calibration is not None, "the options of the calibration set are those of the analysis"
     scores = score(denoiser, groups, calibration, options, sums)
     batches = list(spaced_batches(calibration, options, options.num_timesteps))
-    rows: list[dict[str, Any]] = read_json(notes)["rows"] if notes.exists() else []
-    done = {(row["part"], row["ratio"]) for row in rows}
-    left = [(part, mine, ratio) for part, mine in _parts(groups, options).items() for ratio in options.ratios]
-    left = [item for item in left if (item[0], item[2]) not in done]
-    with placed(denoiser, device), progress("sensitivity", len(left), "prunings") as advance:
-        whole = _outputs(denoiser, batches)
-        power = float(torch.cat([output.square().flatten() for output in whole]).mean())
-        for part, mine, ratio in left:
-            error = _error(denoiser, groups, mine, scores, ratio, batches, whole)
+    rows: list[dict[str, Any]] = read_json(rows_file)["rows"] if rows_file.exists() else []
+    measured = {(row["part"], row["ratio"]) for row in rows}
+    parts = _parts(groups, options)
+    missing = [(part, ratio) for part in parts for ratio in options.ratios if (part, ratio) not in measured]
+    with placed(denoiser, pick_device(options.device)), progress("sensitivity", len(missing), "prunings") as advance:
+        dense = _outputs(denoiser, batches)
+        power = float(torch.cat([output.square().flatten() for output in dense]).mean())
+        for part, ratio in missing:
+            kept = allocate(parts[part], scores, BudgetOptions(ratio=ratio))
+            error = _error(_outputs(remove_units(denoiser, groups, kept), batches), dense)
             rows.append({"part": part, "ratio": ratio, "error": error, "relative_error": error / power})
-            atomic_write(notes, json.dumps({"rows": rows}))
+            atomic_write(rows_file, json.dumps({"rows": rows}))
             advance(1, f"{part} {ratio:g}: {error / power:.3g}")
     return rows
 
@@ -90,13 +88,9 @@ def _parts(groups: Sequence[Group], options: SensitivityOptions) -> Mapping[str,
     return parts
 
 
-def _error(
-    denoiser: ModelMixin, groups: Sequence[Group], mine: Sequence[Group], scores: Scores, ratio: float,
-    batches: Sequence[NoisyBatch], whole: Sequence[Tensor],
-) -> float:  # fmt: skip
-    kept = allocate(mine, scores, BudgetOptions(ratio=ratio))
-    outputs = _outputs(remove_units(denoiser, groups, kept), batches)
-    return float(torch.cat([(a - b).square().flatten() for a, b in zip(outputs, whole, strict=True)]).double().mean())
+def _error(outputs: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
+    """Return the mean squared difference, in float64."""
+    return float(torch.cat([(a - b).square().flatten() for a, b in zip(outputs, dense, strict=True)]).double().mean())
 
 
 @torch.no_grad()

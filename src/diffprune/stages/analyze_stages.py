@@ -1,47 +1,45 @@
-"""Stage `analyze stages`: how near a pruned model stays to its original, by the timesteps that made its scores."""
+"""Command `analyze stages`: image quality of pruned models by the timesteps of their scores."""
 
 from pathlib import Path
 from typing import Any
 
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-
 from diffprune.criteria.score_pass import scored_timesteps
 from diffprune.errors import ModelError, OptionError
+from diffprune.evaluation.measure_images import measure
 from diffprune.options import UNCALIBRATED_CRITERIA, EvaluateOptions, SampleOptions, StagesOptions
-from diffprune.pipelines.denoiser_access import denoiser_of
-from diffprune.pipelines.diffusion import process_of
+from diffprune.pipelines.diffusion import DiffusionProcess, process_of
 from diffprune.pipelines.loading import load_model
 from diffprune.pipelines.prompts import files_of
-from diffprune.planning import Plan, read_plan
+from diffprune.planning import Plan, Prepared, make_plan, prepare, read_plan, resolve_auto
 from diffprune.pruning.surgery import prune_denoiser
 from diffprune.reporting.analysis_figures import quality_by_stage
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.run_record import Existing, run_record
 from diffprune.sampling.image_folder import sample_to_folder
-from diffprune.stages.evaluate_stage import measure
-from diffprune.stages.plan_stage import make_plan, resolve_auto_options
 
 
 def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Prune MODEL once per stage of timesteps and compare what each draws with the original; resumable.
+    """Prune MODEL once per stage of timesteps and compare the images of each with the original's; resumable.
 
-    Leaves `stages.png`, and in run.json per stage: first and last timestep, relative loss (mean loss of the stage
+    Writes `stages.png`, and into run.json per stage: first and last timestep, relative loss (mean loss of the stage
     over the largest mean of any stage), ssim and mse to the original's images of the same noise, MACs. Source:
     Fang, Ma and Wang, NeurIPS 2023, the figure of SSIM against the stage of the scores.
     """
     if options.criterion in UNCALIBRATED_CRITERIA:
-        raise OptionError(f"criterion: {options.criterion} looks at no timesteps; choose another one")
-    options = resolve_auto_options(options)
+        raise OptionError(f"criterion: {options.criterion} does not depend on timesteps; choose another one")
+    options = resolve_auto(options)
     model = load_model(source)
     if model.pipeline is None:
         raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
-    stages = _stages(process_of(model.pipeline).num_timesteps, options)
+    prepared = prepare(model.pipeline, options.kinds, calibrating=options)
+    process = process_of(model.pipeline)
+    stages = _stages(process.num_timesteps, options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
     with run_record(
         out, "analyze-stages", options.resolved(), inputs, existing=existing, neutral=options.neutral, resumable=True
     ) as run:
         if not run.finished_before:
-            rows = _measure(model.pipeline, stages, options, run.folder)
+            rows = _measure(prepared, process, stages, options, run.folder)
             atomic_write(run.folder / "stages.png", quality_by_stage(rows))
             run.result = {"stages": rows}
         return run.result
@@ -60,18 +58,21 @@ def _stages(num_timesteps: int, options: StagesOptions) -> list[tuple[int, int]]
 
 
 def _measure(
-    pipeline: DiffusionPipeline, stages: list[tuple[int, int]], options: StagesOptions, folder: Path
+    prepared: Prepared,
+    process: DiffusionProcess,
+    stages: list[tuple[int, int]],
+    options: StagesOptions,
+    folder: Path,
 ) -> list[dict[str, Any]]:
-    shared = options.model_dump(include={"num", "steps", "seed", "device", "mixed_precision"})
-    drawing = SampleOptions(**shared)
+    """Return one row per stage; all plans share the groups and the calibration set of `prepared`."""
+    drawing = SampleOptions(**options.model_dump(include={"num", "steps", "seed", "device", "mixed_precision"}))
     comparing = EvaluateOptions(metrics=("ssim", "mse"), device=options.device)
-    denoiser, process = denoiser_of(pipeline), process_of(pipeline)
-    sample_to_folder(denoiser, process, folder / "original", drawing)
+    sample_to_folder(prepared.denoiser, process, folder / "original", drawing)
     rows = []
     for number, (first, last) in enumerate(stages):
         place = folder / f"stage-{number:02d}"
-        plan = _plan(pipeline, options.model_copy(update={"first_timestep": first, "last_timestep": last}), place)
-        sample_to_folder(prune_denoiser(denoiser, plan), process, place, drawing)
+        plan = _plan(prepared, options.model_copy(update={"first_timestep": first, "last_timestep": last}), place)
+        sample_to_folder(prune_denoiser(prepared, plan), process, place, drawing)
         losses = plan.details["losses"]
         rows.append(
             {
@@ -86,9 +87,9 @@ def _measure(
     return [{**row, "relative_loss": row["loss"] / largest} for row in rows]
 
 
-def _plan(pipeline: DiffusionPipeline, options: StagesOptions, folder: Path) -> Plan:
-    """The plan of one stage; kept where an interrupted run left it."""
+def _plan(prepared: Prepared, options: StagesOptions, folder: Path) -> Plan:
+    """Return the plan of one stage; one that an interrupted run has saved is read."""
     path = folder / "plan.json"
     if not path.exists():
-        make_plan(pipeline, options).save(path)
+        make_plan(prepared, options).save(path)
     return read_plan(path)

@@ -1,4 +1,4 @@
-"""Stage `prune`: carry out a plan."""
+"""Command `prune`: prune a model by a plan file, or by a plan that it makes."""
 
 import shutil
 from dataclasses import asdict
@@ -6,104 +6,47 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from diffusers.models.modeling_utils import ModelMixin
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from torch import nn
-
-from diffprune.artifact.pruned_classes import PrunedMixin
-from diffprune.calibration.calibration_set import Calibration
 from diffprune.calibration.latent_cache import LatentCache
+from diffprune.calibration.stage_caches import latents_in, remove_caches, sums_in
 from diffprune.compute.autocast import resolve_precision
 from diffprune.errors import OptionError
-from diffprune.groups import find_groups
-from diffprune.options import UNCALIBRATED_CRITERIA, CalibrationOptions, PlanOptions, PruneOptions, RunOptions
-from diffprune.pipelines.denoiser_access import denoiser_of, with_denoiser
+from diffprune.options import CalibrationOptions, PlanOptions, PruneOptions
 from diffprune.pipelines.model_card import copy_model_card
 from diffprune.pipelines.prompts import files_of
+from diffprune.pipelines.saving import save_into
 from diffprune.pipelines.stored_dtype import in_stored_dtype, load_as_stored
-from diffprune.planning import Plan, read_plan
-from diffprune.pruning.compensation import Compensation, compensate
+from diffprune.planning import Plan, Prepared, make_plan, prepare, read_plan
+from diffprune.planning.widths import resolve_round_to
+from diffprune.pruning.apply_plan import apply_plan, calibrating_of, is_compensated
+from diffprune.pruning.compensation import Compensation
 from diffprune.pruning.on_disk import prune_folder, stored_model
-from diffprune.pruning.surgery import check_weights, prune_denoiser
-from diffprune.runs.atomic_files import atomic_folder, write_json
+from diffprune.pruning.surgery import check_weights
+from diffprune.runs.atomic_files import write_json
 from diffprune.runs.distributed import on_main_process, shared_run
 from diffprune.runs.run_record import Existing
-from diffprune.stages.plan_stage import (
-    calibration_of,
-    plan_and_calibration,
-    remove_caches,
-    resolve_auto_options,
-    stage_caches,
-)
+
+PLAN = "plan.json"
 
 SOLVED = ".compensation"
-"""Folder of the layers that compensation has solved, while it lasts."""
+"""Subfolder of the cached layers of compensation; removed when the stage has finished."""
 
 
-def apply_plan(
-    model: Any,
-    plan: Plan,
-    options: PruneOptions,
-    calibration: Calibration | None = None,
-    *,
-    store: LatentCache | None = None,
-    folder: Path | None = None,
+def prune_model(
+    model: Any, options: PruneOptions, plan: Plan | None = None, plan_options: PlanOptions | None = None
 ) -> tuple[Any, Compensation | None]:
-    """`prune` with its options as one value, and what compensation did.
+    """Prune a pipeline or bare denoiser in memory; return the copy, and the statistics of its compensation.
 
-    calibration: what the plan was scored on, where it is at hand; taken unless `data` names other images. store: of
-    latents. folder: of solved layers.
+    plan: None makes one by `plan_options`, on the same groups and calibration set. Raises as `make_plan` and
+    `apply_plan`.
     """
-    dense = denoiser_of(model)
-    cut = partial(
-        prune_denoiser, dense, plan, reinit=options.reinit, rescale_queries=options.rescale_queries, seed=options.seed
-    )
-    by = _calibrating(plan, options, bare=isinstance(model, nn.Module))
-    if by is not None and (calibration is None or by.data != plan.options.get("data")):
-        calibration = calibration_of(model, dense, by, store, fewer_will_do=True)
-    small, done = cut(), None
-    if by is not None and calibration is not None:
-        done = compensate(
-            dense, small, plan, calibration, options,
-            groups=find_groups(dense, kinds=plan.kinds),
-            batch_size=by.batch_size, offloaded=by.offload == "cpu", folder=folder,
-        )  # fmt: skip
-        small = small if done.helped else cut()
-        if isinstance(small, PrunedMixin):
-            small.pruning_provenance[-1]["compensation"] = done.summary()
-    return (small if isinstance(model, nn.Module) else with_denoiser(model, small)), done
-
-
-def _calibrating(plan: Plan, options: PruneOptions, *, bare: bool = False) -> CalibrationOptions | None:
-    """The options of the images for compensation; None where it is not wanted, or not possible and not asked for."""
-    asked = "compensate" in options.model_fields_set and options.compensate
-    chosen = {name: value for name, value in plan.options.items() if name in CalibrationOptions.model_fields}
-    run = options.model_dump(include={*RunOptions.model_fields})
-    data = {} if options.data is None else {"data": options.data}
-    by = CalibrationOptions.model_validate({**chosen, **run, **data})
-    lacking = None
-    if options.reinit:
-        lacking = "fresh weights have nothing to keep"
-    elif bare:
-        lacking = "a bare denoiser has no noise schedule; give a pipeline"
-    elif by.data is None:
-        lacking = "it needs images: give data (a folder, a parquet file, a dataset id, `digits` or `generated`)"
-    if lacking is not None and asked:
-        raise OptionError(f"compensate: {lacking}")
-    return by if options.compensate and lacking is None else None
-
-
-def publish(model: DiffusionPipeline | ModelMixin, folder: Path) -> None:
-    """Save a model and move it into the stage's folder, its index last."""
-    with atomic_folder(folder / ".pipeline") as beside:
-        model.save_pretrained(beside)
-    saved = folder / ".pipeline"
-    for part in sorted(saved.iterdir(), key=lambda p: p.name == "model_index.json"):
-        target = folder / part.name
-        if target.is_dir():
-            shutil.rmtree(target)
-        part.replace(target)
-    saved.rmdir()
+    options = resolve_precision(options)
+    if plan is not None:
+        prepared = prepare(model, plan.kinds, calibrating=calibrating_of(plan, options), at_most=True)
+        return apply_plan(prepared, plan, options)
+    planning = _planning(plan_options or PlanOptions(), options)
+    prepared = prepare(model, planning.kinds, calibrating=planning, at_most=not planning.is_calibrated)
+    check_weights(prepared.denoiser, reinit=options.reinit)
+    return apply_plan(prepared, make_plan(prepared, planning), options)
 
 
 def prune_stage(
@@ -115,91 +58,103 @@ def prune_stage(
     *,
     existing: Existing = "refuse",
 ) -> dict[str, Any]:
-    """Prune MODEL into a pipeline folder, by a plan file or by the options of `plan`.
+    """Prune MODEL into a folder, by a plan file or by the options of `plan`.
 
-    With a plan file, and where the weights only have to be cut, a folder is pruned without loading it. Several
-    processes share the scores of a plan; the first does the rest.
+    With a plan file, and without compensation, a folder is pruned without loading its model. All ranks share the
+    scores of a plan; the main process does the rest.
     """
-    shared = set(PruneOptions.model_fields)
-    if plan_file is not None and plan_options.model_fields_set - shared:
-        given = ", ".join(sorted(plan_options.model_fields_set - shared))
-        raise OptionError(f"a plan file already holds the options of plan; drop {given} or drop the plan")
-    options, plan_options = resolve_precision(options), resolve_auto_options(plan_options)
-    by = {} if plan_file is not None else plan_options.resolved()
-    calibrating = plan_options if plan_file is None else _calibrating(read_plan(plan_file), options) or plan_options
+    options = resolve_precision(options)
+    existing_plan = None if plan_file is None else _read_alone(plan_file, plan_options)
+    planning = _planning(plan_options, options)
+    calibrating = planning if existing_plan is None else calibrating_of(existing_plan, options)
+    wanted = is_compensated(options, calibrating)
+    reads = calibrating if wanted or existing_plan is None else options
     inputs = {
         "model": source,
-        "plan": str(plan_file) if plan_file is not None else None,
-        "data": options.data or calibrating.data,
-        **files_of(calibrating.prompts),
+        "plan": None if plan_file is None else str(plan_file),
+        "data": reads.data,
+        **files_of(reads.prompts if isinstance(reads, CalibrationOptions) else None),
     }
+    recorded = {**(planning.resolved() if existing_plan is None else {}), **options.resolved()}
     device = options.device
-    recorded = {**by, **options.resolved()}
-    with shared_run(
-        out, "prune", recorded, inputs, device=device, existing=existing, neutral=plan_options.neutral
-    ) as run:
+    with shared_run(out, "prune", recorded, inputs, device=device, existing=existing, neutral=planning.neutral) as run:
         if not run.finished_before:
-            kept, model, calibration = run.folder / "plan.json", None, None
-            plan = on_main_process(lambda: _plan_there(kept, plan_file), device)
-            store, sums = stage_caches(run.folder, inputs, plan_options)
+            plan = on_main_process(lambda: _saved_plan(run.folder) or existing_plan, device)
+            latents, prepared = latents_in(run.folder, run.inputs), None
             if plan is None:
-                model = load_as_stored(source).whole
-                check_weights(denoiser_of(model), reinit=options.reinit)
-                plan, calibration = plan_and_calibration(model, plan_options, store, sums)
-                if plan.criterion not in UNCALIBRATED_CRITERIA and _calibrating(plan, options) is not None:
-                    on_main_process(partial(plan.save, kept), device)  # it took long, and what follows does
-            finish = partial(_into_folder, source, model, plan, options, run.folder, store, calibration)
-            run.result = on_main_process(finish, device)
+                prepared = prepare(
+                    load_as_stored(source).whole, planning.kinds,
+                    calibrating=planning, latents=latents, at_most=not planning.is_calibrated,
+                )  # fmt: skip
+                check_weights(prepared.denoiser, reinit=options.reinit)
+                plan = make_plan(prepared, planning, sums_in(run.folder, run.inputs, planning))
+                if planning.is_calibrated and wanted:  # both scores and compensation take long
+                    on_main_process(partial(plan.save, run.folder / PLAN), device)
+            write = partial(_write, source, prepared, plan, options, run.folder)
+            run.result = on_main_process(partial(write, calibrating if wanted else None, latents), device)
         return run.result
 
 
-def _plan_there(kept: Path, plan_file: str | Path | None) -> Plan | None:
-    """The plan that an interrupted run has left, or the one that was given."""
-    there = kept if kept.exists() else plan_file
-    return None if there is None else read_plan(there)
+def _planning(plan_options: PlanOptions, options: PruneOptions) -> PlanOptions:
+    """Return the options of `plan` with `auto` resolved, the precision as in `options`."""
+    return resolve_round_to(plan_options.model_copy(update={"mixed_precision": options.mixed_precision}))
 
 
-def _into_folder(
+def _read_alone(plan_file: str | Path, plan_options: PlanOptions) -> Plan:
+    """Read a plan file; raise OptionError for options of planning beside it."""
+    planning = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
+    if planning:
+        raise OptionError(f"a plan file already holds the options of plan; drop {', '.join(planning)} or drop the plan")
+    return read_plan(plan_file)
+
+
+def _saved_plan(folder: Path) -> Plan | None:
+    """Return the plan that an interrupted run has saved."""
+    return read_plan(folder / PLAN) if (folder / PLAN).exists() else None
+
+
+def _write(
     source: str,
-    model: Any,
+    prepared: Prepared | None,
     plan: Plan,
     options: PruneOptions,
     folder: Path,
-    store: LatentCache,
-    calibration: Calibration | None,
+    calibrating: CalibrationOptions | None,
+    latents: LatentCache,
 ) -> dict[str, Any]:
-    """Carry out a plan; returns what goes into `run.json`. model, calibration: where they are there already."""
-    stored = stored_model(source) if model is None and _only_cuts(plan, options) else None
-    compensation = None
+    """Write the pruned model into the folder; return the result for `run.json`.
+
+    prepared: None if the model has not been loaded; it is not, where its folder can be pruned tensor by tensor.
+    calibrating: None if weights are not compensated.
+    """
+    only_sliced = calibrating is None and not options.reinit and not options.rescale_queries
+    stored = stored_model(source) if prepared is None and only_sliced else None
+    result = plan.summary()
     if stored is not None:
         prune_folder(stored, plan, folder)
     else:
-        model = model or load_as_stored(source).whole
-        small, compensation = apply_plan(model, plan, options, calibration, store=store, folder=folder / SOLVED)
-        publish(in_stored_dtype(small, source), folder)
-    plan.save(folder / "plan.json")
+        if prepared is None:
+            model = load_as_stored(source).whole
+            prepared = prepare(model, plan.kinds, calibrating=calibrating, latents=latents, at_most=True)
+        small, compensation = apply_plan(prepared, plan, options, folder / SOLVED)
+        save_into(in_stored_dtype(small, source), folder)
+        if compensation is not None:
+            write_json(folder / "compensation.json", asdict(compensation))
+            result["compensation"] = compensation.summary()
+    plan.save(folder / PLAN)
     copy_model_card(source, folder, _paragraph(source, plan, options))
-    result = plan.summary()
-    if compensation is not None:
-        write_json(folder / "compensation.json", asdict(compensation))
-        result["compensation"] = compensation.summary()
     remove_caches(folder)
     shutil.rmtree(folder / SOLVED, ignore_errors=True)
     return result
 
 
-def _only_cuts(plan: Plan, options: PruneOptions) -> bool:
-    """Whether the weights that stay are those of the original."""
-    return not options.reinit and not options.rescale_queries and _calibrating(plan, options) is None
-
-
 def _paragraph(source: str, plan: Plan, options: PruneOptions) -> str:
     before, after = plan.before, plan.after
-    weights = " Its weights were then drawn afresh." if options.reinit else ""
+    weights = " Its weights were then initialized anew." if options.reinit else ""
     return (
         f"## Pruned with diffprune\n\nThe {plan.class_name} of `{source}` was pruned structurally "
         f"(criterion {plan.criterion}, ratio {plan.options.get('ratio')}): from {before.params / 1e6:.2f}M parameters "
         f"and {before.macs / 1e9:.3f} GMACs to {after.params / 1e6:.2f}M and {after.macs / 1e9:.3f} GMACs.{weights} "
         "Load it with `import diffprune` before `DiffusionPipeline.from_pretrained`. "
-        "The licence of the original holds for it."
+        "The license of the original applies to it."
     )

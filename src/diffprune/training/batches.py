@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from diffprune.calibration.calibration_set import Calibration, NoisyBatch, noisy_batch
+from diffprune.calibration.texts import Texts
 from diffprune.data.images import ImageSet, load_batches
 from diffprune.errors import DataError, ModelError
 from diffprune.options import FinetuneOptions, TrainingOptions
@@ -17,7 +18,7 @@ from diffprune.training.fsdp import check_sharding
 from diffprune.training.lora import check_peft
 
 
-def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, options: TrainingOptions) -> None:
+def check_conditions(process: DiffusionProcess, images: ImageSet | Texts, options: TrainingOptions) -> None:
     """Check before any work that these images can train the model with these options.
 
     Raises ModelError, DataError or OptionError otherwise.
@@ -32,10 +33,15 @@ def check_conditions(process: DiffusionProcess, images: ImageSet | Calibration, 
         check_peft()
     if options.class_dropout and (process.classes is None or process.classes.null_class is None):
         raise ModelError("class_dropout: the model has no null class; leave the option out")
-    if len(images) <= options.num_validation_images:
+    check_held_out(len(images), options)
+
+
+def check_held_out(num_images: int, options: TrainingOptions) -> None:
+    """Raise DataError if the held-out images leave none to train on."""
+    if num_images <= options.num_validation_images:
         raise DataError(
-            f"num_validation_images: got {options.num_validation_images} of {len(images)} images, which leaves none to "
-            f"train on; give at most {len(images) - 1}"
+            f"num_validation_images: got {options.num_validation_images} of {num_images} images, which leaves none to "
+            f"train on; give at most {num_images - 1}"
         )
 
 
@@ -52,7 +58,6 @@ class TrainingData:
         options: TrainingOptions,
         device: torch.device,
     ) -> None:
-        check_conditions(process, images, options)
         self.process, self.images, self.options, self.device = process, images, options, device
         self.train_indices, self.held_out_indices = split_held_out(
             len(images), options.num_validation_images, options.seed

@@ -153,7 +153,7 @@ def _fit_next(
             target = target.index_select(channel_axis(layer, target), rows.to(target.device))
         if _comparable(layer, in_small.tensor, target, batch):
             weights = batch.weights.repeat_interleave(len(target) // len(batch.weights)).to(target.device)
-            layer_fit.add(in_small.tensor, target, weights, held_out=batch.held_out)
+            layer_fit.add(_full_precision(in_small.tensor), _full_precision(target), weights, held_out=batch.held_out)
     assert layer_fit is not None
     if cached is not None:
         return cached
@@ -161,6 +161,11 @@ def _fit_next(
     if fit is not None and cache is not None:
         cache.save(fit, layer)
     return fit
+
+
+def _full_precision(activations: Tensor) -> Tensor:
+    """Return 16-bit activations, as under autocast, in float32; others unchanged."""
+    return activations.float() if activations.dtype.itemsize < 4 else activations
 
 
 def _can_be_fitted(model: nn.Module, path: str) -> bool:
