@@ -144,13 +144,13 @@ def test_with_out_a_function_writes_the_folder_of_the_stage_and_resumes(
 
 
 def test_options_of_a_folder_are_errors_without_one(pipeline: Any, images: list[Image.Image]) -> None:
-    with pytest.raises(diffprune.OptionError, match="preview_every, tracker: needs a folder"):
+    with pytest.raises(diffprune.OptionError, match="preview_every, tracker: needs an output folder"):
         diffprune.finetune(pipeline, data=images, preview_every=5, tracker="wandb")
     with pytest.raises(diffprune.OptionError, match="teacher_weight: needs a teacher"):
         diffprune.finetune(pipeline, data=images, teacher_weight=0.5)
-    with pytest.raises(diffprune.OptionError, match="teacher: it is another kind of model"):
+    with pytest.raises(diffprune.OptionError, match="teacher: its class or inputs differ"):
         diffprune.finetune(pipeline, tiny("sd"), data=images)
-    with pytest.raises(diffprune.OptionError, match="checkpoint_every: needs a folder"):
+    with pytest.raises(diffprune.OptionError, match="checkpoint_every: needs an output folder"):
         diffprune.train(images, checkpoint_every=5)
 
 
@@ -161,7 +161,7 @@ def test_all_wrong_options_of_two_sets_are_listed_at_once(pipeline: Any) -> None
     assert text.startswith("options of prune:\n")
     assert "did you mean 'ratio'" in text
     assert text.count("\n") == 3
-    with pytest.raises(diffprune.OptionError, match="the plan holds these options"):
+    with pytest.raises(diffprune.OptionError, match="the plan already holds these options"):
         diffprune.prune(pipeline, diffprune.plan(pipeline, criterion="magnitude"), ratio=0.2)
 
 

@@ -154,7 +154,7 @@ def test_a_class_that_diffusers_does_not_have_is_not_pruned() -> None:
 
 def test_a_bare_denoiser_has_no_noise_schedule(model: Path, refused: Refused, tmp_path: Path) -> None:
     for command, more in (("sample", []), ("finetune", ["--data", "digits"])):
-        assert "is not a pipeline" in refused(command, model / "unet", "--out", tmp_path / "out", *more)
+        assert "is a bare denoiser" in refused(command, model / "unet", "--out", tmp_path / "out", *more)
     message = refused("plan", model / "unet", "--data", "digits", "--criterion", "taylor")
     assert "has no noise schedule" in message
 
@@ -236,7 +236,7 @@ def test_a_damaged_plan_is_refused(
 def test_a_plan_and_options_of_plan_exclude_each_other(model: Path, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     words = ("prune", model, "--plan", tmp_path / "plan.json", "--ratio", 0.2, "--out", tmp_path / "out")
-    assert "drop ratio or drop the plan" in refused(*words, status=2)
+    assert "leave out ratio, or leave out the plan" in refused(*words, status=2)
 
 
 # options
@@ -357,7 +357,7 @@ def test_a_corrupt_image_is_named(
 
 
 def test_too_few_images_say_how_many_are_needed(images: Path, model: Path, refused: Refused) -> None:
-    assert "holds 12 images, the calibration needs 128" in refused("plan", model, "--data", images)
+    assert "holds 12 images, but calibration needs 128" in refused("plan", model, "--data", images)
 
 
 def test_unpaired_images_are_refused(images: Path, refused: Refused, tmp_path: Path) -> None:

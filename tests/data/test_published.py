@@ -279,12 +279,12 @@ def test_a_missing_lmdb_package_says_what_to_install(
 def test_wrong_names_and_options_are_told_at_once(refused: Callable[..., str], tmp_path: Path) -> None:
     assert "did you mean 'cifar10'?" in refused("cifar-10", status=2)
     message = refused("celeba", "--split", "test", "--resolution", 64, status=2)
-    for expected in ("split: belongs to cifar10", "resolution: belongs to ffhq", "archive: missing"):
+    for expected in ("split: applies only to cifar10", "resolution: applies only to ffhq", "archive: missing"):
         assert expected in message
     (tmp_path / "empty").mkdir()
-    assert "md5: belongs to a file" in refused("ffhq", "--archive", tmp_path / "empty", "--md5", "0" * 32, status=2)
+    assert "md5: applies to a file" in refused("ffhq", "--archive", tmp_path / "empty", "--md5", "0" * 32, status=2)
     assert "md5: got 'abc'" in refused("cifar10", "--md5", "abc", status=2)
-    assert "no archive" in refused("cifar10", "--archive", tmp_path / "nowhere")
+    assert "does not exist" in refused("cifar10", "--archive", tmp_path / "nowhere")
     assert "has no images" in refused("celeba", "--archive", tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("not an archive")
     assert "neither a folder nor a complete zip" in refused("lsun-church", "--archive", tmp_path / "notes.txt")

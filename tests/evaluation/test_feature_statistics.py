@@ -131,7 +131,7 @@ def test_finished_statistics_are_kept_and_others_never_replaced_unasked(
     assert file.stat().st_mtime_ns == before
     assert run(*words, "--batch-size", 1) == 0
     assert file.stat().st_mtime_ns == before
-    assert "add --overwrite" in refusal(capsys, *words, "--num", 2)
+    assert "(num: was None, is 2); add --overwrite" in refusal(capsys, *words, "--num", 2)
     assert file.stat().st_mtime_ns == before
     assert answer(capsys, *words, "--num", 2, "--overwrite")["num_images"] == 2
     made = file.stat().st_mtime_ns

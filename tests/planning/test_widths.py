@@ -19,7 +19,7 @@ from diffprune.groups import Group, Slice
 from diffprune.options import BudgetOptions, PlanOptions
 from diffprune.planning import allocate, check_patterns, resolve_auto
 from diffprune.planning import widths as rounding
-from diffprune.planning.rounds import GONE
+from diffprune.planning.rounds import REMOVED
 from diffprune.runs.atomic_files import read_json
 from tests.conftest import tiny_pipeline, tiny_unet
 
@@ -96,7 +96,7 @@ def test_groups_that_compete_are_rounded_too(ranking: str) -> None:
 def test_units_that_are_gone_are_not_taken_back() -> None:
     """Rounding took more than the ratio in one round; in the next, others are at the end of the ranking."""
     groups = [Group(n, "channels", 64, ()) for n in ("a", "b")]
-    left = torch.arange(64).double().index_fill(0, torch.arange(32), GONE)
+    left = torch.arange(64).double().index_fill(0, torch.arange(32), REMOVED)
     options = BudgetOptions(ratio=0.3, ranking="global", round_to=32)
     assert allocate(groups, Scores("", {"a": left, "b": left}), options) == {n: tuple(range(32, 64)) for n in "ab"}
 

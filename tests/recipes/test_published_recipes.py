@@ -211,11 +211,12 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
         assert main(["run", "cifar10", "--out", str(tmp_path / "out"), "--set", *changes, *more]) == 2
         message = capsys.readouterr().err
         for expected in (
-            f"plan: {image_folder} holds 12 images, num_calibration_images asks for 128",
+            f"plan: {image_folder} holds 12 images, num_calibration_images is 128; "
+            "give more images or set a smaller number",
             "finetune: no images at",
             "finetune: batch_size: got 128, which does not divide",
             "sample: steps: got 21, the model has 20 timesteps",
-            "evaluate: num: got 30, sample draws 20",
+            "evaluate: num: got 30, but the sample section draws 20 images; set at most 20",
             "kid needs at least 1000",
             "other.npz cannot be read as statistics",
             f"{weights} does not hold the weights of inception",

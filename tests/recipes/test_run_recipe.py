@@ -192,14 +192,14 @@ def test_a_dry_run_tells_what_would_happen_and_writes_nothing(walked: Path, caps
     assert main(["run", "recipe.yaml", "--out", "new", "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert [row["stage"] for row in told["steps"]] == ["plan", "prune", "finetune", *["sample"] * 3, "evaluate"]
-    assert {row["there"] for row in told["steps"]} == {"new"}
+    assert {row["status"] for row in told["steps"]} == {"new"}
     assert all(row["estimated_s"] > 0 for row in told["steps"] if row["stage"] in ("plan", "finetune", "sample"))
     assert told["downloads"] == []
     assert not Path("new").exists()
 
     assert main(["run", "recipe.yaml", "--out", "out", "--dry-run", "--json"]) == 0
     again = json.loads(capsys.readouterr().out)
-    assert {row["there"] for row in again["steps"] if row["stage"] != "evaluate"} == {"finished"}
+    assert {row["status"] for row in again["steps"] if row["stage"] != "evaluate"} == {"finished"}
     made = read_json(walked / "out" / "plan" / "plan.json")
     assert (told["params_after"], told["macs_after"]) == (made["after"]["params"], made["after"]["macs"])
 

@@ -50,7 +50,7 @@ def test_an_interrupted_analysis_is_continued(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num-stages", "21"], "give at most that many"),
+        (["--num-stages", "21"], "got 21, the scores use 20 timesteps; give at most 20"),
         (["--criterion", "magnitude"], "does not depend on timesteps"),
         (["--num-stages", "1"], "num_stages: got '1'"),
     ],

@@ -358,7 +358,7 @@ def test_wrong_uses_of_captions_are_refused_before_work(
     few = ["--num-calibration-images", "2"]
     cases = [
         (["plan", str(model), "--data", captioned, *few, "--prompts", str(prompts)], "captions of the images take"),
-        (["plan", str(model), "--data", captioned], "holds 5 images, the calibration needs 128"),
+        (["plan", str(model), "--data", captioned], "holds 5 images, but calibration needs 128"),
         (["plan", str(model), "--data", "digits", *few], "digits have no captions"),
         (["plan", str(model), "--data", captioned, *few, "--num-frames", "3"], "num_frames: the call of Stable"),
         (["finetune", str(model), "--data", "digits"], "digits have no captions"),
@@ -390,7 +390,7 @@ def test_a_recipe_of_captions_is_checked_before_any_work(
 ) -> None:
     recipe, out = tmp_path / "recipe.yaml", tmp_path / "out"
     model, passes = saved("sd", tmp_path), Passes(monkeypatch)
-    for data, num, message in ((captioned, 9, "holds 5 images, the calibration"), ("generated", 2, "prompts: missing")):
+    for data, num, message in ((captioned, 9, "holds 5 images, but calibration"), ("generated", 2, "prompts: missing")):
         recipe.write_text(RECIPE.format(model=model, data=data, num=num))
         assert main(["run", str(recipe), "--out", str(out)]) != 0
         assert message in capsys.readouterr().err

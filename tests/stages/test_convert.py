@@ -90,7 +90,7 @@ def test_a_research_checkpoint_becomes_a_folder_that_diffusers_loads(
     record = json.loads((tmp_path / "ema" / "run.json").read_text())
     assert record["options"]["format"] == "ddpm"
     assert record["inputs"]["file"]["identity"] == sha256(checkpoint)[:16]
-    assert "licence" in (tmp_path / "ema" / "README.md").read_text()
+    assert "license" in (tmp_path / "ema" / "README.md").read_text()
 
 
 def test_pruned_weights_of_someone_else_become_our_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -131,7 +131,9 @@ def test_what_a_checkpoint_asks_for_beside_weights_is_told(
     torch.save(content, tmp_path / "model.ckpt")
     facts = answer(capsys, "convert", "ddpm", tmp_path / "model.ckpt", "--arch", arch, "--out", tmp_path / "out")
     assert facts["weights"] == "stored"
-    assert facts["notes"] == [f"not read, since only code could: {type(Path()).__module__}.{type(Path()).__name__}"]
+    assert facts["notes"] == [
+        f"not read, because that would execute code: {type(Path()).__module__}.{type(Path()).__name__}"
+    ]
 
 
 # addresses

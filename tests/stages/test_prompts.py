@@ -204,7 +204,7 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         (["finetune", str(model), "--data", "generated", "--steps", "1"], "prompts: missing"),
         (["finetune", str(pipeline_folder), "--data", "generated", "--steps", "1"], "serve text-conditioned models"),
         (["sample", str(model), "--prompts", str(prompts), "--scheduler", FLOW], "for flows"),
-        (["finetune", str(pipeline_folder), "--teacher", str(model), "--data", "digits"], "another kind of model"),
+        (["finetune", str(pipeline_folder), "--teacher", str(model), "--data", "digits"], "class or inputs differ"),
         (["plan", str(model), "--data", "generated"], "prompts: missing"),
         (["plan", str(model), "--data", "digits", "--prompts", str(prompts)], "needs a text for each image"),
     ]

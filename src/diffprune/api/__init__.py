@@ -1,1 +1,1 @@
-"""The public functions: each command of the command line as a function of values or paths."""
+"""Public Python functions: one per command, with values or paths as arguments."""

@@ -1,4 +1,4 @@
-"""Arguments of the public functions as the stages take them: names of files, or values in memory."""
+"""Convert arguments of the public functions into values in memory, or into sources for the stages."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from diffprune.runs.tensor_cache import tensors_digest
 
 
 def model_value(model: Any) -> Any:
-    """Return a pipeline or denoiser; a MODEL (folder, hub id, config.json or built-in name) is loaded.
+    """Return a pipeline or denoiser, loaded if `model` is a folder, hub id, config.json or built-in name.
 
     Raises ModelError for anything else.
     """
@@ -35,7 +35,7 @@ def model_value(model: Any) -> Any:
 
 
 def model_source(model: Any) -> str:
-    """Return a MODEL as text; a pipeline or denoiser with its description, which holds a hash of its weights."""
+    """Return a MODEL as text; for a pipeline or denoiser in memory, a description with a hash of its weights."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     value = model_value(model)
@@ -45,7 +45,7 @@ def model_source(model: Any) -> str:
 
 
 def plan_value(plan: Any) -> Plan:
-    """Return a plan; that of a plan.json, or of a folder that holds one, is read. Raises PlanError."""
+    """Return a plan, read if `plan` is the path of a plan.json or of its folder. Raises PlanError."""
     if isinstance(plan, Plan):
         return plan
     path = Path(plan)
@@ -53,7 +53,7 @@ def plan_value(plan: Any) -> Plan:
 
 
 def plan_source(plan: Any) -> str:
-    """Return the path of a plan.json as text; a plan with its description, which holds a hash of its content."""
+    """Return the path of a plan.json as text; for a plan in memory, a description with a hash of its content."""
     if isinstance(plan, Plan):
         return in_memory("plan", plan.class_name, _hash(plan.model_dump_json()), plan)
     path = Path(plan)
@@ -61,17 +61,17 @@ def plan_source(plan: Any) -> str:
 
 
 def existing(overwrite: bool) -> Existing:
-    """Return what a stage does with a result of other options: refuse it, or replace it."""
+    """Return how a stage treats an existing result: `redo` replaces any result, `refuse` only keeps the same one."""
     return "redo" if overwrite else "refuse"
 
 
 def check_no_folder_options(options: TrainingOptions) -> None:
-    """Raise OptionError for options that say what training writes; without a folder it writes nothing."""
-    nothing = {"checkpoint_every": None, "keep_checkpoints": None, "preview_every": 0, "preview_steps": None,
+    """Raise OptionError for options of checkpoints, previews and trackers, which need an output folder."""
+    disabled = {"checkpoint_every": None, "keep_checkpoints": None, "preview_every": 0, "preview_steps": None,
                "tracker": "none"}  # fmt: skip
-    chosen = [n for n, off in nothing.items() if n in options.model_fields_set and getattr(options, n) != off]
+    chosen = [n for n, off in disabled.items() if n in options.model_fields_set and getattr(options, n) != off]
     if chosen:
-        raise OptionError(f"{', '.join(chosen)}: needs a folder to write to; give out, or leave it out")
+        raise OptionError(f"{', '.join(chosen)}: needs an output folder; set `out`, or leave this out")
 
 
 def _hash(text: str) -> str:

@@ -21,10 +21,10 @@ Source = str | os.PathLike[str]
 
 @with_options(options=SampleOptions)
 def sample(model: Any, out: Source, options: SampleOptions, *, overwrite: bool = False) -> list[Path]:
-    """Draw images of a pipeline into the folder `out`; returns their paths, by image index.
+    """Draw images of a pipeline into the folder `out`; return their paths, in the order of the image index.
 
-    model: a pipeline or MODEL. Image i depends on the model, the options and i alone. Images that an interrupted call
-    of the same model and options has drawn are kept. Raises FolderError when the folder holds anything else.
+    model: a pipeline or MODEL. Image i depends only on the model, the options and i. An interrupted call of the same
+    model and options resumes. Raises FolderError if the folder holds anything else.
     """
     folder = Path(out)
     sample_stage(model_source(model), options, folder, existing=existing(overwrite))
@@ -38,12 +38,12 @@ def evaluate(
     """Return the value of each metric of `images` against `reference`, by name.
 
     images, reference: a folder, or images in memory (a list of PIL images or paths, a tensor (N, C, H, W) in [-1, 1],
-    a 🤗 or torch data set). ssim, mse, psnr and lpips compare image i with image i; in a folder, i is the number that
-    a file name ends with. frechet_distance, fid, sfid, kid, precision and recall compare two sets, each also a parquet
-    file, a dataset id or `digits`, for fid and sfid also a statistics file (.npz). inception_score and clip_score take
-    no reference. `protocol` holds, per metric of a network, how its value was computed, with a hash: values with equal
-    hashes are comparable. out: folder to record the values in.
-    Raises DataError when images are missing, unreadable, unpaired, too few or of another protocol.
+    a 🤗 or torch data set). ssim, mse, psnr and lpips compare image i with image i; in a folder, i is the number at the
+    end of a file name. frechet_distance, fid, sfid, kid, precision and recall compare two sets. A set may also be a
+    parquet file, a dataset id or `digits`; for fid and sfid also a statistics file (.npz). inception_score and
+    clip_score take no reference. `protocol` describes, per metric of a network, how its value was computed. Values are
+    comparable if the hashes of their protocols are equal. out: folder for run.json with the values.
+    Raises DataError if images are missing, unreadable, unpaired, too few or of another protocol.
     """
     compared = None if reference is None else data_source(reference)
     place = None if out is None else Path(out)
@@ -54,9 +54,9 @@ def evaluate(
 def stats(images: Any, options: StatsOptions, *, out: Source | None = None, overwrite: bool = False) -> ImageStatistics:
     """Return mean and covariance of the Inception features of an image set; `save(path)` writes them as .npz.
 
-    images: as DATA: a folder, parquet file, dataset id, `digits`, or images in memory. out: .npz file to write; an
-    interrupted call resumes there. Raises DataError when images are missing, unreadable or fewer than two, ModelError
-    when the weights of the network cannot be downloaded.
+    images: a folder, parquet file, dataset id, `digits`, or images in memory. out: .npz file to write; an interrupted
+    call with `out` resumes. Raises DataError if images are missing, unreadable or fewer than two, ModelError if the
+    weights of the network cannot be downloaded.
     """
     if out is None:
         return make_statistics(data_source(images), options)
@@ -68,10 +68,10 @@ def stats(images: Any, options: StatsOptions, *, out: Source | None = None, over
 def prepare_data(
     name: str, archive: Source | None = None, *, options: DataOptions, out: Source, overwrite: bool = False
 ) -> Results:
-    """Extract a published data set into a folder of images or of parquet files; returns the number of images.
+    """Extract a published data set into a folder of images or of parquet files; return the number of images.
 
     name: cifar10, cifar100, celeba, lsun-church, lsun-bedroom or ffhq. archive: file, folder or URL of the archive;
-    None downloads the official one. An interrupted call resumes. Raises OptionError or DataError.
+    None downloads the official archive. An interrupted call resumes. Raises OptionError or DataError.
     """
     place = None if archive is None else os.fspath(archive)
     return Results(data_stage(name, place, options, Path(out), existing=existing(overwrite)))

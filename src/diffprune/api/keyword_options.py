@@ -26,8 +26,9 @@ def with_options(
     """Decorate a function whose parameters named in `kinds` are option sets.
 
     The result takes the fields of these sets as keyword arguments, and its signature and docstring name them.
-    A field of two sets goes to both. without: fields that are no arguments. Raises OptionError that lists every wrong
-    option at once, and TypeError for missing or superfluous positional arguments.
+    A field of two sets is passed to both. without: fields that are not arguments.
+    The decorated function raises OptionError that lists every wrong option at once, and TypeError for missing or
+    superfluous positional arguments.
     """
 
     def decorate(function: Callable[..., R]) -> Callable[..., R]:
@@ -81,8 +82,8 @@ def _parse(
     parsed: dict[str, Options] = {}
     for parameter, kind in kinds.items():
         try:
-            mine = {name: value for name, value in known.items() if name in kind.model_fields}
-            parsed[parameter] = parse_options(kind, mine, what="")
+            values = {name: value for name, value in known.items() if name in kind.model_fields}
+            parsed[parameter] = parse_options(kind, values, what="")
         except OptionError as error:
             mistakes += str(error).splitlines()[1:]
     if mistakes:
@@ -99,10 +100,12 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _prompts(texts: Sequence[Any]) -> InMemory:
-    """Describe prompts in memory; raises OptionError for anything other than texts."""
+    """Return prompts in memory as a source; raise OptionError for anything except texts."""
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None or not texts:
-        raise OptionError(f"prompts: got {wrong!r}, expected texts" if texts else "prompts: got no texts")
+        raise OptionError(
+            f"prompts: got {wrong!r}, expected texts" if texts else "prompts: got an empty list, expected texts"
+        )
     digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     return in_memory(f"{len(texts)} prompt{'s' * (len(texts) != 1)}", type(texts).__name__, digest, tuple(texts))
 
@@ -119,7 +122,7 @@ def _parameter(name: str, info: Any) -> inspect.Parameter:
 
 
 def _bare(annotation: Any) -> Any:
-    """Return a type without its validators."""
+    """Return a type annotation without validators."""
     if get_origin(annotation) is Annotated:
         return get_args(annotation)[0]
     if get_origin(annotation) in (Union, types.UnionType):

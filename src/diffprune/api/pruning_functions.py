@@ -1,4 +1,4 @@
-"""Public functions that look at, plan and prune a model."""
+"""Public functions that inspect, plan, prune and convert a model."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ Source = str | os.PathLike[str]
 
 @with_options(options=InspectOptions)
 def inspect(model: Any, options: InspectOptions) -> Results:
-    """Return what a model is and costs: class, parameters, MACs, latency, prunable units, a row per block.
+    """Return facts about a model: class, parameters, MACs, latency, prunable units, and one row per block.
 
     model: a pipeline, a denoiser, or MODEL (folder, hub id, config.json or built-in name). Raises ModelError.
     """
@@ -31,12 +31,12 @@ def inspect(model: Any, options: InspectOptions) -> Results:
 
 @with_options(options=PlanOptions)
 def plan(model: Any, options: PlanOptions, *, out: Source | None = None, overwrite: bool = False) -> Plan:
-    """Choose which units of a model to keep, and return the plan; the model is not changed.
+    """Choose the units of a model to keep, and return the plan; the model is not changed.
 
-    model: a pipeline or MODEL, or a bare denoiser for criteria that need no images. Parameters on the meta device are
-    planned by random choice, as a forecast of the sizes. out: a folder, or a .json file, to write the plan to; an
-    interrupted call resumes there. overwrite: replace a plan that was made with other options.
-    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    model: a pipeline or MODEL, or a bare denoiser for criteria that need no images. For parameters on the meta device
+    the choice is random: a forecast of the cost. out: a folder or a .json file for the plan; an interrupted call with
+    `out` resumes. overwrite: replace a plan with other options.
+    Raises OptionError, ModelError or DataError before any work if an argument is wrong or missing.
     """
     if out is None:
         return plan_model(model_value(model), options)
@@ -57,22 +57,24 @@ def prune(
 ) -> Any:
     """Return a pruned copy of a pipeline or denoiser; `model` is unchanged and shares its other components.
 
-    model: a pipeline, a bare denoiser, or MODEL. plan: a plan, the path of a plan.json, or None to plan by the options
-    of `plan` first. Kept weights are compensated on the images of the plan, or on `data`; never in a bare denoiser,
-    which has no noise schedule. out: folder to save the pruned model to; an interrupted call resumes there.
-    Raises PlanError when the plan was made for another model, OptionError for options of `plan` next to a plan.
+    model: a pipeline, a bare denoiser, or MODEL. plan: a plan or the path of a plan.json; None makes a plan from the
+    options of `plan`. Kept weights are compensated on the images of the plan, or on `data`. A bare denoiser has no
+    noise schedule and is not compensated. out: folder for the pruned model; an interrupted call with `out` resumes.
+    Raises PlanError if the plan is for another model, OptionError for both a plan and options of `plan`.
     """
     if out is not None:
         file: Any = None if plan is None else plan_source(plan)
         prune_stage(model_source(model), options, plan_options, file, Path(out), existing=existing(overwrite))
         return load_as_stored(os.fspath(out)).whole
-    whole = model_value(model)
+    value = model_value(model)
     if plan is None:
-        return prune_model(whole, options, plan_options=plan_options)[0]
-    of_plan = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
-    if of_plan:
-        raise OptionError(f"{', '.join(of_plan)}: the plan holds these options; leave them out, or leave the plan out")
-    return prune_model(whole, options, plan_value(plan))[0]
+        return prune_model(value, options, plan_options=plan_options)[0]
+    superfluous = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
+    if superfluous:
+        raise OptionError(
+            f"{', '.join(superfluous)}: the plan already holds these options; leave them out, or leave the plan out"
+        )
+    return prune_model(value, options, plan_value(plan))[0]
 
 
 @with_options(options=ConvertOptions)
@@ -81,9 +83,9 @@ def convert(
 ) -> Any:
     """Return the pipeline of a checkpoint file (path, or http(s) address with `sha256`); nothing in it is executed.
 
-    format: `ddpm`, the research format of DDPM and DDIM; `ldm`, latent diffusion; `shapes`, weights that were pruned
-    by other software, with the unpruned model as `arch` (a bare denoiser where that is a config.json).
-    out: folder to save the result to. Raises ModelError with the names of the tensors that do not fit.
+    format: `ddpm`, the research format of DDPM and DDIM; `ldm`, latent diffusion; `shapes`, weights pruned by other
+    software. `shapes` needs the unpruned model as `arch`; if that is a config.json, the result is a bare denoiser.
+    out: folder for the result. Raises ModelError with the names of the tensors that do not fit.
     """
     if out is None:
         return convert_checkpoint(format, os.fspath(file), options)

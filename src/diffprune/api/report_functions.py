@@ -25,16 +25,16 @@ Source = str | os.PathLike[str]
 def analyze_sensitivity(model: Any, options: SensitivityOptions, *, out: Source, overwrite: bool = False) -> Results:
     """Prune one part of a model at a time, at each ratio, and return the error of the output per part.
 
-    model: a pipeline or MODEL. out: folder for `sensitivity.png` and run.json; an interrupted call resumes there.
+    model: a pipeline or MODEL. out: folder for `sensitivity.png` and run.json; an interrupted call resumes.
     """
     return Results(sensitivity_stage(model_source(model), options, Path(out), existing=existing(overwrite)))
 
 
 @with_options(options=StagesOptions)
 def analyze_stages(model: Any, options: StagesOptions, *, out: Source, overwrite: bool = False) -> Results:
-    """Prune a model once per stage of timesteps, and return how close each stays to the original.
+    """Prune a model once per stage of timesteps, and return the similarity of its images to the original's.
 
-    model: a pipeline or MODEL. out: folder for `stages.png`, images and run.json; an interrupted call resumes there.
+    model: a pipeline or MODEL. out: folder for `stages.png`, images and run.json; an interrupted call resumes.
     """
     return Results(stages_stage(model_source(model), options, Path(out), existing=existing(overwrite)))
 
@@ -42,32 +42,32 @@ def analyze_stages(model: Any, options: StagesOptions, *, out: Source, overwrite
 def analyze_plan(
     plan: Plan | Source, other: Plan | Source | None = None, *, out: Source, overwrite: bool = False
 ) -> Results:
-    """Return what a plan keeps of each group, and where there is another plan, how far both agree.
+    """Return the share of units that a plan keeps per group; with another plan, also their agreement.
 
     plan, other: plans of one model, or paths of plan.json. out: folder for `plan.png` and run.json.
-    Raises PlanError for plans of different models.
+    Raises PlanError if the plans are for different models.
     """
     second = None if other is None else plan_source(other)
     return Results(plan_analysis_stage(plan_source(plan), second, Path(out), existing=existing(overwrite)))
 
 
 def report(folders: Source | Sequence[Source], out: Source, *, title: str = "diffprune") -> ReportPage:
-    """Write one HTML page on all finished stages in or below some folders; returns the page and its table of models.
+    """Write one HTML page about all finished stages in or below folders; return the page and its table of models.
 
-    Raises FolderError where there is no finished stage, or `out` is a file that diffprune did not write.
+    Raises FolderError if no stage is finished, or if `out` is a file that diffprune did not write.
     """
     places = [folders] if isinstance(folders, str | os.PathLike) else folders
-    made = report_stage([Path(place) for place in places], Path(out), title=title)
-    return ReportPage(Path(made["report"]), made["models"])
+    result = report_stage([Path(place) for place in places], Path(out), title=title)
+    return ReportPage(Path(result["report"]), result["models"])
 
 
 def run(recipe: Recipe | Source, out: Source, *, changes: Sequence[str] = (), dry_run: bool = False) -> Results:
     """Run all stages of a recipe inside the folder `out`; returns the table of models and the path of the report.
 
-    recipe: a recipe, the path of its YAML file, or the name of a shipped one such as `cifar10`. changes: options in
-    place of the recipe's, such as `finetune.steps=100`. A finished stage of the same options and inputs is kept, an
-    interrupted one resumes.
-    dry_run: check everything, write nothing, and return what would be read, written and computed.
+    recipe: a recipe, the path of its YAML file, or the name of a shipped recipe such as `cifar10`. changes: options
+    that replace options of the recipe, such as `finetune.steps=100`. A finished stage of the same options and inputs is
+    kept, an interrupted stage resumes.
+    dry_run: check everything, write nothing, and return one row per stage with its inputs, outputs and duration.
     Raises OptionError that lists every mistake before any work.
     """
     chosen = recipe if isinstance(recipe, Recipe) else read_recipe(recipe, changes)

@@ -1,4 +1,4 @@
-"""Results of the public functions: mappings and pages that show themselves as tables in a shell and a notebook."""
+"""Results of the public functions: figures and report pages, shown as tables in a shell or a notebook."""
 
 import html
 import os
@@ -11,7 +11,7 @@ from diffprune.reporting.formats import change_of, text_of, title_of
 from diffprune.runs.notebook import html_table, text_table
 
 HIDDEN = ("history", "protocol", "blocks")
-"""Entries that a table leaves out; they are in the mapping."""
+"""Entries of the mapping that are not shown in a table."""
 
 
 class Results(dict[str, Any]):

@@ -31,20 +31,20 @@ def finetune(
 ) -> Any:
     """Return a finetuned copy of a pruned pipeline, with EMA weights; `model` is unchanged.
 
-    model: a pipeline or MODEL. teacher: the original pipeline, denoiser or MODEL, whose output is distilled; None for
-    the noise error alone. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call resumes
-    there. Without it nothing is saved, and options that say what to save are errors. on_step: called as
-    `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning rate and
-    `facts.ema_denoiser()`; not with out.
-    Raises OptionError, ModelError or DataError before any work when something is wrong or missing.
+    model: a pipeline or MODEL. teacher: the original pipeline, denoiser or MODEL, whose output is distilled; None
+    trains without distillation. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call with
+    `out` resumes. None saves nothing; options of checkpoints, previews and trackers are then errors.
+    on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
+    rate and `facts.ema_denoiser()`; not supported with `out`.
+    Raises OptionError, ModelError or DataError before any work if an argument is wrong or missing.
     """
     if out is None:
         check_no_folder_options(options)
         original = None if teacher is None else model_value(teacher)
         return finetune_pipeline(model_value(model), original, options, on_step=on_step)
     _check_no_callback(on_step)
-    taught = None if teacher is None else model_source(teacher)
-    finetune_stage(model_source(model), taught, options, Path(out), existing=existing(overwrite))
+    teacher_source = None if teacher is None else model_source(teacher)
+    finetune_stage(model_source(model), teacher_source, options, Path(out), existing=existing(overwrite))
     return load_pipeline(out)
 
 
@@ -57,11 +57,12 @@ def train(
     overwrite: bool = False,
     on_step: OnStep | None = None,
 ) -> Any:
-    """Train a denoiser from scratch; returns a diffusers pipeline with EMA weights.
+    """Train a denoiser from scratch; return a diffusers pipeline with EMA weights.
 
     data: training images, as a folder, parquet file, dataset id, 🤗 or torch data set, list of PIL images, or tensor
-    (N, C, H, W) in [-1, 1]. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call resumes
-    there. on_step: called after each optimizer step, as by `finetune`; not with out. Raises OptionError or DataError.
+    (N, C, H, W) in [-1, 1]. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call
+    with `out` resumes. on_step: called after each optimizer step, as in `finetune`; not supported with `out`.
+    Raises OptionError or DataError.
     """
     options = options.model_copy(update={"data": data_source(data)})
     if out is None:
@@ -74,10 +75,10 @@ def train(
 
 def _check_no_callback(on_step: OnStep | None) -> None:
     if on_step is not None:
-        raise OptionError("on_step: not supported with out; leave one of them out")
+        raise OptionError("on_step: not supported with `out`; leave out one of them")
 
 
 @with_options(options=ClassifierOptions)
 def train_classifier(options: ClassifierOptions, *, out: Source, overwrite: bool = False) -> Results:
-    """Train the digit classifier whose features `frechet_distance` compares, into a folder; returns its accuracy."""
+    """Train the digit classifier whose features `frechet_distance` compares, into a folder; return its accuracy."""
     return Results(classifier_stage(options, Path(out), existing=existing(overwrite)))

@@ -1,1 +1,1 @@
-"""Calibration sets: the images or latents, with conditioning, that a model is scored on."""
+"""Calibration sets: images or latents, with noise and conditioning, for scores and compensation."""

@@ -24,7 +24,7 @@ from diffprune.sampling.sampler import conditions_of, draw_images
 _log = logging.getLogger(__name__)
 
 GENERATED = "generated"
-"""DATA that stands for images drawn by the model itself."""
+"""Value of DATA for images drawn by the model itself."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +79,13 @@ class Calibration:
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """Inputs of a denoiser and the target of its output.
+    """Inputs of a forward pass and the target of its output.
 
-    noisy, target: (N, C, H, W). timesteps: (N,). condition: conditioning kwargs with the rows of `noisy`.
+    Attributes:
+        noisy: x_t, (N, ...).
+        timesteps: in the scale of the denoiser, (N,).
+        condition: conditioning kwargs, with the batch dimension of `noisy`.
+        target: target of the output, (N, ...).
     """
 
     noisy: Tensor
@@ -102,8 +106,8 @@ def noisy_batch(
 
     Diffusion: x_t = sqrt(a_t) x_0 + sqrt(1 - a_t) eps, a_t = `alphas_cumprod`; the target follows the prediction type
     (v: Salimans and Ho, ICLR 2022). Flow matching: x_t = (1 - s) x_0 + s eps with s = (t + 1) / T, and the target is
-    eps - x_0 (Lipman et al., ICLR 2023; Esser et al. 2024). Only the table of noise levels is used: `add_noise` of
-    some diffusers schedulers is another process, or depends on the steps that were set last.
+    eps - x_0 (Lipman et al., ICLR 2023; Esser et al. 2024). `add_noise` of the scheduler is not called: in some
+    diffusers schedulers it is another process, or depends on the steps that were set last.
     Raises ModelError for other prediction types.
     """
     shape = (-1, *[1] * (clean.ndim - 1))
@@ -111,7 +115,7 @@ def noisy_batch(
         share = ((timesteps + 1) / num_timesteps_of(scheduler)).to(clean.dtype)
         signal, amount, levels = 1 - share, share, share.float() * num_timesteps_of(scheduler)
         target = noise - clean
-        if getattr(scheduler.config, "invert_sigmas", False):  # time runs the other way, and so does the velocity
+        if getattr(scheduler.config, "invert_sigmas", False):  # time and velocity are reversed
             levels, target = num_timesteps_of(scheduler) - levels, -target
     else:
         alpha_bar = scheduler.alphas_cumprod.to(device=clean.device, dtype=clean.dtype)[timesteps]
@@ -131,10 +135,10 @@ def noisy_batch(
 def images_for(process: DiffusionProcess, source: str, options: ImageOptions | None = None) -> ImageSet:
     """Open DATA at the image size and number of channels of a model, with class labels for a class-conditional model.
 
-    options: how images are prepared; None: by the preset `model`.
-    Raises OptionError if prepared images have another size, DataError if class labels are missing.
+    options: preprocessing of the images; None uses the preset `model`.
+    Raises OptionError if the preprocessing yields another size, DataError if class labels are missing.
     """
-    assert process.pipeline is None, "text-conditioned models have `open_texts`"
+    assert process.pipeline is None, "text-conditioned models use `open_texts`"
     channels, height, width = process.image_shape
     labels = None if process.classes is None else labels_of(source, process.classes.num_classes)
     return open_images(source, preprocessing_of(options or ImageOptions(), (height, width)), channels, labels=labels)
@@ -149,13 +153,13 @@ class LabeledImages:
 
 
 def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt: OnCorrupt = "fail") -> LabeledImages:
-    """Draw `num` different images by seed; raises DataError if there are too few.
+    """Draw `num` different images by seed; raise DataError if there are too few.
 
     on_corrupt: `skip` draws another image in place of one that cannot be read, and logs a warning.
     """
     if len(images) < num:
         raise DataError(
-            f"{images.source} holds {len(images)} images, the calibration needs {num}; "
+            f"{images.source} holds {len(images)} images, but calibration needs {num}; "
             f"give more images or set num_calibration_images to at most {len(images)}"
         )
     drawn: list[Tensor] = []
@@ -183,7 +187,7 @@ def generate_images(
 ) -> LabeledImages:
     """Draw images in [-1, 1] with the model itself, by uniform DDIM steps.
 
-    A class-conditional model cycles through its classes, with `generation_guidance`.
+    A class-conditional model draws its classes in turn, with `generation_guidance`.
     """
     num = options.num_calibration_images
     drawing = generation_options(options)
@@ -200,7 +204,7 @@ def generate_images(
 
 
 def generation_options(options: CalibrationOptions) -> SampleOptions:
-    """Return the sampling options of images that the model draws itself."""
+    """Return the sampling options of calibration images that the model draws."""
     return SampleOptions(
         num=options.num_calibration_images,
         steps=options.generation_steps,
@@ -214,7 +218,8 @@ def calibrate(
 ) -> Calibration:
     """Return the calibration set of clean images, each `num_noises` times with its own noise, by seed.
 
-    Images of a class-conditional model without labels were drawn by the model, which cycles through its classes.
+    Images without labels of a class-conditional model were drawn by the model. Their classes are the cycle of all
+    classes.
     """
     images = drawn.images
     with restored_devices([] if process.autoencoder is None else [process.autoencoder]):

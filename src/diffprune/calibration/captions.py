@@ -18,7 +18,7 @@ _NEEDED = (
 
 
 def open_captioned(source: str, arguments: Collection[str] = ()) -> tuple[Any, list[Prompt]]:
-    """Return the rows of DATA as `open_rows` does, and the caption of each: the first of several.
+    """Return the rows of DATA as in `open_rows`, and the caption of each row: the first if it has several.
 
     A parquet file or dataset has captions in a column of `COLUMNS`. A folder has them in metadata.jsonl (the layout of
     🤗 imagefolder), which may name conditioning images as in `prompt_of`; these are not rows.

@@ -27,15 +27,18 @@ class LatentBatch:
 
 @dataclass(frozen=True)
 class LatentCache:
-    """A folder of batches, one file each. key: what every batch depends on, as JSON types."""
+    """A folder of batches, one file each. key: inputs and options of all batches, as JSON types."""
 
     folder: Path
     key: Mapping[str, Any]
 
     def load(self, name: str, key: Mapping[str, Any]) -> LatentBatch | None:
         """Return the batch of this name and key; None if it is missing or damaged."""
-        found = read_cache(self._file(name), {**self.key, **key})
-        return None if found is None else _unpacked(found[1], found[0])
+        entry = read_cache(self._file(name), {**self.key, **key})
+        if entry is None:
+            return None
+        tensors, packed = entry
+        return _unpacked(packed, tensors)
 
     def save(self, name: str, key: Mapping[str, Any], batch: LatentBatch) -> None:
         """Write a batch atomically. Raises ModelError for conditioning that cannot be stored."""
@@ -72,6 +75,7 @@ def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def _value(packed: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Return the value that `_packed` has turned into JSON types."""
     ((kind, value),) = packed.items()
     if kind == "tensor":
         return tensors[value]

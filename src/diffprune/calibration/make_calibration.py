@@ -29,14 +29,14 @@ def make_calibration(
     """Return the calibration set of a denoiser, on the device of the options.
 
     Args:
-        denoiser: draws the images where the data is `generated`.
+        denoiser: draws the images if the data is `generated`.
         process: its diffusion process.
         options: the data, the number of images and of noises, the seed.
         latents: cache of the latents of a text-conditioned model; None caches nothing.
-        at_most: use all images where there are fewer than `num_calibration_images`.
+        at_most: if there are fewer than `num_calibration_images` images, use all of them.
 
     Raises:
-        OptionError: no data, or no prompts.
+        OptionError: missing data or prompts.
         ModelError: conditioning that is not supported.
         DataError: too few images, or images that cannot be read.
     """

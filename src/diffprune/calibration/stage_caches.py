@@ -13,7 +13,7 @@ SUMS = "sums"
 
 
 def latents_in(folder: Path, inputs: Inputs) -> LatentCache:
-    """Return the latent cache of a stage that writes into `folder`, keyed by what the stage reads."""
+    """Return the latent cache of a stage that writes into `folder`, keyed by the inputs of the stage."""
     return LatentCache(folder / LATENTS, {"inputs": inputs})
 
 
@@ -23,6 +23,6 @@ def sums_in(folder: Path, inputs: Inputs, options: ScoringOptions) -> Accumulato
 
 
 def remove_caches(folder: Path) -> None:
-    """Remove both caches."""
+    """Remove the caches of latents and of sums."""
     for name in (LATENTS, SUMS):
         shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Latents of text-conditioned models, drawn by the model or encoded from captioned images, with conditioning."""
+"""Latents and conditioning of text-conditioned models, drawn by the model or encoded from captioned images."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,9 +37,9 @@ def calibrate_on_texts(
 ) -> Calibration:
     """Return the calibration set of a text-conditioned model: `training_latents`, each `num_noises` times."""
     texts = open_texts(process, options, options.num_calibration_images)
-    told = training_latents(process, texts, options, device, store)
-    on = replace(told, clean=told.clean.to(device), condition=on_device(told.condition, device))
-    return with_noise(on, options)
+    latents = training_latents(process, texts, options, device, store)
+    condition = on_device(latents.condition, device)
+    return with_noise(replace(latents, clean=latents.clean.to(device), condition=condition), options)
 
 
 def training_latents(
@@ -47,27 +47,27 @@ def training_latents(
 ) -> Calibration:
     """Return clean latents and conditioning of each text, on the CPU, without noise.
 
-    Latents are encoded from the images of `texts`, in the layout of the denoiser. Without images the model draws them,
-    image i from text i. Conditioning is recorded from the call of the pipeline. All components return to their devices.
-    store: cache of the batches; if it holds all of them, the pipeline is not run. None caches nothing.
+    Latents are encoded from the images of `texts`, in the layout of the denoiser. Without images the model draws image
+    i from text i. Conditioning is recorded from the call of the pipeline. All components return to their devices.
+    store: cache of the batches; if it holds all batches, the pipeline is not run. None caches nothing.
     Raises ModelError for a pipeline whose call has an interface that is not supported.
     """
     size, num = options.batch_size, len(texts)
-    if isinstance(options, FinetuneOptions):  # as many at once as a forward pass of training takes
+    if isinstance(options, FinetuneOptions):  # the batch size of a forward pass in training
         size = max(1, size // options.accumulation_steps)
     batches = [range(start, min(start + size, num)) for start in range(0, num, size)]
     keys = [_key(texts, batch, options) for batch in batches]
-    found = [None if store is None else store.load(_name(b), key) for b, key in zip(batches, keys, strict=True)]
-    missing = [number for number, told in enumerate(found) if told is None]
+    cached = [None if store is None else store.load(_name(b), key) for b, key in zip(batches, keys, strict=True)]
+    missing = [number for number, part in enumerate(cached) if part is None]
     if missing:
         components = [c for c in process.pipeline.components.values() if isinstance(c, nn.Module)]
         with restored_devices(components), _placed(process.pipeline, options, device):
-            made = _made(process.pipeline, texts, [batches[number] for number in missing], options, device)
-            for number, told in zip(missing, made, strict=True):
-                found[number] = told
+            computed = _computed(process.pipeline, texts, [batches[number] for number in missing], options, device)
+            for number, part in zip(missing, computed, strict=True):
+                cached[number] = part
                 if store is not None:
-                    store.save(_name(batches[number]), keys[number], told)
-    parts = [told for told in found if told is not None]
+                    store.save(_name(batches[number]), keys[number], part)
+    parts = [part for part in cached if part is not None]
     clean, interface = torch.cat([part.clean for part in parts]), parts[0].interface
     condition = rows_of([part.condition for part in parts], interface.is_rows)
     return Calibration(clean, clean, process.scheduler, condition, interface.is_rows, interface.convention)
@@ -87,52 +87,57 @@ def _placed(pipeline: Any, options: Options, device: torch.device) -> Iterator[N
         pipeline.remove_all_hooks()
 
 
-def _made(
+def _computed(
     pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, device: torch.device
 ) -> Iterator[LatentBatch]:
+    """Yield each batch of latents with its recorded conditioning."""
     guided = {} if options.generation_guidance is None else {"guidance_scale": options.generation_guidance}
     more = {**unguided(pipeline, {}), **options.call(), **guided}
-    beside = _extremes(pipeline, texts, more)
+    extremes = _extremes(pipeline, texts, more)
     first = texts.prompts[0]
-    interface = find_interface(pipeline, _also([first], beside)[1:] or [first], more)
-    draw = _own if texts.rows is None else partial(_encoded, device=device)
-    words = "own images" if texts.rows is None else "latents of images"
-    with progress(words, sum(map(len, batches)), "images") as advance:
+    interface = find_interface(pipeline, _with_texts([first], extremes)[1:] or [first], more)
+    draw = _generated if texts.rows is None else partial(_encoded, device=device)
+    unit = "own images" if texts.rows is None else "latents of images"
+    with progress(unit, sum(map(len, batches)), "images") as advance:
         for batch, clean in zip(batches, draw(pipeline, texts, batches, options, more), strict=True):
             if clean.shape[1:] != interface.shape:
                 raise ModelError(
-                    f"the pipeline's latents have the shape {tuple(clean.shape[1:])}, its denoiser takes "
-                    f"{tuple(interface.shape)}, which is not supported; give images of one size"
+                    f"the latents have the shape {tuple(clean.shape[1:])}, but the denoiser needs "
+                    f"{tuple(interface.shape)}; give images of one size"
                 )
             conditions = []
             for same in by_images([texts.prompts[i] for i in batch]):
-                prompts = _also(same, beside)
-                whole, told = record_conditioning(pipeline, prompts, [torch.Generator()] * len(prompts), more)
-                conditions.append(select_rows(interface.conditioning(whole, told), interface.is_rows, range(len(same))))
+                prompts = _with_texts(same, extremes)
+                model_input, kwargs = record_conditioning(pipeline, prompts, [torch.Generator()] * len(prompts), more)
+                recorded = interface.conditioning(model_input, kwargs)
+                conditions.append(select_rows(recorded, interface.is_rows, range(len(same))))
             condition = rows_of(conditions, interface.is_rows)
             yield LatentBatch(clean.cpu(), on_device(condition, "cpu"), interface)
             advance(len(batch), "")
 
 
-def _also(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
-    """Return the prompts, and one more per text with the images of the first."""
+def _with_texts(prompts: Sequence[Prompt], texts: Sequence[str]) -> list[Prompt]:
+    """Return the prompts, plus one prompt per text with the images of the first prompt."""
     return [*prompts, *(replace(prompts[0], text=text) for text in texts)]
 
 
 def _extremes(pipeline: Any, texts: Texts, more: Mapping[str, Any]) -> list[str]:
     """Return the shortest and the longest text if a batch is padded to its longest text; otherwise no text.
 
-    Recorded with every batch, they give all batches the same shape.
+    Every batch is recorded together with these texts, so that all batches have the same shape.
     """
     first = texts.prompts[0]
-    asked = (replace(first, text=text) for text in texts.extremes)
-    told = (record_conditioning(pipeline, [prompt], [torch.Generator()], more)[1] for prompt in asked)
-    return [] if are_alike(next(told), next(told)) else texts.extremes
+    shortest, longest = (
+        record_conditioning(pipeline, [replace(first, text=text)], [torch.Generator()], more)[1]
+        for text in texts.extremes
+    )
+    return [] if are_alike(shortest, longest) else texts.extremes
 
 
-def _own(
+def _generated(
     pipeline: Any, texts: Texts, batches: Sequence[range], options: Options, more: Mapping[str, Any]
 ) -> Iterator[Tensor]:
+    """Yield clean latents that the model draws, batch by batch."""
     for batch in batches:
         generators = iter(_generators(options, batch))
         parts = [
@@ -151,6 +156,7 @@ def _encoded(
     *,
     device: torch.device,
 ) -> Iterator[Tensor]:
+    """Yield latents encoded from the images of `texts`, batch by batch."""
     layout = find_layout(pipeline, texts.prompts[0], more)
     assert texts.rows is not None
     images = ImageSet(texts.rows, preprocessing_of(options, layout.image_size), 3, str(options.data))
@@ -168,11 +174,11 @@ def _name(batch: range) -> str:
 
 
 def _key(texts: Texts, batch: range, options: Options) -> dict[str, Any]:
-    """Return what a batch depends on, apart from the model and the content of files."""
+    """Return the prompts, options and versions that a batch depends on; the cache adds the model and its files."""
     names = {*GenerationOptions.model_fields, *ImageOptions.model_fields, "seed", "data"}
     return {
         "prompts": [_identity(texts.prompts[i]) for i in batch],
-        "beside": texts.extremes,
+        "extremes": texts.extremes,
         "images": [texts.indices[i] for i in batch] if texts.rows is not None else None,
         "options": options.model_dump(mode="json", include=names),
         "versions": {name: version(name) for name in ("diffusers", "diffprune")},

@@ -1,4 +1,4 @@
-"""Open the texts of a text-conditioned model: prompts, or captioned images; every check comes before any work."""
+"""Open and check the prompts or captioned images of a text-conditioned model."""
 
 import logging
 from collections.abc import Sequence
@@ -26,7 +26,10 @@ Options = CalibrationOptions | FinetuneOptions
 class Texts:
     """A prompt for each image.
 
-    rows: rows of DATA; None if the model draws the images itself. indices: numbers of the rows in DATA.
+    Attributes:
+        prompts: one prompt per image.
+        rows: rows of DATA; None if the model draws the images.
+        indices: numbers of the rows in DATA.
     """
 
     prompts: Sequence[Prompt]
@@ -46,7 +49,7 @@ class Texts:
 def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most: bool = False) -> Texts:
     """Return the texts of `num` images: a cycle of the prompts, or the captions of images drawn by seed.
 
-    at_most: use all images where there are fewer. All checks that need no model are done here.
+    at_most: if there are fewer than `num` images, use all of them.
     Raises OptionError, DataError or ModelError if prompts or captions are missing, or if the pipeline does not support
     the options.
     """
@@ -54,11 +57,13 @@ def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most
     check_text_encoder(pipeline)
     unknown = with_unknown(pipeline, options)
     if unknown:
-        raise OptionError(f"{', '.join(unknown)}: the call of {type(pipeline).__name__} has no such argument")
+        raise OptionError(
+            f"{', '.join(unknown)}: not an argument of the call of {type(pipeline).__name__}; leave it out"
+        )
     if options.data != GENERATED:
         return _captioned(pipeline, options, num, at_most)
     if options.prompts is None:
-        raise OptionError("prompts: missing; the model is conditioned on text: give a file of prompts, one a line")
+        raise OptionError("prompts: missing; the model is conditioned on text; give a file with one prompt per line")
     prompts = read_prompts(options.prompts)
     check_images(pipeline, prompts)
     return Texts([prompts[i % len(prompts)] for i in range(num)])
@@ -69,10 +74,10 @@ def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Text
     rows, captions = open_captioned(options.data, call_options(pipeline))
     check_images(pipeline, captions)
     if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
-        raise OptionError("prompts: the captions of the images take their place; leave it out")
+        raise OptionError("prompts: the images have captions, which are used instead; leave it out")
     if len(rows) < num and not at_most:
         raise DataError(
-            f"{options.data} holds {len(rows)} images, the calibration needs {num}; give more images or set "
+            f"{options.data} holds {len(rows)} images, but calibration needs {num}; give more images or set "
             f"num_calibration_images to at most {len(rows)}"
         )
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(options.seed)).tolist()
@@ -83,14 +88,15 @@ def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Text
 
 
 def _readable(source: str, rows: Sequence[Any], order: Sequence[int], num: int) -> list[int]:
-    found: list[int] = []
+    """Return the first `num` indices in `order` whose images can be read; log a warning for the others."""
+    readable: list[int] = []
     for index in order:
-        if len(found) == num:
+        if len(readable) == num:
             break
         try:
             load_image(rows[index], row_name(rows[index], f"image {index} of {source}"))
         except DataError as error:
             _log.warning("skipped: %s", error)
         else:
-            found.append(index)
-    return found
+            readable.append(index)
+    return readable

@@ -51,9 +51,9 @@ def measure(images: str, reference: str | None, options: EvaluateOptions) -> dic
     numbers: MetricValues = {}
     protocols: MetricProtocols = {}
     for work in checked:
-        found, made = work()
-        numbers |= found
-        protocols |= made
+        values, described = work()
+        numbers |= values
+        protocols |= described
     order = {name: number for metric in chosen for name, number in numbers.items() if _belongs(name, metric)}
     order |= {name: number for name, number in numbers.items() if name == NUM_CORRUPT}
     return {**order, "protocol": {m: protocols[m] for m in chosen if m in protocols}} if protocols else {**order}
@@ -111,12 +111,12 @@ def _prompts(images: str, reference: str, metrics: Sequence[str], options: Evalu
     clip = load_clip(options.clip_model, pick_device(options.device))
 
     def work() -> tuple[MetricValues, MetricProtocols]:
-        mine = rank_shard(_cut(matched, options.batch_size), options.device)
+        batches = rank_shard(_cut(matched, options.batch_size), options.device)
 
         def look() -> Tensor:
             total = torch.zeros(1, dtype=torch.float64)
-            with progress("images and prompts", sum(map(len, mine)), "images") as advance:
-                for batch in mine:
+            with progress("images and prompts", sum(map(len, batches)), "images") as advance:
+                for batch in batches:
                     scores = clip.score([load_image(path) for path, _ in batch], [prompt for _, prompt in batch])
                     total += float(scores.double().sum())
                     advance(len(batch), "")

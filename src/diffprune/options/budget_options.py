@@ -23,8 +23,8 @@ def parse_ratio(value: Any) -> float | dict[str, float]:
         value = pairs[0][1] if len(pairs) == 1 and not pairs[0][0] else {name or EVERYWHERE: v for name, v in pairs}
     if not isinstance(value, Mapping):
         return _share(value, lowest_counts=False)
-    given = {str(pattern): _share(share, lowest_counts=True) for pattern, share in value.items()}
-    return given if EVERYWHERE in given else {EVERYWHERE: DEFAULT_RATIO, **given}
+    ratios = {str(pattern): _share(share, lowest_counts=True) for pattern, share in value.items()}
+    return ratios if EVERYWHERE in ratios else {EVERYWHERE: DEFAULT_RATIO, **ratios}
 
 
 def _width(value: Any) -> Any:

@@ -125,12 +125,12 @@ class Recipe(Options):
     def variant(self, name: str) -> tuple[PlanOptions, PruneOptions]:
         """Return the options of plan and prune for one compared criterion; options of other criteria are defaults."""
         plan = self.section("plan")
-        mine = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
+        chosen = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
         if name != "diff-pruning":
-            mine = {k: v for k, v in mine.items() if k not in OWN_OF_DIFF_PRUNING}
+            chosen = {k: v for k, v in chosen.items() if k not in OWN_OF_DIFF_PRUNING}
         criterion = "random" if name == "scratch" else name
         reinit = self.prune.reinit or name == "scratch"
-        return PlanOptions(**{**mine, "criterion": criterion}), self.pruning.model_copy(update={"reinit": reinit})
+        return PlanOptions(**{**chosen, "criterion": criterion}), self.pruning.model_copy(update={"reinit": reinit})
 
     @property
     def pruning(self) -> PruneOptions:

@@ -108,10 +108,10 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
 
 def class_list(text: str) -> list[int]:
     """Return the classes of text such as `0-9` or `3,5,8-10`, in its order; raises ValueError otherwise."""
-    found: list[int] = []
+    classes: list[int] = []
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         if not first.isdecimal() or (last and not last.isdecimal()) or (last and int(last) < int(first)):
             raise ValueError(f"got {text!r}, expected classes such as 0-9 or 3,5,8")
-        found += range(int(first), int(last or first) + 1)
-    return found
+        classes += range(int(first), int(last or first) + 1)
+    return classes

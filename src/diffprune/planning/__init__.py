@@ -1,4 +1,4 @@
-"""Plans: the kept units of each group, and the forecast cost of the pruned model."""
+"""Planning: choose the units to keep by score and budget, and forecast the cost of the pruned model."""
 
 from diffprune.planning.allocation import allocate, check_patterns
 from diffprune.planning.fingerprints import fingerprint

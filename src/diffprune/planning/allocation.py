@@ -25,15 +25,15 @@ def allocate(
     determines the number:
 
     - local: n // parts, with n = C - int(C * (1 - ratio)) of C units (the published rule: Fang et al. 2023, DepGraph);
-    - global: units of all groups of one kind are ranked together; the total removed is that of the groups' ratios;
+    - global: units of all groups of one kind are ranked together; the total removed is the sum of C * ratio;
     - isomorphic: the same among groups whose layers have the same names (except for numbers) and sizes (Fang et al.
       2024, Isomorphic Pruning).
 
     A list whose blocks can all be removed loses C * ratio blocks, rounded to the nearest: a single block is removed at
     ratio 0.5.
 
-    With `options.round_to` each group of channels or neurons then keeps the nearest allowed number (`rounded`), so that
-    the total removed may be more or less than the ratio.
+    With `options.round_to`, each group of channels or neurons then keeps the nearest allowed number (`rounded`). The
+    total removed may then differ from the ratio.
 
     progress: share of the ratio to reach, in (0, 1], for pruning in rounds.
     """
@@ -42,27 +42,31 @@ def allocate(
     removed = {g.name: min(_share_of(g, ratios[g.name]), _limit(g, options)) for g in groups}
     if options.ranking != "local":
         for pool in _pools([g for g in groups if ratios[g.name] > 0], options):
-            removed |= _compete(pool, ratios, values, options)
+            removed |= _rank_together(pool, ratios, values, options)
     for group in groups if options.round_to is not None else ():
         removed[group.name] = _rounded(group, removed[group.name], values[group.name], options)
     return {g.name: _highest(values[g.name], removed[g.name]) for g in groups}
 
 
 def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
-    """Raise OptionError for patterns without a layer, kinds without a unit, and multiples larger than every group."""
+    """Raise OptionError for patterns that match no layer, kinds without units, and multiples above every width."""
     layers = {layer for g in groups for layer in producers(g)}
-    idle = [p for p in options.patterns() if not matches(p, sorted(layers))]
-    lacking = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
-    lines = [f"  kinds: the model has no {kind} that can be removed" for kind in lacking]
-    lines += [f"  {p!r} matches no prunable layer; they are named such as {min(layers, default='none')}" for p in idle]
+    unmatched = [p for p in options.patterns() if not matches(p, sorted(layers))]
+    absent = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
+    lines = [
+        f"  kinds: {kind} is not supported for this model; it has no {kind} that can be removed" for kind in absent
+    ]
+    lines += [
+        f"  {p!r} matches no prunable layer; an example of a layer is {min(layers, default='none')}" for p in unmatched
+    ]
     if isinstance(width := options.round_to, int) and not any(has_multiples(g, width) for g in groups):
         lines.append(f"  round_to: no group of channels or neurons has a multiple of {width} below its width")
     if lines:
-        raise OptionError("the plan cannot be made:\n" + "\n".join(lines))
+        raise OptionError("the options do not match the model:\n" + "\n".join(lines))
 
 
 def producers(group: Group) -> list[str]:
-    """The layers whose rows the units of a group are."""
+    """Return the layers whose output rows are the units of a group."""
     return [part.module for part in group.slices if part.dim == "out"] or [group.name]
 
 
@@ -111,7 +115,7 @@ def _role(path: str) -> str:
     return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
-def _compete(
+def _rank_together(
     pool: Sequence[Group], ratios: Mapping[str, float], values: Mapping[str, Tensor], options: BudgetOptions
 ) -> dict[str, int]:
     """Return the number of units to remove from each part of the groups of a pool, lowest scores first.
@@ -119,13 +123,13 @@ def _compete(
     The j-th lowest units of all parts of a group are removed together, ranked by their mean score.
     """
     target = sum(group.num_units * ratios[group.name] for group in pool)
-    bids = []
+    candidates = []
     for position, group in enumerate(pool):
         means = values[group.name].sort(dim=1).values.mean(0)[: _limit(group, options)]
-        bids += [(float(score), position, group.balance) for score in means]
+        candidates += [(float(score), position, group.balance) for score in means]
     removed = dict.fromkeys((g.name for g in pool), 0)
     total = 0
-    for _, position, size in sorted(bids):
+    for _, position, size in sorted(candidates):
         if total + size > target + _ROUNDING:
             break
         removed[pool[position].name] += 1
@@ -134,7 +138,10 @@ def _compete(
 
 
 def _highest(values: Tensor, removed: int) -> tuple[int, ...]:
-    """Return the units to keep of (parts, units) scores, if each part loses its `removed` lowest."""
+    """Return the units to keep if each part loses its `removed` lowest-scored units.
+
+    values: scores, (parts, units per part).
+    """
     order = values.argsort(dim=1, stable=True)[:, removed:].sort(dim=1).values
     units = order + torch.arange(len(values))[:, None] * values.shape[1]
     return tuple(units.flatten().tolist())

@@ -1,4 +1,4 @@
-"""Fit a budget: the largest model within a share of the parameters, the MACs or the latency."""
+"""Fit a budget: find the largest model within a share of the parameters, MACs or latency."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,15 +29,15 @@ NUM_TRIES = 3
 """Attempts to meet a latency budget."""
 
 TOLERANCE = 0.05
-"""Relative error of a latency budget, in a second timing, that needs no further attempt."""
+"""Largest accepted relative error of a latency budget, by a second timing."""
 
-ALL_BUT = 0.999
+MAX_RATIO = 0.999
 """Largest ratio of the bisection."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """The kept units, and for a latency budget the measured latency."""
+    """The kept units, and the measured latency if there is a latency budget."""
 
     kept: Kept
     latency: Latency | None = None
@@ -48,9 +48,9 @@ def fit(
 ) -> Fitted:
     """Choose the units to keep: by the ratios, or as many as a budget allows.
 
-    With a budget the ratios are relative: one scale for all of them is found by bisection, so that the model keeps at
-    most the share of the budget. For a latency budget each candidate is timed. If a second timing of the chosen one is
-    off by more than 5 %, the search is repeated with a corrected limit.
+    With a budget the ratios are relative. Bisection finds one scale for all ratios, such that the model keeps at most
+    the share of the budget. For a latency budget each candidate is timed. If a second timing of the chosen candidate
+    differs by more than 5 %, the search is repeated with a corrected limit.
     progress: share of the reduction to reach, in (0, 1], for pruning in rounds.
     Raises OptionError for a budget that cannot be met.
     """
@@ -74,9 +74,9 @@ def fit(
         latency, kept = max(met, key=lambda candidate: candidate[0].share)
         return Fitted(kept, latency)
     raise OptionError(
-        f"the latency budget cannot be met: the limit is {target:.2f} of the original's latency, and the second timing "
-        f"of the best candidate is {min(latency.share for latency, _ in candidates):.2f}; stop other work on the "
-        "machine, or raise latency_batch_size where passes are too short to time"
+        f"the latency budget cannot be met: the limit is {target:.2f} of the original latency, the best candidate "
+        f"takes {min(latency.share for latency, _ in candidates):.2f}; stop other work on the machine, or raise "
+        "latency_batch_size if a forward pass is too short to time"
     )
 
 
@@ -84,7 +84,7 @@ def _largest(
     denoiser: ModelMixin, groups: Sequence[Group], scores: Scores, options: PlanOptions, limits: Mapping[str, float],
     clock: Clock | None = None,
 ) -> Kept:  # fmt: skip
-    """Return the most units within limits: shares of `params`, `macs` and, with a clock, `time`."""
+    """Return the most units within limits: shares of `params`, `macs` and (with a clock) `time`."""
     shadow = without_weights(denoiser)
     names = [name for name in limits if name != "time"]
     before = _sizes(shadow, names)
@@ -104,14 +104,15 @@ def _largest(
 
     largest = max(options.ratio.values()) if isinstance(options.ratio, Mapping) else options.ratio
     if largest == 0:
-        raise OptionError("the budget cannot be met: the ratios are 0 everywhere; give a ratio above 0")
-    low, high = 0.0, ALL_BUT / largest
+        raise OptionError("the budget cannot be met: every ratio is 0; set a ratio above 0")
+    low, high = 0.0, MAX_RATIO / largest
     below, above = (allocate(groups, scores, options, progress=scale) for scale in (high, low))
     if not fits(below):
         smallest = ", ".join(f"{share:.2f} of the {name}" for name, share in shares(below))
         multiples = "" if options.round_to is None else f", multiples of {options.round_to}"
         raise OptionError(
-            f"the budget cannot be met: these kinds, ignored layers{multiples} and bounds keep at least {smallest}"
+            f"the budget cannot be met: with these kinds, ignored layers{multiples} and bounds, the smallest model "
+            f"keeps {smallest}; raise the budget or prune more kinds"
         )
     for _ in range(NUM_HALVINGS if clock is None else NUM_TIMED_HALVINGS):
         middle = (low + high) / 2
@@ -124,16 +125,16 @@ def _largest(
 
 
 def _between(below: Kept, above: Kept, scores: Scores, fits: Callable[[Kept], bool]) -> Kept:
-    """Return `below` with as many groups as fit at their size of `above`, those that regain the most score first.
+    """Return `below`, with as many groups as fit enlarged to their size in `above`, by relative gain in score.
 
-    One step of the ratios changes all groups of one size at once, by one unit of each norm group; the step in MACs is
-    large. Units that earlier rounds removed are not restored.
+    One step of the ratios changes all groups of one size at once, by one unit of each norm group: a large step in MACs.
+    Units that earlier rounds removed are not restored.
     """
 
     def gain(name: str) -> float:
         values = scores.values[name]
-        back = values[torch.tensor(sorted({*above[name]} - {*below[name]}))].sum()
-        return float(back / values[torch.tensor(above[name])].sum().clamp(min=1e-30))
+        regained = values[torch.tensor(sorted({*above[name]} - {*below[name]}))].sum()
+        return float(regained / values[torch.tensor(above[name])].sum().clamp(min=1e-30))
 
     larger = [name for name in below if len(above[name]) > len(below[name])]
     order = sorted((name for name in larger if math.isfinite(gain(name))), key=gain, reverse=True)

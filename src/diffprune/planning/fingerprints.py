@@ -1,4 +1,4 @@
-"""The fingerprint of an architecture: which models a plan fits."""
+"""Fingerprint of an architecture: a hash that decides whether a plan fits a model."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from torch import nn
 
 
 def fingerprint(denoiser: nn.Module) -> str:
-    """Return the SHA-256 of the class, of the names and shapes of parameters, of heads and norm groups."""
+    """Return the SHA-256 of the class name, the names and shapes of parameters, and the numbers of heads and groups."""
     shapes = {name: list(p.shape) for name, p in sorted(denoiser.named_parameters())}
     divisions = {
         f"{path}.{name}": value

@@ -1,4 +1,4 @@
-"""Time candidates of a latency budget on the device, alternating with the original."""
+"""Time pruned candidates for a latency budget, alternating with the original on the device."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -23,19 +23,19 @@ ROUNDS_OF_CANDIDATES = 2
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of a forward pass of the original and of a candidate."""
+    """Latency of a forward pass of the original and of a candidate, in milliseconds."""
 
     before_ms: float
     after_ms: float
 
     @property
     def share(self) -> float:
-        """The latency of the candidate divided by that of the original."""
+        """The latency of the candidate divided by the latency of the original."""
         return self.after_ms / self.before_ms
 
 
 class Clock:
-    """Times candidates on a device, alternating with the original, so that a machine that slows down slows both."""
+    """Timer of candidates. It alternates with the original, so that a machine that slows down slows both."""
 
     def __init__(self, original: ModelMixin, options: PlanOptions) -> None:
         self.original, self.options = original, options
@@ -53,8 +53,8 @@ class Clock:
         whole = self.time(self.original, ROUNDS).before_ms
         if self.options.max_latency_ms >= whole:
             raise OptionError(
-                f"max_latency_ms: got {self.options.max_latency_ms:g}; the model takes {whole:.3g} ms on {self.device} "
-                f"with batches of {self.options.latency_batch_size}; give a smaller value"
+                f"max_latency_ms: got {self.options.max_latency_ms:g}, but the unpruned model takes {whole:.3g} ms on "
+                f"{self.device} at batch size {self.options.latency_batch_size}; set a smaller value"
             )
         return self.options.max_latency_ms / whole
 
@@ -71,9 +71,11 @@ class Clock:
 
 
 def clock_for(denoiser: ModelMixin, options: PlanOptions) -> Clock | None:
-    """Return the clock of a latency budget; None without one. Raises OptionError for a model without weights."""
+    """Return the timer of a latency budget; None without a budget. Raises OptionError for a model without weights."""
     if options.keep_latency is None and options.max_latency_ms is None:
         return None
     if not has_weights(denoiser):
-        raise OptionError("a latency budget needs weights, this is an architecture alone; give a pretrained model")
+        raise OptionError(
+            "a latency budget needs weights, but this is an architecture without weights; give a pretrained model"
+        )
     return Clock(denoiser, options)

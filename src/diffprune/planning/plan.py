@@ -30,11 +30,14 @@ class KeptUnits(BaseModel):
 
 
 class Plan(BaseModel):
-    """Units to keep per group, and how they were chosen.
+    """Units to keep per group, and the options that chose them.
 
-    fingerprint: of the architecture the plan is for, see `fingerprint`.
-    before, after: cost of the model as it is, and the forecast for the pruned one.
-    layers: path of each layer -> its parameters before and after.
+    Attributes:
+        fingerprint: fingerprint of the architecture that the plan is for.
+        before: cost of the model before pruning.
+        after: forecast cost of the pruned model.
+        layers: path of each layer -> its number of parameters before and after.
+        groups: name of each group -> its kept units.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,17 +97,16 @@ class Plan(BaseModel):
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """The kinds of units of its groups."""
+        """The kinds of units in `groups`."""
         return frozenset(units.kind for units in self.groups.values())
 
     def check_fits(self, prepared: Prepared) -> None:
-        """Raise PlanError unless the plan was made for this architecture and names its groups and units."""
+        """Raise PlanError that lists every mismatch, if the plan does not fit the architecture, groups and units."""
         denoiser = prepared.denoiser
         if self.fingerprint != prepared.fingerprint:
             raise PlanError(
-                f"the plan is for another model: it was made for a {self.class_name} with fingerprint "
-                f"{self.fingerprint[:12]}, this {type(denoiser).__name__} has {prepared.fingerprint[:12]}; "
-                "make a new plan for this model"
+                f"the plan is for another model: a {self.class_name} with fingerprint {self.fingerprint[:12]}, but "
+                f"this {type(denoiser).__name__} has {prepared.fingerprint[:12]}; make a new plan for this model"
             )
         groups = prepared.groups
         known = {g.name: g for g in groups}
@@ -116,24 +118,24 @@ class Plan(BaseModel):
                 continue
             if (units.kind, units.num_units) != (group.kind, group.num_units):
                 mistakes.append(
-                    f"{name}: the plan has {units.num_units} {units.kind}, the model {group.num_units} {group.kind}"
+                    f"{name}: the plan has {units.num_units} {units.kind}, the model has {group.num_units} {group.kind}"
                 )
             elif list(units.kept) != sorted(set(units.kept)) or len(units.kept) < min(group.least, 1):
-                mistakes.append(f"{name}: kept units must be ascending, without repeats, at least one")
+                mistakes.append(f"{name}: kept units must be ascending, without repeats and at least one")
             elif not {*units.kept} <= {*range(group.num_units)}:
                 mistakes.append(f"{name}: kept units must lie in 0..{group.num_units - 1}")
             elif group.balance > 1 and len({len(p) for p in _parts(units.kept, group)}) > 1:
-                mistakes.append(f"{name}: its {group.balance} norm groups must keep equally many units")
-            elif lacking := fixed_blocks(denoiser).get(name, frozenset()) - {*units.kept}:
+                mistakes.append(f"{name}: each of its {group.balance} norm groups must keep the same number of units")
+            elif needed := fixed_blocks(denoiser).get(name, frozenset()) - {*units.kept}:
                 mistakes.append(
-                    f"{name}: block {min(lacking)} cannot be removed, because the model needs it elsewhere; keep it"
+                    f"{name}: block {min(needed)} cannot be removed, because other layers of the model need it; keep it"
                 )
         if mistakes:
-            raise PlanError("the plan cannot be carried out:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
+            raise PlanError("the plan does not fit the model:\n" + "\n".join(f"  {m}" for m in mistakes[:10]))
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan; raises PlanError for a file that is missing or is no plan."""
+    """Read a plan; raise PlanError for a file that is missing or not a plan."""
     if isinstance(path, InMemory):
         plan: Plan = path.value
         return plan

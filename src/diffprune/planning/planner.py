@@ -1,4 +1,4 @@
-"""Make a plan: score the units of a prepared model, choose those to keep, and forecast the cost."""
+"""Make a plan: score the units of a prepared model, choose the units to keep, and forecast the cost."""
 
 from typing import TypeVar
 
@@ -25,7 +25,7 @@ Set = TypeVar("Set", bound=PlanOptions)
 
 
 def resolve_auto(options: Set) -> Set:
-    """Return the options with the precision and the widths that `auto` stands for on the device."""
+    """Return the options with `auto` resolved for the device: the precision and the multiples of widths."""
     return resolve_round_to(resolve_precision(options))
 
 
@@ -38,8 +38,8 @@ def make_plan(prepared: Prepared, options: PlanOptions, sums: Accumulator | None
         sums: cache of the sums of scores, so that an interrupted call resumes; None caches nothing.
 
     Raises:
-        ModelError: a criterion that needs weights, of an architecture without any.
-        OptionError: no calibration data, a pattern without a layer, or a budget that cannot be met.
+        ModelError: an architecture without weights, for a criterion that needs weights.
+        OptionError: no calibration data, a pattern that matches no layer, or a budget that cannot be met.
     """
     process_state(options.device)  # joins the process group, so that each rank has its own device
     options = _with_criterion(prepared.denoiser, options)
@@ -67,8 +67,8 @@ def _with_criterion(denoiser: ModelMixin, options: PlanOptions) -> PlanOptions:
     options = options.model_copy(update={"criterion": options.criterion or ("diff-pruning" if weights else "random")})
     if not weights and options.criterion != "random":
         raise ModelError(
-            f"criterion {options.criterion!r} needs weights, this is an architecture alone; "
-            "leave the criterion out for a forecast of the sizes, or give a pretrained model"
+            f"criterion {options.criterion!r} needs weights, but this is an architecture without weights; "
+            "leave out the criterion to forecast the cost, or give a pretrained model"
         )
     if options.is_calibrated and options.data is None:
         of_units = options.criterion not in UNCALIBRATED_CRITERIA

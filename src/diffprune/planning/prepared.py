@@ -1,4 +1,4 @@
-"""A model that is ready to be pruned: its groups, fingerprint, cost and calibration set, each made once."""
+"""A checked model with its groups, fingerprint, cost and calibration set, each computed once per command."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ Model = DiffusionPipeline | ModelMixin
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A sound model, and everything that planning and pruning derive from it. Make it with `prepare`.
+    """A checked model, and everything that planning and pruning derive from it; made by `prepare`.
 
-    A command makes one and passes it on. What takes time is made when it is first asked for, and then kept.
+    A command makes one and passes it on. Groups, fingerprint, cost and calibration set are computed on first use and
+    cached.
 
     Attributes:
         model: the pipeline, or the bare denoiser.
@@ -35,7 +36,7 @@ class Prepared:
         kinds: kinds of units of `groups`; None for all kinds except whole blocks.
         calibrating: options of the calibration set; None if there is none.
         latents: cache of the latents of a text-conditioned model; None caches nothing.
-        at_most: calibrate on all images where there are fewer than `num_calibration_images`.
+        at_most: if there are fewer than `num_calibration_images` images, use all of them.
     """
 
     model: Model
@@ -87,7 +88,7 @@ def prepare(
     latents: LatentCache | None = None,
     at_most: bool = False,
 ) -> Prepared:
-    """Check that a model can be pruned as it is, and return it as `Prepared`; the arguments are its attributes.
+    """Check that a model can be pruned, and return it as `Prepared`; the arguments are its attributes.
 
     Raises ModelError that lists every reason why the model cannot be pruned.
     """

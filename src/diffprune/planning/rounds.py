@@ -1,4 +1,4 @@
-"""Choose units by score and budget, in one round or in several with scores recomputed in between."""
+"""Choose units by score and budget, in one round, or in several rounds with recomputed scores."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +23,7 @@ from diffprune.planning.budget import Fitted, Kept, fit
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.tensor_cache import CacheEntry
 
-GONE = float("-inf")
+REMOVED = float("-inf")
 """Score of a unit that an earlier round has removed."""
 
 
@@ -40,9 +40,9 @@ def choose_units(
     denoiser: ModelMixin, groups: Sequence[Group], calibration: Calibration | None, options: PlanOptions,
     sums: Accumulator | None = None,
 ) -> Choice:  # fmt: skip
-    """Score units by `options.criterion` and blocks by `options.block_criterion`, and choose those to keep.
+    """Score units by `options.criterion` and blocks by `options.block_criterion`, and choose the units to keep.
 
-    Round r of R reaches r / R of the reduction, by scores of the model that round r - 1 has pruned. Removed units are
+    Round r of R reaches r / R of the reduction, by scores of the model pruned by round r - 1. Removed units are
     not restored. sums: cache of the scores, so that an interrupted call resumes. All ranks call this, share the work
     and return the same choice.
     """
@@ -82,18 +82,18 @@ def score(
                 checkpoints = checkpointed(whole) if options.gradient_checkpointing else nullcontext()
                 with checkpoints, autocast_forward(options, whole, device):
                     criterion = partial(CRITERIA[options.criterion], whole, units, calibration, options)
-                    parts.append(_once(sums, f"{name}-units", criterion))
+                    parts.append(_cached(sums, f"{name}-units", criterion))
             if blocks:
                 block_criterion = partial(BLOCK_CRITERIA[options.block_criterion], whole, blocks, calibration, options)
-                parts.append(_once(sums, f"{name}-blocks", block_criterion))
+                parts.append(_cached(sums, f"{name}-blocks", block_criterion))
     values = {group: value for part in parts for group, value in part.values.items()}
     values |= with_fixed(denoiser, {g.name: values[g.name] for g in blocks})
     details = {fact: value for part in parts for fact, value in part.details.items()}
     return Scores(" and ".join(dict.fromkeys(part.criterion for part in parts)), values, details)
 
 
-def _once(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Scores]) -> Scores:
-    """Return the scores of a criterion, from the cache if they are there."""
+def _cached(sums: Accumulator, name: str, criterion: Callable[[Accumulator], Scores]) -> Scores:
+    """Return the scores of a criterion, from the cache if it holds them."""
 
     def work(partial_sums: Accumulator) -> CacheEntry:
         scores = criterion(partial_sums)
@@ -126,12 +126,12 @@ def _is_differentiable(denoiser: ModelMixin, calibration: Calibration, options: 
 def _of_all(
     groups: Sequence[Group], reduced: Mapping[str, Group], kept: Mapping[str, Sequence[int]], scores: Scores
 ) -> Scores:
-    """Return the scores of the units of all groups: those of `reduced`, and `GONE` for the units removed before."""
+    """Return the scores of the units of all groups: from `scores` for `reduced`, `REMOVED` for removed units."""
     values = {}
     for group in groups:
-        values[group.name] = torch.full((group.num_units,), GONE, dtype=torch.float64)
+        values[group.name] = torch.full((group.num_units,), REMOVED, dtype=torch.float64)
         if group.name in reduced:
             values[group.name][list(kept[group.name])] = scores.values[reduced[group.name].name]
-        elif kept[group.name]:  # its layers are in removed blocks
+        elif kept[group.name]:  # the layers of the group are in removed blocks
             values[group.name][list(kept[group.name])] = 0.0
     return Scores(scores.criterion, values, scores.details)

@@ -1,4 +1,4 @@
-"""Round the kept channels and neurons to multiples of a number that the device computes efficiently."""
+"""Round numbers of kept channels and neurons to multiples that the device computes efficiently."""
 
 import math
 from typing import TypeVar
@@ -12,19 +12,19 @@ from diffprune.options import PlanOptions
 Set = TypeVar("Set", bound=PlanOptions)
 
 ROUNDED_KINDS = ("channels", "neurons")
-"""Kinds of units that are one row each; a head is a block of rows, whose width does not change."""
+"""Kinds of units with one row each. A head has several rows, and its width does not change."""
 
 WIDTH = 8
 """GPUs: tensor cores take 16 bytes at a time, 8 values in fp16 and bf16, 4 in tf32 (NVIDIA, Matrix Multiplication
 Background User's Guide). CPUs without AVX-512: AVX2 holds 8 values in fp32."""
 
 WIDTH_OF_AVX512 = 16
-"""oneDNN lays channels out in blocks of 16 there (Understanding Memory Formats: nChw16c) and pads what is left over. In
-bf16 a register holds two such blocks, and multiples of 16 alone gained nothing (docs/benchmarks/speed.md)."""
+"""CPUs with AVX-512: oneDNN stores channels in blocks of 16 and pads the last block (Understanding Memory Formats:
+nChw16c). In bf16 a register holds two blocks; multiples of 16 gained nothing (docs/benchmarks/speed.md)."""
 
 
 def resolve_round_to(options: Set) -> Set:
-    """Return the options with `round_to` as a number where it is `auto`; their precision is resolved before."""
+    """Return the options with `round_to` as a number if it is `auto`. Resolve their precision first."""
     if options.round_to != "auto":
         return options
     width = width_of(pick_device(options.device), options.mixed_precision)
@@ -44,9 +44,9 @@ def width_of(device: torch.device, mixed_precision: str) -> int:
 def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> int:
     """Return the allowed number of units nearest to `kept`; of two equally near, the larger.
 
-    Allowed are numbers of at least `least` whose slices all have a multiple of `width` rows, equally many in each part,
-    and `at_most`, the present size of the group. A group narrower than `width` so keeps its size. Heads and blocks
-    are not rounded.
+    A number of at least `least` is allowed if every slice has a multiple of `width` rows, equally many in each part.
+    `at_most`, the present size of the group, is always allowed: a group narrower than `width` keeps its size. Heads and
+    blocks are not rounded.
     """
     if group.kind not in ROUNDED_KINDS:
         return kept

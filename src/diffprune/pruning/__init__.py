@@ -1,1 +1,1 @@
-"""Surgery: a model and a plan in, a smaller model out."""
+"""Pruning: apply a plan to a model, in memory or on disk, and compensate for the removed units."""

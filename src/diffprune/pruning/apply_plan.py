@@ -1,4 +1,4 @@
-"""Apply a plan to a prepared model: remove the units, and compensate for them on calibration images."""
+"""Apply a plan to a prepared model: remove units, and compensate the kept weights on calibration images."""
 
 from functools import partial
 from pathlib import Path
@@ -26,11 +26,11 @@ def apply_plan(
         folder: cache of compensated layers, so that an interrupted call resumes; None caches nothing.
 
     Returns:
-        The pipeline or bare denoiser, and None in place of statistics where nothing was compensated.
+        The pipeline or bare denoiser, and the statistics; None instead of statistics without compensation.
 
     Raises:
         PlanError: the plan is for another model.
-        OptionError: a compensation that was asked for and is not possible.
+        OptionError: compensation is requested and not possible.
     """
     dense = prepared.denoiser
     cut = partial(
@@ -54,21 +54,21 @@ def apply_plan(
 
 
 def is_compensated(options: PruneOptions, calibrating: CalibrationOptions | None, *, is_bare: bool = False) -> bool:
-    """Return whether weights are compensated; raise OptionError where that was asked for and is not possible."""
+    """Return whether weights are compensated; raise OptionError if that is requested and not possible."""
     reason = None
     if options.reinit:
-        reason = "fresh weights have nothing to keep"
+        reason = "reinit leaves no weights to compensate; leave out one of the two"
     elif is_bare:
-        reason = "a bare denoiser has no noise schedule; give a pipeline"
+        reason = "not supported for a bare denoiser, which has no noise schedule; give a pipeline"
     elif calibrating is None or calibrating.data is None:
-        reason = "it needs images: give data (a folder, a parquet file, a dataset id, `digits` or `generated`)"
+        reason = "needs images; give data (a folder, a parquet file, a dataset id, `digits` or `generated`)"
     if reason is not None and options.compensate and "compensate" in options.model_fields_set:
         raise OptionError(f"compensate: {reason}")
     return options.compensate and reason is None
 
 
 def calibrating_of(plan: Plan, options: PruneOptions) -> CalibrationOptions:
-    """Return the calibration options of a compensation: those of the plan, with the data and run of `prune`."""
+    """Return the calibration options of a compensation: from the plan, with data and run options from `prune`."""
     chosen = {name: value for name, value in plan.options.items() if name in CalibrationOptions.model_fields}
     run = options.model_dump(include={*RunOptions.model_fields})
     data = {} if options.data is None else {"data": options.data}

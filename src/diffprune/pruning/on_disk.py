@@ -21,7 +21,7 @@ from diffprune.pruning.surgery import prune_stored
 from diffprune.runs.atomic_files import atomic_write, read_json
 
 INDEX = "model_index.json"
-_LEFT_OUT = (*(f"*{ending}" for ending in PICKLES), "*.*.safetensors", ".*")
+_NOT_COPIED = (*(f"*{ending}" for ending in PICKLES), "*.*.safetensors", ".*")
 """Files that are not copied: pickles, variants of weights, hidden files."""
 
 
@@ -45,9 +45,10 @@ class StoredModel:
 
 
 def stored_model(source: str) -> StoredModel | None:
-    """Return MODEL on disk; None if the loader of diffusers is needed, to convert it or to report an error.
+    """Return MODEL on disk; None if it must be loaded with diffusers, which converts it or reports an error.
 
-    That is a hub id, an incomplete folder, and weights whose names, shapes or dtypes differ from the config's.
+    None is returned for a hub id, an incomplete folder, and weights whose names or shapes differ from the config or
+    whose dtype is not supported.
     """
     folder = PIPELINES.get(source, Path(source))
     if source in PIPELINES and Path(source).exists():
@@ -59,12 +60,12 @@ def stored_model(source: str) -> StoredModel | None:
             named = [name for name, value in index.items() if isinstance(value, list) and value[0] is not None]
             component = next((name for name in DENOISER_COMPONENTS if name in named), None)
             others = tuple(name for name in named if name != component)
-            if component is None or not all(_is_whole(folder / name) for name in others):
+            if component is None or not all(_is_complete(folder / name) for name in others):
                 return None
-        place = folder / (component or "")
-        if not (place / "config.json").is_file():
+        denoiser_folder = folder / (component or "")
+        if not (denoiser_folder / "config.json").is_file():
             return None
-        denoiser, weights = stored_architecture(place), stored_tensors(place)
+        denoiser, weights = stored_architecture(denoiser_folder), stored_tensors(denoiser_folder)
     except (DiffpruneError, OSError, ValueError, SafetensorError):
         return None
     expected = {name: tuple(value.shape) for name, value in nn.Module.state_dict(denoiser).items()}
@@ -76,19 +77,21 @@ def stored_model(source: str) -> StoredModel | None:
 
 
 def prune_folder(model: StoredModel, plan: Plan, out: Path) -> None:
-    """Write the pruned pipeline or denoiser into `out`; raises PlanError if the plan is for another model."""
+    """Write the pruned pipeline or denoiser into `out`; raise PlanError if the plan is for another model."""
     small = prune_stored(prepare(model.denoiser, plan.kinds), model.weights, plan, out / (model.component or ""))
     if model.component is None:
         return
     for name in model.others:
-        shutil.copytree(model.folder / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_LEFT_OUT))
+        shutil.copytree(
+            model.folder / name, out / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_NOT_COPIED)
+        )
     index = read_json(model.folder / INDEX)
     index[model.component] = [type(small).__module__.partition(".")[0], type(small).__name__]
     atomic_write(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _is_whole(component: Path) -> bool:
-    """Return whether the folder of a component has files, and weights, if any, that are not only pickles."""
+def _is_complete(component: Path) -> bool:
+    """Return whether the folder of a component has files, and its weights are not only pickles."""
     names = [path.name for path in component.glob("*")]
     return bool(names) and (
         any(name.endswith(".safetensors") for name in names) or not any(name.endswith(PICKLES) for name in names)

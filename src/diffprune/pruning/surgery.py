@@ -22,13 +22,13 @@ from diffprune.planning import Plan, Prepared
 def prune_denoiser(
     prepared: Prepared, plan: Plan, *, reinit: bool = False, rescale_queries: bool = False, seed: int = 0
 ) -> ModelMixin:
-    """Return the denoiser with the planned units alone, as a pruned class that saves its manifest.
+    """Return a copy of the denoiser with the units of a plan alone; `save_pretrained` of its class saves a manifest.
 
     Args:
         prepared: the model, with the kinds of the plan.
         plan: the units to keep.
         reinit: draw new weights by each layer's own initialization, instead of slicing the old ones.
-        rescale_queries: see `rescale`.
+        rescale_queries: rescale queries of narrower attention heads, see `rescale`.
         seed: seed of the new weights.
 
     Raises:
@@ -39,7 +39,7 @@ def prune_denoiser(
     check_weights(denoiser, reinit=reinit)
     small = remove_units(denoiser, prepared.groups, kept_by(plan, prepared))
     if reinit:
-        _materialise(small)
+        _materialize(small)
         reset_weights(small, seed)
     entry = _provenance(plan, reinit)
     if rescale_queries:
@@ -50,7 +50,7 @@ def prune_denoiser(
 def check_weights(denoiser: nn.Module, *, reinit: bool) -> None:
     """Raise ModelError for an architecture without weights, unless `reinit`."""
     if not reinit and any(p.device.type == "meta" for p in denoiser.parameters()):
-        raise ModelError("this is an architecture without weights; give a pretrained model, or use reinit")
+        raise ModelError("this is an architecture without weights; give a pretrained model, or set reinit")
 
 
 def prune_stored(prepared: Prepared, weights: Mapping[str, StoredTensor], plan: Plan, out: Path) -> ModelMixin:
@@ -93,6 +93,7 @@ def kept_by(plan: Plan, prepared: Prepared) -> dict[str, tuple[int, ...]]:
 
 
 def _history(denoiser: nn.Module) -> list[dict[str, Any]]:
+    """Return the manifest entries of earlier prunings."""
     return list(denoiser.pruning_provenance) if isinstance(denoiser, PrunedMixin) else []
 
 
@@ -100,16 +101,16 @@ def _history(denoiser: nn.Module) -> list[dict[str, Any]]:
 def rescale(before: nn.Module, after: nn.Module) -> list[str]:
     """Multiply the queries of attentions whose head width fell from d to d' by sqrt(d' / d); return their paths.
 
-    Attention scales by 1 / sqrt(d'). With the factor, its products are those of the wider heads with zeros for the
-    removed channels, divided by sqrt(d). Attentions that normalize their queries need no factor.
+    Attention divides its products by sqrt(d'). With the factor they equal the products of the wider heads with zeros
+    for the removed channels, divided by sqrt(d). Attentions that normalize their queries need no factor.
     """
     changed = []
-    wide = dict(before.named_modules())
+    originals = dict(before.named_modules())
     for path, attention in after.named_modules():
-        old: Any = wide.get(path)
-        if not isinstance(attention, Attention) or not isinstance(old, Attention) or attention.norm_q is not None:
+        original: Any = originals.get(path)
+        if not isinstance(attention, Attention) or not isinstance(original, Attention) or attention.norm_q is not None:
             continue
-        new_width, old_width = (a.to_q.out_features // a.heads for a in (attention, old))
+        new_width, old_width = (a.to_q.out_features // a.heads for a in (attention, original))
         if new_width != old_width:
             for parameter in attention.to_q.parameters():
                 parameter.mul_((new_width / old_width) ** 0.5)
@@ -118,7 +119,7 @@ def rescale(before: nn.Module, after: nn.Module) -> list[str]:
 
 
 def _as_pruned(small: ModelMixin, history: list[dict[str, Any]]) -> ModelMixin:
-    """Give a pruned model its pruned class, or its stock class if its config describes it completely.
+    """Set the class of a pruned model: its pruned class, or its stock class if its config describes it completely.
 
     A module that is not a diffusers model keeps its class.
     """
@@ -151,7 +152,7 @@ def _provenance(plan: Plan, reinit: bool) -> dict[str, Any]:
     }
 
 
-def _materialise(model: ModelMixin) -> None:
+def _materialize(model: ModelMixin) -> None:
     """Allocate the parameters on the meta device; buffers, which hold tables, keep their values."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -160,7 +161,7 @@ def _materialise(model: ModelMixin) -> None:
 
 
 def reset_weights(model: ModelMixin, seed: int) -> None:
-    """Draw new weights in place by each layer's own initialization, in order, by seed."""
+    """Reinitialize the weights in place by each layer's `reset_parameters`, in order, by seed."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for path, module in model.named_modules():
@@ -168,5 +169,8 @@ def reset_weights(model: ModelMixin, seed: int) -> None:
                 continue
             reset = getattr(module, "reset_parameters", None)
             if reset is None:
-                raise ModelError(f"{path}: a {type(module).__name__} has no reset_parameters(); reinit needs it")
+                raise ModelError(
+                    f"{path}: reinit is not supported for {type(module).__name__}, which has no reset_parameters(); "
+                    "prune without reinit"
+                )
             reset()

@@ -1,4 +1,4 @@
-"""`run --dry-run`: forecast what a recipe reads, downloads and writes, and how long it takes."""
+"""Command `run --dry-run`: forecast the inputs, outputs, downloads and duration of each stage of a recipe."""
 
 import copy
 import time
@@ -40,14 +40,15 @@ class Timing:
 def forecast(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Check a recipe and return one row per stage, without writing anything.
 
-    Times are estimated from a few timed passes on this machine; score passes are counted to their last timestep.
+    Durations are estimated from a few timed passes on this machine. Scores are estimated for all timesteps, without
+    an early stop.
     Raises OptionError that lists every mistake, as `run` does.
     """
-    found = check_recipe(recipe, fetch=False)
-    rows = _rows(recipe, out, found)
+    checked = check_recipe(recipe, fetch=False)
+    rows = _rows(recipe, out, checked)
     total = sum(row["estimated_s"] or 0 for row in rows)
-    figures = {} if found.denoiser is None or found.small is None else _sizes(found.denoiser, found.small)
-    return {"steps": rows, **figures, "downloads": list(found.downloads), "estimated_total_s": round(total, 1)}
+    figures = {} if checked.denoiser is None or checked.small is None else _sizes(checked.denoiser, checked.small)
+    return {"steps": rows, **figures, "downloads": list(checked.downloads), "estimated_total_s": round(total, 1)}
 
 
 def _sizes(before: ModelMixin, after: ModelMixin) -> dict[str, int]:
@@ -60,20 +61,20 @@ def _sizes(before: ModelMixin, after: ModelMixin) -> dict[str, int]:
     }
 
 
-def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any]]:
-    """Return one row per stage: its inputs, its output folder, the status of that, and seconds."""
-    big_s = None if found.denoiser is None else _time(found.denoiser, recipe)
-    small_s = None if found.small is None else _time(found.small, recipe)
-    num_timesteps = DEFAULT_TIMESTEPS if found.process is None else found.process.num_timesteps
+def _rows(recipe: Recipe, out: Path, checked: CheckedRecipe) -> list[dict[str, Any]]:
+    """Return one row per stage: its inputs, its output, the status of the output, and the estimated seconds."""
+    big_s = None if checked.denoiser is None else _time(checked.denoiser, recipe)
+    small_s = None if checked.small is None else _time(checked.small, recipe)
+    num_timesteps = DEFAULT_TIMESTEPS if checked.process is None else checked.process.num_timesteps
     rows: list[dict[str, Any]] = []
 
-    def add(stage: str, reads: Sequence[str | None], place: Path, seconds: float | None, there: str = "") -> None:
+    def add(stage: str, reads: Sequence[str | None], output: Path, seconds: float | None, status: str = "") -> None:
         rows.append(
             {
                 "stage": stage,
                 "reads": ", ".join(source for source in reads if source) or None,
-                "writes": str(place),
-                "there": there or _status(place),
+                "writes": str(output),
+                "status": status or _status(output),
                 "estimated_s": None if seconds is None else round(seconds, 3),
             }
         )
@@ -82,8 +83,8 @@ def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any
     if recipe.classifier is not None:
         add("train-classifier", ["digits"], out / "classifier", None)
     if makes_statistics(recipe):
-        there = "finished" if (out / REFERENCE).is_file() else "new"
-        add("stats", [recipe.judged_by, *weights[:1]], out / REFERENCE, None, there)
+        status = "finished" if (out / REFERENCE).is_file() else "new"
+        add("stats", [recipe.judged_by, *weights[:1]], out / REFERENCE, None, status)
     models = {"original": recipe.model or str(out / "trained")}
     if recipe.train is not None:
         images = recipe.train.steps * recipe.train.batch_size
@@ -113,7 +114,7 @@ def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any
     for name, model in models.items() if recipe.sample is not None else ():
         assert recipe.sample is not None
         timing = big_s if name == "original" else small_s
-        seconds = None if timing is None else _passes(recipe.sample, found) * timing.forward_s
+        seconds = None if timing is None else _passes(recipe.sample, checked) * timing.forward_s
         add("sample", [model], out / "samples" / name, seconds)
     if recipe.evaluate is not None:
         of_sets = {
@@ -122,20 +123,20 @@ def _rows(recipe: Recipe, out: Path, found: CheckedRecipe) -> list[dict[str, Any
         }
         references = [of_sets[kind] for kind in METRIC_KINDS if kind in of_sets and recipe.metrics(kind)]
         known = {_status(folder) for folder in metrics_folders(recipe, list(models), out)}
-        there = known.pop() if len(known) == 1 else "running"
+        status = known.pop() if len(known) == 1 else "running"
         reads = dict.fromkeys([str(out / "samples"), *references, *weights])
-        add("evaluate", list(reads), out / "metrics", None, there)
+        add("evaluate", list(reads), out / "metrics", None, status)
     return rows
 
 
-def _passes(options: SampleOptions, found: CheckedRecipe) -> int:
-    """Return the number of forward passes for all images; guidance takes two per step."""
-    steps = options.steps if found.process is None else num_evaluations(found.process, options)
+def _passes(options: SampleOptions, checked: CheckedRecipe) -> int:
+    """Return the number of forward passes for all images; guidance needs two per step."""
+    steps = options.steps if checked.process is None else num_evaluations(checked.process, options)
     return options.num_images * steps * (1 + options.is_guided)
 
 
 def _time(denoiser: ModelMixin, recipe: Recipe) -> Timing:
-    """Time passes of a few images on the device and in the precision of the first section."""
+    """Time passes of a few images, on the device and in the precision of the first section of the recipe."""
     sections = [s for s in (recipe.train, recipe.finetune, recipe.plan, recipe.sample) if s is not None]
     device = pick_device(sections[0].device if sections else "auto")
     model = cast(nn.Module, copy.deepcopy(denoiser)).to(device).train()
@@ -170,7 +171,7 @@ def _seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def _status(place: Path) -> str:
-    """Return the status of the run in a folder: that of its run.json, `new` or `damaged`."""
+    """Return the status in the run.json of a folder; `new` without a run.json, `damaged` if it cannot be read."""
     try:
         return str(read_json(place / RECORD_NAME).get("status", "damaged"))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Check everything a recipe needs before any work, and list all mistakes at once."""
+"""Check the model, data and options of a recipe before any work, and list all mistakes at once."""
 
 import functools
 import os
@@ -48,10 +48,10 @@ class CheckedRecipe:
     """Results of the checks.
 
     Attributes:
-        denoiser: the model before pruning; None if it is not on this machine yet.
-        process: its diffusion process; None without a pipeline on this machine.
-        small: a model of the size that the plan would have, with new weights; None without a plan or a model.
-        downloads: hub ids and URLs that are not local files; the cache of the hub is not read.
+        denoiser: the denoiser before pruning; None if it is not downloaded.
+        process: its diffusion process; None without a downloaded pipeline.
+        small: a denoiser of the planned size, with new weights; None without a plan or a denoiser.
+        downloads: hub ids and URLs that are not local files. A hub id that is already cached is listed too.
     """
 
     denoiser: ModelMixin | None
@@ -61,11 +61,11 @@ class CheckedRecipe:
 
 
 def check_recipe(recipe: Recipe, *, fetch: bool) -> CheckedRecipe:
-    """Check everything that a recipe reads.
+    """Check everything that a recipe reads, and return the results of the checks.
 
-    fetch: download a model with a hub id, to check against it; otherwise only its name is reported.
-    Raises OptionError that lists every mistake: a model or data that cannot be read, a plan that cannot be made,
-    steps or classes that the model does not have, a reference or weights that do not match the metrics.
+    fetch: download a model with a hub id, to check the recipe against it; False only lists the hub id.
+    Raises OptionError that lists every mistake: an unreadable model or data, a budget that cannot be met, steps or
+    classes that the model does not have, a reference or weights that do not match the metrics.
     """
     mistakes: list[str] = []
     attempt = functools.partial(_attempt, mistakes)
@@ -111,9 +111,10 @@ def weights_of_metrics(options: EvaluateOptions) -> Iterator[str]:
         yield options.clip_model
 
 
-def _file_or_url(given: Path | None, url: str) -> str:
-    there = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    return str(there) if given or there.is_file() else url
+def _file_or_url(weights: Path | None, url: str) -> str:
+    """Return the weights file, by default the cached file of torch.hub; the URL if nothing is cached."""
+    path = weights or Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    return str(path) if weights or path.is_file() else url
 
 
 def _downloads(recipe: Recipe) -> Iterator[str]:
@@ -127,6 +128,7 @@ def _downloads(recipe: Recipe) -> Iterator[str]:
 
 
 def _attempt(mistakes: list[str], name: str, check: Callable[[], Any]) -> Any:
+    """Return the result of a check; if it fails, add its message to `mistakes` and return None."""
     try:
         return check()
     except DiffpruneError as error:
@@ -142,18 +144,23 @@ def _model(recipe: Recipe, fetch: bool) -> tuple[ModelMixin | None, DiffusionPro
         return None, None
     loaded = load_model(recipe.model)
     if loaded.pipeline is None and (recipe.finetune is not None or recipe.sample is not None):
-        raise ModelError(f"{recipe.model} is not a pipeline; finetune and sample need one, for its noise schedule")
+        raise ModelError(
+            f"{recipe.model} is a bare denoiser; finetune and sample need the noise schedule of a pipeline; "
+            "give a pipeline"
+        )
     return loaded.denoiser, None if loaded.pipeline is None else process_of(loaded.pipeline)
 
 
 def _check_images(process: DiffusionProcess | None, source: str, options: ImageOptions) -> None:
-    """Read one image as the model takes it, or only look whether there are any."""
+    """Raise DataError for too few images; with a process, also read and preprocess one image."""
     num = len(open_rows(source))
     needed = 1
     if isinstance(options, PlanOptions) and options.criterion not in UNCALIBRATED_CRITERIA:
         needed = options.num_calibration_images
     if num < needed:
-        raise DataError(f"{source} holds {num} images, num_calibration_images asks for {needed}")
+        raise DataError(
+            f"{source} holds {num} images, num_calibration_images is {needed}; give more images or set a smaller number"
+        )
     if process is not None:
         images = images_for(process, source, options)
         draw_calibration_images(images, 1, 0, on_corrupt=options.on_corrupt)
@@ -162,7 +169,7 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
 
 
 def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptions) -> None:
-    """Check the texts and images that a text-conditioned model is scored or finetuned on."""
+    """Check the texts and images for scoring or finetuning of a text-conditioned model."""
     if options.data is None or is_hub_id(options.data):
         return
     if isinstance(options, FinetuneOptions):
@@ -172,7 +179,7 @@ def _check_texts(process: DiffusionProcess, options: PlanOptions | FinetuneOptio
 
 
 def _pruned(denoiser: ModelMixin, options: PlanOptions) -> ModelMixin:
-    """Return a model of the size that the plan would have, with new weights."""
+    """Return a denoiser of the planned size, with new weights."""
     budget = options.model_dump(include={*BudgetOptions.model_fields, "device"})
     prepared = prepare(denoiser, options.kinds)
     plan = make_plan(prepared, resolve_auto(PlanOptions(**{**budget, "criterion": "random", "rounds": 1})))
@@ -204,4 +211,4 @@ def _checks_of_evaluation(recipe: Recipe) -> Iterator[Callable[[], Any]]:
 
 
 def _too_few(num: int, drawn: int) -> None:
-    raise OptionError(f"num: got {num}, sample draws {drawn}")
+    raise OptionError(f"num: got {num}, but the sample section draws {drawn} images; set at most {drawn}")

@@ -1,4 +1,4 @@
-"""Command `run`: run the stages of a recipe in order; finished ones are not repeated."""
+"""Command `run`: run the stages of a recipe in order; finished stages are not repeated."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +28,8 @@ R = TypeVar("R")
 def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
     """Run the stages of a recipe inside the folder `out`; return the figures of the report.
 
-    A finished stage with the same options and inputs is kept, an interrupted one resumes, any other runs again. All
-    ranks score, train, sample and evaluate; the main process does everything else.
+    A finished stage with the same options and inputs is kept, an interrupted stage resumes, any other stage is rerun.
+    All ranks score, train, sample and evaluate; the main process does everything else.
     Raises OptionError that lists every mistake before any work.
     """
     check_recipe(recipe, fetch=True)
@@ -38,7 +38,7 @@ def run_stage(recipe: Recipe, out: Path) -> dict[str, Any]:
 
 
 def num_stages(recipe: Recipe) -> int:
-    """Return how many stages `run_stage` announces."""
+    """Return the number of stages of a recipe, for the progress bar."""
     variants = 0 if recipe.plan is None else len(recipe.compare or (None,))
     recovers = recipe.finetune is not None
     count = (recipe.classifier is not None) + makes_statistics(recipe) + (recipe.train is not None)
@@ -50,10 +50,12 @@ def num_stages(recipe: Recipe) -> int:
 
 
 def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
-    """Run the stages one after the other."""
+    """Run the stages, and return the table of models and the path of the report."""
     if recipe.classifier is not None:
         classifier = recipe.classifier
-        _alone(recipe, "train-classifier", lambda: classifier_stage(classifier, out / "classifier", existing="replace"))
+        _on_main_process(
+            recipe, "train-classifier", lambda: classifier_stage(classifier, out / "classifier", existing="replace")
+        )
     if makes_statistics(recipe):
         start_stage("stats")
         _statistics(recipe, out / REFERENCE)
@@ -76,33 +78,36 @@ def _run(recipe: Recipe, out: Path) -> dict[str, Any]:
         start_stage("evaluate")
         _evaluate(recipe, recipe.evaluate, list(models), out)
     page = out / "report.html"
-    return _alone(recipe, "report", lambda: report_stage(_visited(recipe, out, models), page, title=recipe.name))
+    return _on_main_process(
+        recipe, "report", lambda: report_stage(_stage_folders(recipe, out, models), page, title=recipe.name)
+    )
 
 
 def makes_statistics(recipe: Recipe) -> bool:
-    """Return whether statistics of the reference are computed, once for all models."""
+    """Return whether a stage computes statistics of the reference: none is needed if they are a file."""
     return bool(recipe.metrics("statistics")) and Path(recipe.judged_by or "").suffix != ".npz"
 
 
 def metrics_folders(recipe: Recipe, names: list[str], out: Path) -> list[Path]:
-    """Return the folders of the metrics of each model."""
+    """Return the folders of metrics: one per model and kind of metric."""
     return [out / "metrics" / name / kind for name in names for kind in METRIC_KINDS if recipe.metrics(kind)]
 
 
 def _smaller_models(recipe: Recipe, original: str, out: Path, variant: str | None) -> dict[str, str]:
     """Plan, prune and finetune; return name -> folder of the pruned and the recovered model.
 
-    variant: the compared criterion, which has its own subfolder; None if no criteria are compared.
+    variant: the criterion, whose results are in a subfolder of its name; None if no criteria are compared.
     """
     place = out if variant is None else out / variant
     prefix = "" if variant is None else f"{variant}-"
-    choose, carry_out = (recipe.section("plan"), recipe.pruning) if variant is None else recipe.variant(variant)
+    plan_options, prune_options = (
+        (recipe.section("plan"), recipe.pruning) if variant is None else recipe.variant(variant)
+    )
     plan, pruned = place / "plan", place / "pruned"
     start_stage(f"plan {variant or ''}".strip())
-    plan_stage(original, choose, plan, existing="replace")
+    plan_stage(original, plan_options, plan, existing="replace")
     start_stage(f"prune {variant or ''}".strip())
-    by = PlanOptions(), plan / "plan.json"
-    prune_stage(original, carry_out, *by, pruned, existing="replace")
+    prune_stage(original, prune_options, PlanOptions(), plan / "plan.json", pruned, existing="replace")
     models = {f"{prefix}pruned": str(pruned)}
     if recipe.finetune is not None:
         start_stage(f"finetune {variant or ''}".strip())
@@ -136,16 +141,16 @@ def _evaluate(recipe: Recipe, options: EvaluateOptions, names: list[str], out: P
                 evaluate_stage(images, references[kind], chosen, place, existing="replace")
 
 
-def _alone(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
-    """Run a stage on the main process, while the other ranks wait."""
+def _on_main_process(recipe: Recipe, stage: str, work: Callable[[], R]) -> R:
+    """Run a stage on the main process; the other ranks wait."""
     start_stage(stage)
     sections = (recipe.finetune, recipe.train, recipe.sample, recipe.plan, recipe.evaluate, recipe.classifier)
     device = next((section.device for section in sections if section is not None), "auto")
     return on_main_process(work, device)
 
 
-def _visited(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
-    """Return the folders of the stages of this recipe; `out` may hold others, of an earlier version of it."""
+def _stage_folders(recipe: Recipe, out: Path, models: dict[str, str]) -> list[Path]:
+    """Return the stage folders of this recipe; `out` may hold more folders, of an earlier version of the recipe."""
     places = [out] if recipe.compare is None else [out / variant for variant in recipe.compare]
     folders = [out / "classifier", out / "trained"]
     folders += [place / stage for place in places for stage in ("plan", "pruned", "recovered")]

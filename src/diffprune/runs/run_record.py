@@ -107,7 +107,7 @@ def run_record(
     }
     before = _existing_record(folder, stage)
     _check_inputs_outside(folder, inputs)
-    same = before is not None and not _differences(before, request, neutral)
+    same = before is not None and not differences(before, request, neutral)
     finished = before is not None and before.get("status") == "finished"
     if before is not None and same and finished and existing != "redo":
         yield Run(folder, finished_before=True, result=before["result"], inputs=request["inputs"])
@@ -115,7 +115,7 @@ def run_record(
     if before is not None and not same and existing == "refuse":
         raise FolderError(
             f"{folder} holds a {before.get('status', 'damaged')} `diffprune {stage}` with other options or inputs "
-            f"({_differences(before, request, neutral)}); add --overwrite to replace it, or choose another --out"
+            f"({differences(before, request, neutral)}); add --overwrite to replace it, or choose another --out"
         )
     head = {"stage": stage, "status": "running", **request, **environment()}
     started = time.monotonic()
@@ -207,9 +207,13 @@ def _check_inputs_outside(folder: Path, inputs: Mapping[str, str | None]) -> Non
             raise FolderError(f"{name}: {source} is inside the output folder {folder}; choose another --out")
 
 
-def _differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: Collection[str]) -> str:
-    """List the options and inputs whose values differ; empty if there are none."""
-    differences = []
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: Collection[str] = ()) -> str:
+    """Return the options and inputs whose values differ, as text; empty if there are none.
+
+    before, after: mappings with the parts `options` and `inputs`.
+    neutral: options that do not count.
+    """
+    changes = []
     for part in ("options", "inputs"):
         old_values, new_values = before.get(part) or {}, after[part]
         for name in {**old_values, **new_values}:
@@ -218,5 +222,5 @@ def _differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: C
                 continue
             if part == "inputs":
                 old, new = ((entry or {}).get("source") for entry in (old, new))
-            differences.append(f"{name}: was {old}, is {new}" if old != new else f"{name}: {new} has changed since")
-    return ", ".join(differences)
+            changes.append(f"{name}: was {old}, is {new}" if old != new else f"{name}: {new} has changed since")
+    return ", ".join(changes)

@@ -1,1 +1,1 @@
-"""The stages: each a function on values (the Python API) and one on folders (the command line, recipes)."""
+"""Stages: one module per command, with functions on values (Python) and on folders (command line, recipes)."""

@@ -1,4 +1,4 @@
-"""Command `analyze plan`: what a plan keeps of each group, drawn, and held against another plan."""
+"""Command `analyze plan`: draw the share of units that a plan keeps per group, and compare two plans."""
 
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ from diffprune.runs.run_record import Existing, run_record
 
 
 def plan_analysis_stage(first: str, second: str | None, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Draw PLAN, and where there is OTHER, how far both keep the same units.
+    """Draw the share of units that a plan keeps per group, and compare it with another plan if there is one.
 
-    Leaves `plan.png`, and in run.json per group: kind, units, and the share kept; with OTHER also its share, and the
-    agreement: units that both keep over units that one of them keeps. Raises PlanError for plans of other models.
+    Writes `plan.png`, and into run.json per group: kind, number of units and share kept. A second plan adds its own
+    share and the agreement: the units that both keep, divided by the units that at least one keeps.
+    Raises PlanError if the two plans are for different models.
     """
     plan, other = read_plan(first), None if second is None else read_plan(second)
     if other is not None and other.fingerprint != plan.fingerprint:
-        raise PlanError(f"{first} and {second} are plans for different models and cannot be compared")
+        raise PlanError(
+            f"{first} and {second} are plans for different models and cannot be compared; give two plans of one model"
+        )
     with run_record(out, "analyze-plan", {}, {"plan": first, "other": second}, existing=existing) as run:
         if not run.finished_before:
             rows = _rows(plan, other)
             atomic_write(run.folder / "plan.png", kept_by_group(rows))
-            run.result = {"groups": rows, **_together(plan, other)}
+            run.result = {"groups": rows, **_comparison(plan, other)}
         return run.result
 
 
@@ -33,16 +36,16 @@ def _rows(plan: Plan, other: Plan | None) -> list[dict[str, Any]]:
         row = {"group": name, "kind": units.kind, "units": units.num_units}
         row["kept_share"] = len(units.kept) / units.num_units
         if other is not None and name in other.groups:
-            theirs = other.groups[name]
-            row["other_share"] = len(theirs.kept) / theirs.num_units
-            either = {*units.kept} | {*theirs.kept}
-            row["agreement"] = len({*units.kept} & {*theirs.kept}) / len(either) if either else 1.0
+            second = other.groups[name]
+            row["other_share"] = len(second.kept) / second.num_units
+            either = {*units.kept} | {*second.kept}
+            row["agreement"] = len({*units.kept} & {*second.kept}) / len(either) if either else 1.0
         rows.append(row)
     return rows
 
 
-def _together(plan: Plan, other: Plan | None) -> dict[str, Any]:
-    """Costs of both, and the agreement over all groups that both choose among."""
+def _comparison(plan: Plan, other: Plan | None) -> dict[str, Any]:
+    """Return the cost of each pruned model, and the agreement over all groups that both plans contain."""
     costs = {"params_after": plan.after.params, "macs_after": plan.after.macs}
     if other is None:
         return costs

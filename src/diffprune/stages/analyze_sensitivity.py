@@ -33,10 +33,11 @@ ROWS_NAME = "rows.json"
 def sensitivity_stage(
     source: str, options: SensitivityOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Prune one part of MODEL at a time, at each ratio, and measure the error of the output; resumable.
+    """Prune one part of MODEL at a time, at each ratio, and measure the error; an interrupted run resumes.
 
-    Writes `sensitivity.png`, and into run.json per part and ratio: the mean squared change of the prediction over the
-    calibration images and evenly spaced timesteps, and the same relative to the mean square of the prediction.
+    Writes `sensitivity.png`, and into run.json two errors per part and ratio. `error` is the mean squared change of the
+    output over the calibration images and evenly spaced timesteps. `relative_error` is `error` divided by the mean
+    square of the output.
     """
     options = resolve_precision(options)
     inputs = {"model": source, "data": options.data, **files_of(options.prompts)}
@@ -58,11 +59,11 @@ def sensitivity_stage(
 def _measure(
     prepared: Prepared, options: SensitivityOptions, rows_file: Path, sums: Accumulator
 ) -> list[dict[str, Any]]:
-    """Return one row per part and ratio; rows that an interrupted run has written are not measured again."""
+    """Return one row per part and ratio; rows of an interrupted run are read from `rows_file`."""
     denoiser, groups = prepared.denoiser, prepared.groups
     check_patterns(groups, BudgetOptions(kinds=options.kinds))
     calibration = prepared.calibration
-    assert calibration is not None, "the options of the calibration set are those of the analysis"
+    assert calibration is not None, "the options of the analysis include a calibration set"
     scores = score(denoiser, groups, calibration, options, sums)
     batches = list(spaced_batches(calibration, options, options.num_timesteps))
     rows: list[dict[str, Any]] = read_json(rows_file)["rows"] if rows_file.exists() else []
@@ -82,6 +83,7 @@ def _measure(
 
 
 def _parts(groups: Sequence[Group], options: SensitivityOptions) -> Mapping[str, list[Group]]:
+    """Return the groups to prune together, by the name of a group or of a block."""
     parts: dict[str, list[Group]] = {}
     for group in groups:
         parts.setdefault(group.name if options.by == "group" else block_of(group.name), []).append(group)
@@ -89,10 +91,11 @@ def _parts(groups: Sequence[Group], options: SensitivityOptions) -> Mapping[str,
 
 
 def _error(outputs: Sequence[Tensor], dense: Sequence[Tensor]) -> float:
-    """Return the mean squared difference, in float64."""
+    """Return the mean squared difference, averaged in float64."""
     return float(torch.cat([(a - b).square().flatten() for a, b in zip(outputs, dense, strict=True)]).double().mean())
 
 
 @torch.no_grad()
 def _outputs(denoiser: nn.Module, batches: Sequence[NoisyBatch]) -> list[Tensor]:
+    """Return the output of the denoiser for each batch, in float32."""
     return [predict(denoiser, batch.noisy, batch.timesteps, batch.condition).float() for batch in batches]

@@ -19,18 +19,24 @@ from diffprune.sampling.image_folder import sample_to_folder
 
 
 def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Prune MODEL once per stage of timesteps and compare the images of each with the original's; resumable.
+    """Prune MODEL once per stage of timesteps and compare images before and after; an interrupted run resumes.
 
-    Writes `stages.png`, and into run.json per stage: first and last timestep, relative loss (mean loss of the stage
-    over the largest mean of any stage), ssim and mse to the original's images of the same noise, MACs. Source:
-    Fang, Ma and Wang, NeurIPS 2023, the figure of SSIM against the stage of the scores.
+    Writes `stages.png`, and into run.json per stage: first and last timestep, loss, ssim, mse, MACs, relative loss.
+    ssim and mse compare images of the pruned and the original model from the same noise. The relative loss is the mean
+    loss of the stage, divided by the largest mean of all stages. Source: Fang, Ma and Wang, NeurIPS 2023, the figure of
+    SSIM against the stage of the scores.
+    Raises OptionError for a criterion without timesteps, ModelError for a bare denoiser.
     """
     if options.criterion in UNCALIBRATED_CRITERIA:
-        raise OptionError(f"criterion: {options.criterion} does not depend on timesteps; choose another one")
+        raise OptionError(
+            f"criterion: {options.criterion} does not depend on timesteps; choose a criterion that uses images"
+        )
     options = resolve_auto(options)
     model = load_model(source)
     if model.pipeline is None:
-        raise ModelError(f"{source} is not a pipeline; the analysis needs one, for its noise schedule")
+        raise ModelError(
+            f"{source} is a bare denoiser; the analysis needs the noise schedule of a pipeline; give a pipeline"
+        )
     prepared = prepare(model.pipeline, options.kinds, calibrating=options)
     process = process_of(model.pipeline)
     stages = _stages(process.num_timesteps, options)
@@ -46,12 +52,13 @@ def stages_stage(source: str, options: StagesOptions, out: Path, *, existing: Ex
 
 
 def _stages(num_timesteps: int, options: StagesOptions) -> list[tuple[int, int]]:
-    """First and last timestep of each stage."""
+    """Return the first and the last timestep of each stage; raise OptionError for more stages than timesteps."""
     whole = scored_timesteps(num_timesteps, options)
-    size, rest = divmod(whole.stop - whole.start, options.num_stages)
+    num_scored = whole.stop - whole.start
+    size, rest = divmod(num_scored, options.num_stages)
     if size == 0:
         raise OptionError(
-            f"num_stages: got {options.num_stages} for {whole.stop - whole.start} timesteps; give at most that many"
+            f"num_stages: got {options.num_stages}, the scores use {num_scored} timesteps; give at most {num_scored}"
         )
     starts = [whole.start + i * size + min(i, rest) for i in range(options.num_stages)]
     return list(zip(starts, [start - 1 for start in [*starts[1:], whole.stop]], strict=True))
@@ -70,16 +77,18 @@ def _measure(
     sample_to_folder(prepared.denoiser, process, folder / "original", drawing)
     rows = []
     for number, (first, last) in enumerate(stages):
-        place = folder / f"stage-{number:02d}"
-        plan = _plan(prepared, options.model_copy(update={"first_timestep": first, "last_timestep": last}), place)
-        sample_to_folder(prune_denoiser(prepared, plan), process, place, drawing)
+        stage_folder = folder / f"stage-{number:02d}"
+        plan = _plan(
+            prepared, options.model_copy(update={"first_timestep": first, "last_timestep": last}), stage_folder
+        )
+        sample_to_folder(prune_denoiser(prepared, plan), process, stage_folder, drawing)
         losses = plan.details["losses"]
         rows.append(
             {
                 "first_timestep": first,
                 "last_timestep": last,
                 "loss": sum(losses) / len(losses),
-                **measure(str(place), str(folder / "original"), comparing),
+                **measure(str(stage_folder), str(folder / "original"), comparing),
                 "macs": plan.after.macs,
             }
         )
@@ -88,7 +97,7 @@ def _measure(
 
 
 def _plan(prepared: Prepared, options: StagesOptions, folder: Path) -> Plan:
-    """Return the plan of one stage; one that an interrupted run has saved is read."""
+    """Return the plan of one stage; a plan saved by an interrupted run is read."""
     path = folder / "plan.json"
     if not path.exists():
         make_plan(prepared, options).save(path)

@@ -1,4 +1,4 @@
-"""Stage `convert`: a checkpoint of another system into an ordinary diffusers folder."""
+"""Command `convert`: convert a checkpoint of another system into a diffusers folder."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,7 +28,14 @@ from diffprune.runs.run_record import Existing, run_record
 
 @dataclass(frozen=True)
 class _Converted:
-    """A pipeline or bare denoiser, the architecture that its weights fit, and which weights of the file they are."""
+    """A converted checkpoint.
+
+    Attributes:
+        model: the pipeline or bare denoiser.
+        architecture: the architecture that the weights fit.
+        weights: which weights of the file were read.
+        notes: remarks for the user.
+    """
 
     model: Any
     architecture: str
@@ -37,7 +44,10 @@ class _Converted:
 
 
 def convert_checkpoint(format: str, source: str, options: ConvertOptions) -> Any:
-    """Return the pipeline of a checkpoint file, or for `shapes` with a config.json the denoiser; raises ModelError."""
+    """Return the pipeline of a checkpoint file; for format `shapes` with a config.json, the bare denoiser.
+
+    Raises OptionError for wrong options, ModelError for weights that do not fit.
+    """
     _check(format, source, options)
     return _converted(format, source, options, None).model
 
@@ -45,15 +55,15 @@ def convert_checkpoint(format: str, source: str, options: ConvertOptions) -> Any
 def convert_stage(
     format: str, source: str, options: ConvertOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Convert FILE into a pipeline folder (for `shapes` with a config.json, a denoiser folder)."""
+    """Convert FILE into a pipeline folder; for format `shapes` with a config.json, into a denoiser folder."""
     _check(format, source, options)
-    given = {"format": format, **options.resolved()}
-    with run_record(out, "convert", given, {"file": source, "arch": options.arch}, existing=existing) as run:
+    recorded = {"format": format, **options.resolved()}
+    with run_record(out, "convert", recorded, {"file": source, "arch": options.arch}, existing=existing) as run:
         if not run.finished_before:
-            found = _converted(format, source, options, run.folder)
-            found.model.save_pretrained(run.folder)
-            atomic_write(run.folder / "README.md", _card(format, source, found))
-            run.result = _result(format, found)
+            converted = _converted(format, source, options, run.folder)
+            converted.model.save_pretrained(run.folder)
+            atomic_write(run.folder / "README.md", _card(format, source, converted))
+            run.result = _result(format, converted)
         return run.result
 
 
@@ -109,26 +119,28 @@ def _check(format: str, source: str, options: ConvertOptions) -> None:
         raise OptionError("\n".join(wrong))
 
 
-def _converted(format: str, source: str, options: ConvertOptions, beside: Path | None) -> _Converted:
-    with fetched(source, sha256=options.sha256, folder=beside) as path:
+def _converted(format: str, source: str, options: ConvertOptions, folder: Path | None) -> _Converted:
+    with fetched(source, sha256=options.sha256, folder=folder) as path:
         checkpoint = read_checkpoint(path)
-        found = _FORMATS[format](checkpoint.content, options, source)
-    foreign = (f"not read, since only code could: {', '.join(checkpoint.foreign)}",) if checkpoint.foreign else ()
-    return _Converted(found.model, found.architecture, found.weights, (*found.notes, *foreign))
+        converted = _FORMATS[format](checkpoint.content, options, source)
+    foreign = (
+        (f"not read, because that would execute code: {', '.join(checkpoint.foreign)}",) if checkpoint.foreign else ()
+    )
+    return _Converted(converted.model, converted.architecture, converted.weights, (*converted.notes, *foreign))
 
 
-def _result(format: str, found: _Converted) -> dict[str, Any]:
-    bare = isinstance(found.model, ModelMixin)
-    denoiser: Any = found.model if bare else denoiser_of(found.model)
+def _result(format: str, converted: _Converted) -> dict[str, Any]:
+    bare = isinstance(converted.model, ModelMixin)
+    denoiser: Any = converted.model if bare else denoiser_of(converted.model)
     facts: dict[str, Any] = {
         "format": format,
-        "architecture": found.architecture,
+        "architecture": converted.architecture,
         "class_name": type(denoiser).__name__,
-        "pipeline": None if bare else type(found.model).__name__,
-        "weights": found.weights,
+        "pipeline": None if bare else type(converted.model).__name__,
+        "weights": converted.weights,
         "params": sum(p.numel() for p in denoiser.parameters()),
         "pruned": isinstance(denoiser, PrunedMixin),
-        "notes": list(found.notes),
+        "notes": list(converted.notes),
     }
     if facts["pruned"]:
         facts["params_stock"] = sum(p.numel() for p in stock_model(denoiser).parameters())
@@ -137,10 +149,10 @@ def _result(format: str, found: _Converted) -> dict[str, Any]:
     return facts
 
 
-def _card(format: str, source: str, found: _Converted) -> str:
+def _card(format: str, source: str, converted: _Converted) -> str:
     load = "diffprune.load_pipeline" if format != "ddpm" else "DDPMPipeline.from_pretrained"
     return (
         f"## Converted with diffprune\n\nConverted from `{Path(source).name}` (format {format}, architecture "
-        f"{found.architecture}, {found.weights} weights). Load it with `{load}`. The licence of the original holds "
-        "for it.\n"
+        f"{converted.architecture}, {converted.weights} weights). Load it with `{load}`. The license of the original "
+        "applies to it.\n"
     )

@@ -1,4 +1,4 @@
-"""Stage `data`: a published data set, from its archive into images."""
+"""Command `data`: extract a published data set from its archive into image files or parquet files."""
 
 import shutil
 from collections.abc import Mapping
@@ -19,12 +19,18 @@ from diffprune.runs.download import Checksum, download, is_url
 from diffprune.runs.run_record import Existing, run_record
 
 DOWNLOADS = "download"
-"""Folder inside the result for the archive and what was unpacked of it; gone at the end."""
+"""Subfolder of the archive and its unpacked files; removed when the stage has finished."""
 
 
 @dataclass(frozen=True)
 class _Published:
-    """Where a data set comes from. url: None where only its page offers it. md5: None where none is published."""
+    """Source of a published data set.
+
+    Attributes:
+        url: address of the archive; None if it can only be downloaded by hand, from `page`.
+        md5: published MD5 of the archive; None if none is published.
+        page: web page of the data set.
+    """
 
     url: str | None
     md5: str | None
@@ -54,15 +60,16 @@ _PUBLISHED: Mapping[str, _Published] = {
 def data_stage(
     name: str, archive: str | None, options: DataOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Make a published data set into a folder of images or of parquet files, resumable.
+    """Extract a published data set into a folder of images or parquet files; an interrupted run resumes.
 
-    archive: file, folder or URL of the archive; None downloads the official one.
+    archive: file, folder or URL of the archive; None downloads the official archive.
+    Raises OptionError for an unknown data set or wrong options, DataError for a missing or damaged archive.
     """
     published = _PUBLISHED.get(name)
     if published is None:
         near = get_close_matches(name, _PUBLISHED, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(_PUBLISHED)}"
-        raise OptionError(f"no data set {name!r}; {hint}")
+        hint = f"did you mean {near[0]!r}?" if near else f"supported: {', '.join(_PUBLISHED)}"
+        raise OptionError(f"data set: got {name!r}, which is not supported; {hint}")
     _check(name, published, archive, options)
     source = archive or published.url
     inputs = {"archive": source}
@@ -83,20 +90,20 @@ def data_stage(
 
 
 def _check(name: str, published: _Published, archive: str | None, options: DataOptions) -> None:
-    given = options.model_fields_set
+    chosen = options.model_fields_set
     mistakes = []
-    if "split" in given and not name.startswith("cifar"):
-        mistakes.append(f"split: belongs to cifar10 and cifar100, not to {name}; leave it out")
+    if "split" in chosen and not name.startswith("cifar"):
+        mistakes.append(f"split: applies only to cifar10 and cifar100, not to {name}; leave it out")
     if options.resolution is not None and name != "ffhq":
-        mistakes.append(f"resolution: belongs to ffhq, not to {name}; leave it out")
+        mistakes.append(f"resolution: applies only to ffhq, not to {name}; leave it out")
     if archive is None and published.url is None:
-        mistakes.append(f"archive: missing; {name} has no plain download: get it from {published.page}")
+        mistakes.append(f"archive: missing; {name} cannot be downloaded directly; download it from {published.page}")
     if archive is not None and not is_url(archive) and Path(archive).is_dir() and options.md5 not in _NO_MD5:
-        mistakes.append(f"md5: belongs to a file, {archive} is a folder; leave it out")
+        mistakes.append(f"md5: applies to a file, but {archive} is a folder; leave it out")
     if mistakes:
         raise OptionError("command line:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
     if archive is not None and not is_url(archive) and not Path(archive).exists():
-        raise DataError(f"no archive {archive}; get it from {published.page}")
+        raise DataError(f"{archive} does not exist; download the archive from {published.page}")
 
 
 _NO_MD5 = ("published", "none")
@@ -112,14 +119,17 @@ def _md5(published: _Published, options: DataOptions) -> Checksum | None:
 
 
 def _fetched(source: str, md5: Checksum | None, place: Path) -> Path:
-    """The archive on disk, checked."""
+    """Return the path of the archive, after the download; raise DataError if its MD5 is wrong."""
     if is_url(source):
         target = place / (source.partition("?")[0].rstrip("/").rpartition("/")[2] or "archive")
         download(source, target, md5, remedy=_REMEDY)
         return target
     path = Path(source)
     if md5 is not None and path.is_file() and (mismatch := md5.mismatch(path)):
-        raise DataError(f"{source} {mismatch}: it is damaged or another file. Pass --md5 none to use it anyway")
+        raise DataError(
+            f"{source} {mismatch}; it is damaged or another file. "
+            "Download it again, or pass --md5 none to skip this check"
+        )
     return path
 
 

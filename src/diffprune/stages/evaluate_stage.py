@@ -1,4 +1,4 @@
-"""Command `evaluate`: compare images with a reference."""
+"""Command `evaluate`: compute metrics of images, most of them against a reference."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from diffprune.runs.run_record import Existing
 def evaluate_stage(
     images: str, reference: str | None, options: EvaluateOptions, out: Path | None, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Compare IMAGES with REFERENCE; with `out`, leave the numbers in that folder's run.json."""
+    """Return the metrics of IMAGES against REFERENCE; with `out`, also write them into run.json of that folder."""
     if out is None:
         return measure(images, reference, options)
     files = {name: getattr(options, name) for name in ("inception_weights", "lpips_weights", "prompts")}

@@ -23,7 +23,7 @@ from diffprune.training.trainer import train_denoiser
 from diffprune.training.training_data import load_training_data, open_training_data
 
 OF_TEACHER = ("feature_weight", "teacher_dtype", "teacher_weight")
-"""Options that only a teacher gives a meaning."""
+"""Options that are only valid with a teacher."""
 
 INTERFACE = (
     "in_channels", "out_channels", "cross_attention_dim", "addition_embed_type", "num_class_embeds",
@@ -35,7 +35,7 @@ INTERFACE = (
 def finetune_pipeline(model: Any, teacher: Any, options: FinetuneOptions, *, on_step: OnStep | None = None) -> Any:
     """Finetune in memory; return a new pipeline with EMA weights.
 
-    teacher: the original pipeline or denoiser, whose output is distilled; None for the noise error alone.
+    teacher: the original pipeline or denoiser, whose output is distilled; None trains without distillation.
     on_step: called on the main process after each optimizer step.
     """
     _check_teacher_options(options, teacher)
@@ -53,12 +53,17 @@ def finetune_pipeline(model: Any, teacher: Any, options: FinetuneOptions, *, on_
 def finetune_stage(
     source: str, teacher: str | None, options: FinetuneOptions, out: Path, *, existing: Existing = "refuse"
 ) -> dict[str, Any]:
-    """Finetune MODEL into a pipeline folder; an interrupted run resumes. teacher: the original MODEL, to distill."""
+    """Finetune MODEL into a pipeline folder; an interrupted run resumes.
+
+    teacher: the original MODEL, whose output is distilled; None trains without distillation.
+    """
     options = resolve_precision(options)
     _check_teacher_options(options, teacher)
     model = load_model(source)
     if model.pipeline is None:
-        raise ModelError(f"{source} is not a pipeline; finetuning needs one, for its noise schedule")
+        raise ModelError(
+            f"{source} is a bare denoiser; finetuning needs the noise schedule of a pipeline; give a pipeline"
+        )
     process = process_of(model.pipeline)
     opened = open_training_data(process, options)
     original = None if teacher is None else load_model(teacher).denoiser
@@ -79,23 +84,27 @@ def finetune_stage(
 
 
 def _check_teacher_options(options: FinetuneOptions, teacher: Any) -> None:
-    """Raise OptionError for options of a teacher without one."""
-    of_teacher = [name for name in OF_TEACHER if name in options.model_fields_set]
-    if teacher is None and of_teacher:
-        raise OptionError(f"{', '.join(of_teacher)}: needs a teacher")
+    """Raise OptionError for distillation options without a teacher."""
+    chosen = [name for name in OF_TEACHER if name in options.model_fields_set]
+    if teacher is None and chosen:
+        raise OptionError(f"{', '.join(chosen)}: needs a teacher; give one, or leave this out")
 
 
 def _check_teacher(student: ModelMixin, teacher: ModelMixin) -> None:
-    """Raise OptionError for a teacher whose inputs differ from those of its student."""
+    """Raise OptionError if the teacher and the student differ in class or inputs."""
 
     def interface(model: ModelMixin) -> dict[str, Any]:
         config: Any = model.config
         return {"class": stock_class(model).__name__, **{name: config.get(name) for name in INTERFACE}}
 
-    ours, theirs = interface(student), interface(teacher)
-    wrong = [f"{name} {theirs[name]} instead of {ours[name]}" for name in ours if ours[name] != theirs[name]]
+    expected, actual = interface(student), interface(teacher)
+    wrong = [
+        f"{name}: got {actual[name]}, expected {expected[name]}" for name in expected if expected[name] != actual[name]
+    ]
     if wrong:
-        raise OptionError(f"teacher: it is another kind of model than the student ({', '.join(wrong)})")
+        raise OptionError(
+            f"teacher: its class or inputs differ from the student's ({'; '.join(wrong)}); give the unpruned model"
+        )
 
 
 def _paragraph(options: FinetuneOptions, teacher: str | None, result: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Stage `inspect`: what a model is, what it costs, and whether it was pruned."""
+"""Command `inspect`: report the class, cost, prunable units and pruning history of a model."""
 
 from collections import Counter
 from typing import Any
@@ -15,7 +15,7 @@ from diffprune.pipelines.loading import load_model
 
 
 def inspect_stage(source: str, options: InspectOptions) -> dict[str, Any]:
-    """Facts about MODEL, with a row per block; latency only where there are weights to run."""
+    """Return facts about MODEL, with one row per block; latency is measured only if the model has weights."""
     model = load_model(source)
     denoiser = model.denoiser
     groups = (*find_groups(denoiser), *find_blocks(denoiser))

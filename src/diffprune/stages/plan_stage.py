@@ -1,6 +1,7 @@
-"""Command `plan`: score the units of a model and choose those to keep."""
+"""Command `plan`: score the units of a model and choose the units to keep."""
 
 import shutil
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diffprune.planning import Plan, fingerprint, make_plan, prepare, read_plan,
 from diffprune.planning.prepared import Model
 from diffprune.runs.atomic_files import check_replaceable, remove_partials_of
 from diffprune.runs.distributed import on_main_process, shared_run
-from diffprune.runs.run_record import Existing, Inputs, identified
+from diffprune.runs.run_record import Existing, Inputs, differences, identified
 from diffprune.runs.tensor_cache import partial_folder
 
 
@@ -26,7 +27,10 @@ def plan_model(model: Model, options: PlanOptions) -> Plan:
 
 
 def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Plan MODEL; with `out`, write it to that .json file, or as plan.json with run.json into that folder."""
+    """Make a plan for MODEL and return its figures.
+
+    out: a .json file for the plan, or a folder for plan.json and run.json; None writes nothing.
+    """
     if out is None:
         return plan_model(_loaded(source), options).summary()
     options = resolve_auto(options)
@@ -38,15 +42,18 @@ def plan_stage(source: str, options: PlanOptions, out: Path | None, *, existing:
         out, "plan", options.resolved(), inputs, device=device, existing=existing, neutral=options.neutral
     ) as run:
         if not run.finished_before:
-            made = _make_plan_in(run.folder, _loaded(source), options, run.inputs)
-            on_main_process(partial(made.save, run.folder / "plan.json"), device)
+            plan = _make_plan_in(run.folder, _loaded(source), options, run.inputs)
+            on_main_process(partial(plan.save, run.folder / "plan.json"), device)
             on_main_process(partial(remove_caches, run.folder), device)
-            run.result = made.summary()
+            run.result = plan.summary()
         return run.result
 
 
 def _plan_to_file(model: Model, options: PlanOptions, out: Path, inputs: Inputs, existing: Existing) -> dict[str, Any]:
-    """Write a plan to a file of its own; keep one of the same options and inputs, refuse any other."""
+    """Write a plan to a .json file without a run.json.
+
+    A plan of the same options and inputs is kept. Raises FolderError for any other plan, except with `existing`.
+    """
     made_from = {"inputs": inputs, "mixed_precision": options.mixed_precision}
     plan = on_main_process(partial(_existing_plan, out, existing), options.device)
     if plan is None:
@@ -55,24 +62,38 @@ def _plan_to_file(model: Model, options: PlanOptions, out: Path, inputs: Inputs,
         plan = plan.model_copy(update={"details": {**plan.details, "made_from": made_from}})
         on_main_process(partial(plan.save, out), options.device)
     else:
-        choice = {**options.choice(), "criterion": options.criterion or plan.options.get("criterion")}
-        same = plan.options == choice and plan.details.get("made_from") == made_from
-        if not same or plan.fingerprint != fingerprint(denoiser_of(model)):
+        changes = _changes(plan, model, options, made_from)
+        if changes:
             raise FolderError(
-                f"{out} holds a plan made otherwise; add --overwrite to replace it, or choose another --out"
+                f"{out} holds a plan with other options or inputs ({changes}); add --overwrite to replace it, or "
+                "choose another --out"
             )
     on_main_process(partial(shutil.rmtree, partial_folder(out), ignore_errors=True), options.device)
     return plan.summary()
 
 
+def _changes(plan: Plan, model: Model, options: PlanOptions, made_from: Mapping[str, Any]) -> str:
+    """Return the differences between a saved plan and the plan that is requested, as text; empty if there are none."""
+    criterion = options.criterion or plan.options.get("criterion")
+    before = plan.details.get("made_from") or {}
+    precision = "mixed_precision"
+    changes = differences(
+        {"options": {**plan.options, precision: before.get(precision)}, "inputs": before.get("inputs")},
+        {"options": {**options.choice(), "criterion": criterion, precision: made_from[precision]}, **made_from},
+    )
+    if not changes and plan.fingerprint != fingerprint(denoiser_of(model)):
+        return "the architecture of the model has changed"
+    return changes
+
+
 def _make_plan_in(folder: Path, model: Model, options: PlanOptions, inputs: Inputs) -> Plan:
-    """Make a plan with its caches in a folder."""
+    """Make a plan, with the caches of its latents and scores in a folder."""
     latents, sums = latents_in(folder, inputs), sums_in(folder, inputs, options)
     return make_plan(prepare(model, options.kinds, calibrating=options, latents=latents), options, sums)
 
 
 def _existing_plan(out: Path, existing: Existing) -> Plan | None:
-    """Return the plan that is kept or refused; None where there is none, or it is replaced."""
+    """Return the plan in the file `out`; None if the file does not exist or is to be replaced."""
     check_replaceable(out, '"fingerprint"')
     return read_plan(out) if out.exists() and existing == "refuse" else None
 

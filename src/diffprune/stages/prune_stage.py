@@ -34,10 +34,10 @@ SOLVED = ".compensation"
 def prune_model(
     model: Any, options: PruneOptions, plan: Plan | None = None, plan_options: PlanOptions | None = None
 ) -> tuple[Any, Compensation | None]:
-    """Prune a pipeline or bare denoiser in memory; return the copy, and the statistics of its compensation.
+    """Return a pruned copy of a pipeline or bare denoiser, and the statistics of its compensation.
 
-    plan: None makes one by `plan_options`, on the same groups and calibration set. Raises as `make_plan` and
-    `apply_plan`.
+    plan: None makes a plan from `plan_options`, on the same groups and calibration set.
+    Raises as `make_plan` and `apply_plan`.
     """
     options = resolve_precision(options)
     if plan is not None:
@@ -64,7 +64,7 @@ def prune_stage(
     scores of a plan; the main process does the rest.
     """
     options = resolve_precision(options)
-    existing_plan = None if plan_file is None else _read_alone(plan_file, plan_options)
+    existing_plan = None if plan_file is None else _read_plan_file(plan_file, plan_options)
     planning = _planning(plan_options, options)
     calibrating = planning if existing_plan is None else calibrating_of(existing_plan, options)
     wanted = is_compensated(options, calibrating)
@@ -88,7 +88,7 @@ def prune_stage(
                 )  # fmt: skip
                 check_weights(prepared.denoiser, reinit=options.reinit)
                 plan = make_plan(prepared, planning, sums_in(run.folder, run.inputs, planning))
-                if planning.is_calibrated and wanted:  # both scores and compensation take long
+                if planning.is_calibrated and wanted:  # an interrupted compensation then resumes without new scores
                     on_main_process(partial(plan.save, run.folder / PLAN), device)
             write = partial(_write, source, prepared, plan, options, run.folder)
             run.result = on_main_process(partial(write, calibrating if wanted else None, latents), device)
@@ -100,11 +100,13 @@ def _planning(plan_options: PlanOptions, options: PruneOptions) -> PlanOptions:
     return resolve_round_to(plan_options.model_copy(update={"mixed_precision": options.mixed_precision}))
 
 
-def _read_alone(plan_file: str | Path, plan_options: PlanOptions) -> Plan:
-    """Read a plan file; raise OptionError for options of planning beside it."""
+def _read_plan_file(plan_file: str | Path, plan_options: PlanOptions) -> Plan:
+    """Read a plan file; raise OptionError if options of planning are set as well."""
     planning = sorted(plan_options.model_fields_set - {*PruneOptions.model_fields})
     if planning:
-        raise OptionError(f"a plan file already holds the options of plan; drop {', '.join(planning)} or drop the plan")
+        raise OptionError(
+            f"a plan file already holds the options of `plan`; leave out {', '.join(planning)}, or leave out the plan"
+        )
     return read_plan(plan_file)
 
 
@@ -124,11 +126,11 @@ def _write(
 ) -> dict[str, Any]:
     """Write the pruned model into the folder; return the result for `run.json`.
 
-    prepared: None if the model has not been loaded; it is not, where its folder can be pruned tensor by tensor.
+    prepared: None if the model is not loaded yet; a folder that can be pruned tensor by tensor is never loaded.
     calibrating: None if weights are not compensated.
     """
-    only_sliced = calibrating is None and not options.reinit and not options.rescale_queries
-    stored = stored_model(source) if prepared is None and only_sliced else None
+    is_only_sliced = calibrating is None and not options.reinit and not options.rescale_queries
+    stored = stored_model(source) if prepared is None and is_only_sliced else None
     result = plan.summary()
     if stored is not None:
         prune_folder(stored, plan, folder)
@@ -149,8 +151,9 @@ def _write(
 
 
 def _paragraph(source: str, plan: Plan, options: PruneOptions) -> str:
+    """Return the paragraph of the model card."""
     before, after = plan.before, plan.after
-    weights = " Its weights were then initialized anew." if options.reinit else ""
+    weights = " Its weights were then reinitialized." if options.reinit else ""
     return (
         f"## Pruned with diffprune\n\nThe {plan.class_name} of `{source}` was pruned structurally "
         f"(criterion {plan.criterion}, ratio {plan.options.get('ratio')}): from {before.params / 1e6:.2f}M parameters "

@@ -1,4 +1,4 @@
-"""Stage `report`: write one HTML page about finished stages."""
+"""Command `report`: write one HTML page about finished stages."""
 
 from collections.abc import Sequence
 from pathlib import Path

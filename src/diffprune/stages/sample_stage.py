@@ -1,4 +1,4 @@
-"""Stage `sample`: draw images into a folder."""
+"""Command `sample`: draw images of a pipeline into a folder."""
 
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from diffprune.sampling.image_folder import SamplingFacts, image_path, sample_to
 
 
 def sample_stage(source: str, options: SampleOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Draw images of MODEL into a folder, resumable; the result names what the model costs."""
+    """Draw images of MODEL into a folder; return the cost and speed of the model. An interrupted run resumes."""
     model = load_model(source)
     if model.pipeline is None:
-        raise ModelError(f"{source} is not a pipeline; sampling needs one, for its noise schedule")
+        raise ModelError(
+            f"{source} is a bare denoiser; sampling needs the noise schedule of a pipeline; give a pipeline"
+        )
     return _draw(model.pipeline, source, options, out, existing)
 
 

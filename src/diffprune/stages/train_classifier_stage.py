@@ -1,4 +1,4 @@
-"""Stage `train-classifier`: the digit classifier whose features `frechet_distance` compares."""
+"""Command `train-classifier`: train the digit classifier whose features `frechet_distance` compares."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from diffprune.runs.run_record import Existing, run_record
 
 
 def classifier_stage(options: ClassifierOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Train the digit classifier on 1,437 digits; the result names its accuracy on the other 360."""
+    """Train the digit classifier on 1,437 digits; return its accuracy on the other 360 as `test_accuracy`."""
     with run_record(out, "train-classifier", options.resolved(), {}, existing=existing, neutral=options.neutral) as run:
         if not run.finished_before:
             classifier, accuracy = train_classifier(options)
@@ -26,7 +26,7 @@ def classifier_stage(options: ClassifierOptions, out: Path, *, existing: Existin
 
 
 def train_classifier(options: ClassifierOptions) -> tuple[DigitClassifier, float]:
-    """The trained classifier and its test accuracy. Images are shifted by up to one pixel while training."""
+    """Return the trained classifier and its test accuracy; training shifts the images by up to one pixel."""
     device = pick_device(options.device)
     pool = open_images("digits", (SIZE, SIZE), 1)
     images = torch.stack([pool[i] for i in range(len(pool))]).to(device)
@@ -50,5 +50,5 @@ def train_classifier(options: ClassifierOptions) -> tuple[DigitClassifier, float
                 advance(1, "")
     classifier.eval()
     with torch.no_grad():
-        right = classifier(images[test]).argmax(1) == labels[test]
-    return classifier.cpu(), float(right.double().mean())
+        correct = classifier(images[test]).argmax(1) == labels[test]
+    return classifier.cpu(), float(correct.double().mean())

@@ -17,7 +17,7 @@ from diffprune.training.untrained_pipeline import untrained_pipeline
 
 
 def train_pipeline(options: TrainOptions, *, on_step: OnStep | None = None) -> Any:
-    """Train from scratch in memory; return the pipeline with its EMA weights.
+    """Train a denoiser from scratch in memory; return a pipeline with its EMA weights.
 
     on_step: called on the main process after each optimizer step.
     """
@@ -28,7 +28,7 @@ def train_pipeline(options: TrainOptions, *, on_step: OnStep | None = None) -> A
 
 
 def train_stage(options: TrainOptions, out: Path, *, existing: Existing = "refuse") -> dict[str, Any]:
-    """Train from scratch into a pipeline folder; an interrupted run resumes."""
+    """Train a denoiser from scratch into a pipeline folder; an interrupted run resumes."""
     options = resolve_precision(options)
     with shared_run(
         out, "train", options.resolved(), {"data": options.data}, device=options.device, existing=existing,
