@@ -226,7 +226,7 @@ def test_a_stage_of_timesteps_can_be_scored_alone() -> None:
     assert torch.allclose(scored("diff-pruning", calibration(), **stage), expected, rtol=1e-4)
     with pytest.raises(ModelError, match="no timesteps to score from 9"):
         scored("diff-pruning", calibration(), first_timestep=9)
-    with pytest.raises(OptionError, match="last_timestep: got 2, expected at least first_timestep, 3"):
+    with pytest.raises(OptionError, match=r"last_timestep: got 2, expected at least first_timestep \(3\)"):
         parse_options(PlanOptions, {"first_timestep": 3, "last_timestep": 2}, what="")
 
 

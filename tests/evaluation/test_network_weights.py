@@ -224,7 +224,7 @@ def test_prompts_belong_to_image_indices_in_turn(clip_folder: Path, photo_sets: 
         for lines in (("a", "b"), ("a", "b", "a"))
     )
     assert in_turn == written_out
-    with pytest.raises(OptionError, match="give a text file"):
+    with pytest.raises(OptionError, match="clip_score needs a text file"):
         diffprune.evaluate(photo_sets[0], None, **options)
     with pytest.raises(OptionError, match="cannot read the prompts"):
         diffprune.evaluate(photo_sets[0], None, prompts=tmp_path / "nowhere.txt", **options)

@@ -47,6 +47,7 @@ def checking(command: Command) -> Command:
 
 @pytest.mark.parametrize("line", dict.fromkeys(commands_in(PAGE)))
 def test_every_command_of_the_page_is_one(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffprune.cli.main.refuse_missing_inputs", lambda arguments: None)  # of no MODEL or DATA
     monkeypatch.setattr("diffprune.cli.main.COMMANDS", {name: checking(command) for name, command in COMMANDS.items()})
     assert main(shlex.split(line)[1:]) == 0
 

@@ -121,7 +121,7 @@ def test_a_sequence_keeps_the_image_after_every_step(tmp_path: Path) -> None:
     [
         ({"scheduler": "DDIMSchduler"}, "did you mean 'DDIMScheduler'"),
         ({"scheduler": "UNet2DModel"}, "diffusers has no 'UNet2DModel'"),
-        ({"scheduler": "DDIMScheduler", "eta": 0.5}, "eta: a scheduler brings its own"),
+        ({"scheduler": "DDIMScheduler", "eta": 0.5}, "eta: has no effect with scheduler"),
         ({"scheduler": "DDIMScheduler", "steps": 21}, "the model has 20 timesteps"),
         ({"interpolate": (1, 1)}, "two different image indices"),
     ],
@@ -154,7 +154,7 @@ def test_broken_models_and_schedules_are_refused_instead_of_drawn_black(tmp_path
     flow = DDPMPipeline(tiny_unet(), FlowMatchEulerDiscreteScheduler())
     with pytest.raises(ModelError, match="is supported for text-conditioned pipelines"):
         diffprune.sample(flow, tmp_path / "b", num=1, steps=2)
-    with pytest.raises(ModelError, match="takes 1 channels and gives 3"):
+    with pytest.raises(ModelError, match="has 1 input and 3 output channels"):
         diffprune.sample(tiny_pipeline(out_channels=3), tmp_path / "c", num=1, steps=2)
     assert not list(tmp_path.iterdir())
 
