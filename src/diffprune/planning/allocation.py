@@ -54,7 +54,7 @@ def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
     unmatched = [p for p in options.patterns() if not matches(p, sorted(layers))]
     absent = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
     lines = [
-        f"  kinds: {kind} is not supported for this model; it has no {kind} that can be removed" for kind in absent
+        f"  kinds: got {kind}, but the model has no {kind} that can be removed" for kind in absent
     ]
     lines += [
         f"  {p!r} matches no prunable layer; an example of a layer is {min(layers, default='none')}" for p in unmatched
