@@ -461,7 +461,7 @@ def test_the_data_option_replaces_the_images_of_the_plan() -> None:
     ("options", "message"),
     [
         ({"compensate": True}, "needs images"),
-        ({"compensate": True, "reinit": True, "data": "digits"}, "nothing to keep"),
+        ({"compensate": True, "reinit": True, "data": "digits"}, "not supported with reinit"),
     ],
 )
 def test_impossible_compensation_raises_when_requested(options: dict[str, object], message: str) -> None:

@@ -357,13 +357,19 @@ def test_wrong_uses_of_captions_are_refused_before_work(
     passes = Passes(monkeypatch)
     few = ["--num-calibration-images", "2"]
     cases = [
-        (["plan", str(model), "--data", captioned, *few, "--prompts", str(prompts)], "captions of the images take"),
+        (
+            ["plan", str(model), "--data", captioned, *few, "--prompts", str(prompts)],
+            "because the images have captions",
+        ),
         (["plan", str(model), "--data", captioned], "holds 5 images, but calibration needs 128"),
         (["plan", str(model), "--data", "digits", *few], "digits have no captions"),
-        (["plan", str(model), "--data", captioned, *few, "--num-frames", "3"], "num_frames: the call of Stable"),
+        (
+            ["plan", str(model), "--data", captioned, *few, "--num-frames", "3"],
+            "num_frames: not supported by the call",
+        ),
         (["finetune", str(model), "--data", "digits"], "digits have no captions"),
         (["finetune", str(model)], "data: missing"),
-        (["finetune", str(model), "--data", captioned, "--prompts", str(prompts)], "captions of the images take"),
+        (["finetune", str(model), "--data", captioned, "--prompts", str(prompts)], "because the images have captions"),
         (["finetune", str(model), "--data", captioned, "--preview-every", "2"], "previews of a text-conditioned"),
         (["finetune", str(model), "--data", captioned, "--class-dropout", "0.1"], "class_dropout: the model is"),
     ]

@@ -57,9 +57,7 @@ def open_texts(process: DiffusionProcess, options: Options, num: int, *, at_most
     check_text_encoder(pipeline)
     unknown = with_unknown(pipeline, options)
     if unknown:
-        raise OptionError(
-            f"{', '.join(unknown)}: not an argument of the call of {type(pipeline).__name__}; leave it out"
-        )
+        raise OptionError(f"{', '.join(unknown)}: not supported by the call of {type(pipeline).__name__}; leave it out")
     if options.data != GENERATED:
         return _captioned(pipeline, options, num, at_most)
     if options.prompts is None:
@@ -74,7 +72,7 @@ def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Text
     rows, captions = open_captioned(options.data, call_options(pipeline))
     check_images(pipeline, captions)
     if options.prompts is not None and not (isinstance(options, FinetuneOptions) and options.preview_every):
-        raise OptionError("prompts: the images have captions, which are used instead; leave it out")
+        raise OptionError("prompts: not used, because the images have captions; leave it out")
     if len(rows) < num and not at_most:
         raise DataError(
             f"{options.data} holds {len(rows)} images, but calibration needs {num}; give more images or set "

@@ -1,1 +1,1 @@
-"""Where and how a denoiser is computed: device, offload, precision, costs."""
+"""Computation of a denoiser: device, placement, offload, autocast dtype, cost and latency."""

@@ -1,1 +1,1 @@
-"""Checkpoints of other systems, read without executing code and brought into diffusers form."""
+"""Conversion: read checkpoints of other systems without executing code, and convert them to diffusers models."""

@@ -1,4 +1,4 @@
-"""Pruning criteria: a score for each unit of each group. One file each, one signature."""
+"""Pruning criteria: one module per criterion, each a function that scores every unit of every group."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Every stage's options, once: the Python API, the command line, recipes and `run.json` derive from these.
+"""Option sets of all commands: the Python API, the command line, recipes and `run.json` derive from them.
 
 A field's description is its help text; units and ranges stand in it. Nothing here imports torch.
 """

@@ -1,1 +1,1 @@
-"""Everything around the denoiser: loading, noise schedule, prompts and conditioning."""
+"""Pipelines around a denoiser: loading, saving, noise schedule, prompts and conditioning."""

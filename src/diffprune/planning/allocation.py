@@ -53,9 +53,7 @@ def check_patterns(groups: Sequence[Group], options: BudgetOptions) -> None:
     layers = {layer for g in groups for layer in producers(g)}
     unmatched = [p for p in options.patterns() if not matches(p, sorted(layers))]
     absent = [kind for kind in options.kinds or () if kind not in {g.kind for g in groups}]
-    lines = [
-        f"  kinds: got {kind}, but the model has no {kind} that can be removed" for kind in absent
-    ]
+    lines = [f"  kinds: got {kind}, but the model has no {kind} that can be removed" for kind in absent]
     lines += [
         f"  {p!r} matches no prunable layer; an example of a layer is {min(layers, default='none')}" for p in unmatched
     ]

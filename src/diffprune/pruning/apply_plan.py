@@ -57,7 +57,7 @@ def is_compensated(options: PruneOptions, calibrating: CalibrationOptions | None
     """Return whether weights are compensated; raise OptionError if that is requested and not possible."""
     reason = None
     if options.reinit:
-        reason = "reinit leaves no weights to compensate; leave out one of the two"
+        reason = "not supported with reinit, which draws new weights; leave out one of the two"
     elif is_bare:
         reason = "not supported for a bare denoiser, which has no noise schedule; give a pipeline"
     elif calibrating is None or calibrating.data is None:

@@ -1,1 +1,1 @@
-"""What every run needs: run.json, atomic files, caches, distributed ranks, progress, downloads."""
+"""Runs: run.json, atomic files, caches on disk, distributed ranks, progress bars and downloads."""
