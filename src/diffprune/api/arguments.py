@@ -1,5 +1,6 @@
 """Convert arguments of the public functions into values in memory, or into sources for the stages."""
 
+import copy
 import hashlib
 import json
 import os
@@ -22,12 +23,15 @@ from diffprune.runs.tensor_cache import tensors_digest
 def model_value(model: Any) -> Any:
     """Return a pipeline or denoiser, loaded if `model` is a folder, hub id, config.json or built-in name.
 
-    Raises ModelError for anything else.
+    Weights that were made in inference mode cannot record gradients; they are copied. Raises ModelError for anything
+    else.
     """
     if isinstance(model, str | os.PathLike):
         return load_as_stored(os.fspath(model)).whole
-    if isinstance(model, DiffusionPipeline | nn.Module):
-        return model
+    if isinstance(model, nn.Module):
+        return copy.deepcopy(model) if _has_inference_tensors(model) else model
+    if isinstance(model, DiffusionPipeline):
+        return _without_inference_tensors(model)
     raise ModelError(
         f"model: got {type(model).__name__}; expected a diffusers pipeline, a denoiser (nn.Module), or a folder, hub "
         "id, config.json or built-in name"
@@ -72,6 +76,21 @@ def check_no_folder_options(options: TrainingOptions) -> None:
     chosen = [n for n, off in disabled.items() if n in options.model_fields_set and getattr(options, n) != off]
     if chosen:
         raise OptionError(f"{', '.join(chosen)}: needs an output folder; set `out`, or leave this out")
+
+
+def _without_inference_tensors(pipeline: Any) -> Any:
+    """Return the pipeline, or a copy with copied components where their weights were made in inference mode."""
+    components = {name: value for name, value in vars(pipeline).items() if isinstance(value, nn.Module)}
+    copied = {name: copy.deepcopy(value) for name, value in components.items() if _has_inference_tensors(value)}
+    if not copied:
+        return pipeline
+    changed = copy.copy(pipeline)
+    changed.register_modules(**copied)
+    return changed
+
+
+def _has_inference_tensors(module: nn.Module) -> bool:
+    return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
 
 
 def _hash(text: str) -> str:

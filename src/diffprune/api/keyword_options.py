@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
+from diffprune.compute.torch_context import default_torch_context
 from diffprune.data.memory_images import data_source
 from diffprune.errors import OptionError
 from diffprune.options import Options, parse_options
@@ -27,6 +28,7 @@ def with_options(
 
     The result takes the fields of these sets as keyword arguments, and its signature and docstring name them.
     A field of two sets is passed to both. without: fields that are not arguments.
+    The function runs in PyTorch's default settings, whatever settings the caller has changed.
     The decorated function raises OptionError that lists every wrong option at once, and TypeError for missing or
     superfluous positional arguments.
     """
@@ -38,6 +40,7 @@ def with_options(
         fields = {name: _field(name, kinds) for name in titles}
 
         @functools.wraps(function)
+        @default_torch_context()
         def call(*arguments: Any, **keywords: Any) -> R:
             named = {p.name: keywords.pop(p.name) for p in values if p.name in keywords}
             bound = inspect.Signature(values).bind(*arguments, **named)

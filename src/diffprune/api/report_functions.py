@@ -8,6 +8,7 @@ from typing import Any
 from diffprune.api.arguments import existing, model_source, plan_source
 from diffprune.api.keyword_options import with_options
 from diffprune.api.results import ReportPage, Results
+from diffprune.compute.torch_context import default_torch_context
 from diffprune.options import SensitivityOptions, StagesOptions
 from diffprune.options.recipe import Recipe, read_recipe
 from diffprune.planning import Plan
@@ -39,6 +40,7 @@ def analyze_stages(model: Any, options: StagesOptions, *, out: Source, overwrite
     return Results(stages_stage(model_source(model), options, Path(out), existing=existing(overwrite)))
 
 
+@default_torch_context()
 def analyze_plan(
     plan: Plan | Source, other: Plan | Source | None = None, *, out: Source, overwrite: bool = False
 ) -> Results:
@@ -51,6 +53,7 @@ def analyze_plan(
     return Results(plan_analysis_stage(plan_source(plan), second, Path(out), existing=existing(overwrite)))
 
 
+@default_torch_context()
 def report(folders: Source | Sequence[Source], out: Source, *, title: str = "diffprune") -> ReportPage:
     """Write one HTML page about all finished stages in or below folders; return the page and its table of models.
 
@@ -61,6 +64,7 @@ def report(folders: Source | Sequence[Source], out: Source, *, title: str = "dif
     return ReportPage(Path(result["report"]), result["models"])
 
 
+@default_torch_context()
 def run(recipe: Recipe | Source, out: Source, *, changes: Sequence[str] = (), dry_run: bool = False) -> Results:
     """Run all stages of a recipe inside the folder `out`; returns the table of models and the path of the report.
 

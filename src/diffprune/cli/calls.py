@@ -129,10 +129,13 @@ def _call(path: str, *args: Any, **kwargs: Any) -> Any:
     """Call a function of `stages`, or of another room where `path` names it; its module is imported here."""
     from diffusers.utils import logging
 
+    from diffprune.compute.torch_context import default_torch_context
+
     logging.disable_progress_bar()
     module, _, name = path.rpartition(".")
     room = "diffprune" if "." in module else "diffprune.stages"
-    return getattr(importlib.import_module(f"{room}.{module}"), name)(*args, **kwargs)
+    with default_torch_context():
+        return getattr(importlib.import_module(f"{room}.{module}"), name)(*args, **kwargs)
 
 
 def _existing(a: Namespace) -> str:

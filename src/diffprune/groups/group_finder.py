@@ -7,6 +7,7 @@ from torch import nn
 from diffprune.architectures.families import Family, family_of
 from diffprune.architectures.layouts import ATTENTIONS, FEED_FORWARDS
 from diffprune.artifact.slicing import is_weighted
+from diffprune.compute.torch_context import default_torch_context
 from diffprune.errors import ModelError
 from diffprune.groups.block_groups import find_blocks
 from diffprune.groups.channel_groups import channel_groups
@@ -17,6 +18,7 @@ from diffprune.groups.neuron_groups import neuron_group
 from diffprune.options import Kind
 
 
+@default_torch_context()
 def find_groups(denoiser: nn.Module, *, kinds: Collection[Kind] | None = None) -> tuple[Group, ...]:
     """Find the groups of these kinds of units, in the order of the layers; None: all kinds except blocks.
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from diffprune.artifact.pruned_classes import class_by_name
 from diffprune.artifact.registration import register_with_diffusers
+from diffprune.compute.torch_context import default_torch_context
 from diffprune.errors import DiffpruneError, ModelError
 from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.architecture_configs import architecture, denoiser_class, read_config
@@ -94,6 +95,7 @@ def _in_memory(source: InMemory) -> Model:
     return Model(denoiser, pipeline, has_weights(denoiser), source)
 
 
+@default_torch_context()
 def load_pipeline(source: str | os.PathLike[str], **options: Any) -> DiffusionPipeline:
     """Load a pipeline, pruned or not, from a folder, a hub id or a built-in name such as `digits`.
 

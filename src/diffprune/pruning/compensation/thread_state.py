@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack, _pop_mode, _push_mode
 
-AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
-"""Device types whose autocast settings are switched."""
+from diffprune.compute.torch_context import AUTOCAST_DEVICES
 
 
 @dataclass(frozen=True)
