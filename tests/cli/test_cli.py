@@ -61,6 +61,16 @@ def test_plan_json_has_what_is_promised(capsys: pytest.CaptureFixture[str]) -> N
     expected = {"params_before", "params_after", "macs_before", "macs_after", "num_groups", "criterion"}
     assert expected <= figures.keys()
     assert (figures["params_before"], figures["criterion"]) == (35746307, "random")
+    assert figures["forecast"] == "without weights: random choice"
+    assert figures["requested"] == "remove 30% of the units"
+    assert figures["kept"] == "55.5% of the parameters, 55.9% of the MACs"
+
+
+def test_the_blocks_of_inspect_have_headings(pipeline_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", str(pipeline_folder), "--no-latency"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["block", "class", "parameters", "MACs", "prunable", "channels", "prunable", "blocks"] in lines
+    assert any(line[:2] == ["conv_in", "Conv2d"] and line[-1] == "-" for line in lines)
 
 
 def test_every_stage_prints_one_object(
@@ -108,7 +118,7 @@ def test_no_result_is_held_to_the_device_or_the_number_of_workers_that_made_it()
 def test_a_number_or_a_word_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "digits", "--criterion", "magnitude", "--timestep-stride", "0"]) == 2
     told = capsys.readouterr().err
-    assert told.count("timestep_stride") == 1
+    assert told.count("--timestep-stride") == 1
     assert "expected an integer of at least 1, such as 16, or auto" in told
 
 

@@ -236,7 +236,7 @@ def test_a_damaged_plan_is_refused(
 def test_a_plan_and_options_of_plan_exclude_each_other(model: Path, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text("{}")
     words = ("prune", model, "--plan", tmp_path / "plan.json", "--ratio", 0.2, "--out", tmp_path / "out")
-    assert "leave out ratio, or leave out the plan" in refused(*words, status=2)
+    assert "leave out --ratio, or leave out the plan" in refused(*words, status=2)
 
 
 # options
@@ -246,7 +246,7 @@ def test_a_plan_and_options_of_plan_exclude_each_other(model: Path, refused: Ref
 def test_a_ratio_outside_0_and_1_is_refused(ratio: str, model: Path, refused: Refused, tmp_path: Path) -> None:
     for command in ("plan", "prune"):
         message = refused(command, model, f"--ratio={ratio}", "--out", tmp_path / "out", status=2)
-        assert f"ratio: got '{ratio}'" in message
+        assert f"invalid options:\n  --ratio: got '{ratio}', expected a number between 0 and 1" in message
 
 
 NEAR = {
@@ -267,7 +267,27 @@ def test_an_unknown_name_comes_with_its_near_match(case: str, refused: Refused) 
 def test_all_wrong_options_are_reported_at_once(refused: Refused) -> None:
     words = ["--ratio", "2", "--criterion", "magnitude", "--threshold", "0.1", "--batch-size", "0"]
     message = refused("plan", "digits", *words, status=2)
-    assert all(name in message for name in ("ratio: got '2'", "threshold: belongs", "batch_size: got '0'"))
+    assert all(name in message for name in ("  --ratio: got '2'", "  --threshold: belongs", "  --batch-size: got '0'"))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--keep-macs", "1.5"], "--keep-macs: got '1.5', expected a number between 0 and 1"),
+        (["--max-ratio", "0"], "--max-ratio: got '0', expected a number above 0 and at most 1"),
+        (["--threshold", "1"], "--threshold: got '1', expected a number of at least 0 and below 1"),
+        (["--rounds", "two"], "--rounds: got 'two', expected an integer of at least 1"),
+        (["--max-latency-ms", "-1"], "--max-latency-ms: got '-1', expected a number above 0"),
+    ],
+)
+def test_a_number_out_of_range_comes_with_the_range(words: list[str], expected: str, refused: Refused) -> None:
+    assert f"  {expected}\n" in refused("plan", "digits", *words, status=2)
+
+
+def test_a_recipe_names_its_options_without_dashes(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("name: x\nmodel: digits\nplan: {keep_macs: 1.5}\n")
+    message = refused("run", tmp_path / "recipe.yaml", "--out", tmp_path / "out", status=2)
+    assert "plan.keep_macs: got 1.5, expected a number between 0 and 1" in message
 
 
 def test_an_option_that_took_the_model_for_its_value_is_named(refused: Refused, tmp_path: Path) -> None:
@@ -357,7 +377,16 @@ def test_a_corrupt_image_is_named(
 
 
 def test_too_few_images_say_how_many_are_needed(images: Path, model: Path, refused: Refused) -> None:
-    assert "holds 12 images, but calibration needs 128" in refused("plan", model, "--data", images)
+    message = refused("plan", model, "--data", images)
+    assert "holds 12 images, but calibration needs 128" in message
+    assert "set --num-calibration-images to at most 12" in message
+
+
+def test_a_data_set_that_is_no_folder_is_refused_for_image_pairs(images: Path, refused: Refused) -> None:
+    message = refused("evaluate", images, "digits")
+    assert "ssim and mse compare image pairs and need a folder of images, got digits" in message
+    assert "set --metrics to frechet_distance" in message
+    assert "mse compares image pairs" in refused("evaluate", images, "digits", "--metrics", "mse")
 
 
 def test_unpaired_images_are_refused(images: Path, refused: Refused, tmp_path: Path) -> None:
@@ -404,7 +433,7 @@ def test_other_options_need_overwrite(model: Path, refused: Refused, tmp_path: P
     words = ["sample", model, "--out", tmp_path / "images", "--num", 2]
     assert main([str(word) for word in [*words, "--steps", 1]]) == 0
     message = refused(*words, "--steps", 2)
-    assert "steps: was 1, is 2" in message
+    assert "(--steps: was 1, is 2)" in message
     assert main([str(word) for word in [*words, "--steps", 2, "--overwrite"]]) == 0
 
 

@@ -113,7 +113,7 @@ def test_calibration_draws_another_image_for_a_corrupt_one(folder: Path) -> None
     images = open_images(folder, (16, 16), 1)
     damage(folder / "b.png")
     assert torch.equal(draw_calibration_images(images, 1, 0, on_corrupt="skip").images, images[1][None])
-    with pytest.raises(DataError, match="only 1 of 2 images can be read"):
+    with pytest.raises(DataError, match="only 1 of 2 images can be read, expected 2; set num_calibration_images to 1"):
         draw_calibration_images(images, 2, 0, on_corrupt="skip")
     with pytest.raises(DataError, match=r"b\.png is not a readable image"):
         draw_calibration_images(images, 2, 0)

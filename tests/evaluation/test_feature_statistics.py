@@ -131,7 +131,7 @@ def test_finished_statistics_are_kept_and_others_never_replaced_unasked(
     assert file.stat().st_mtime_ns == before
     assert run(*words, "--batch-size", 1) == 0
     assert file.stat().st_mtime_ns == before
-    assert "(num: was None, is 2); add --overwrite" in refusal(capsys, *words, "--num", 2)
+    assert "(--num: was the default, is 2); add --overwrite" in refusal(capsys, *words, "--num", 2)
     assert file.stat().st_mtime_ns == before
     assert answer(capsys, *words, "--num", 2, "--overwrite")["num_images"] == 2
     made = file.stat().st_mtime_ns
@@ -214,7 +214,7 @@ def test_too_few_images_are_an_error_that_says_how_many(
     words = ("evaluate", photo_sets[0], photo_sets[1], "--metrics", metric, "--num", 1, *more)
     found = refusal(capsys, *words)
     assert f"holds 1 image: {message}" in found or f"holds 3 images: {message}" in found
-    assert "holds 3 images, num asks for 9" in refusal(capsys, *words[: -len(more) - 1], 9)
+    assert "holds 3 images, but num is 9; set --num to at most 3" in refusal(capsys, *words[: -len(more) - 1], 9)
 
 
 def test_images_in_memory_have_the_statistics_and_metrics_of_their_files(photo_sets: Sets, tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_the_first_pairs_are_those_of_the_lowest_indices(photo_sets: Sets, tmp_p
     two = [photos(tmp_path / name, seed, num=2) for name, seed in (("images", 1), ("reference", 2))]
     first = diffprune.evaluate(*photo_sets, metrics=("mse",), num=2)
     assert first == diffprune.evaluate(*two, metrics=("mse",))
-    with pytest.raises(DataError, match="holds 3 images, num asks for 4"):
+    with pytest.raises(DataError, match="holds 3 images, but num is 4; set num to at most 3"):
         diffprune.evaluate(*photo_sets, metrics=("mse",), num=4)
 
 

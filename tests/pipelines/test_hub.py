@@ -202,7 +202,9 @@ def test_the_command_line_takes_a_hub_id_and_carries_its_licence(hub: Forks, tmp
     result = json.loads(next(line for line in output.splitlines() if line.startswith("{")))
     assert result["params_after"] < result["params_before"]
     assert (out / "LICENSE").read_text() == "Do good.\n"
-    assert (out / "README.md").read_text().startswith("# Small\n\n## Pruned with diffprune")
+    card = (out / "README.md").read_text()
+    assert card.startswith("# Small\n\n## Pruned with diffprune")
+    assert "requested: remove" in card
     assert json.loads((out / "run.json").read_text())["inputs"]["model"]["source"] == "team/small"
     assert len(diffprune.load_pipeline(out).unet.pruning.provenance) == 2
 

@@ -65,7 +65,7 @@ def test_a_plan_file_is_kept_or_refused_but_not_lost(
     assert main(words) == 0
     assert out.stat().st_mtime_ns == first
     assert main([*words, "--ratio", "0.5"]) == 1
-    assert "holds a plan with other options or inputs (ratio: was 0.3, is 0.5)" in capsys.readouterr().err
+    assert "holds a plan with other options or inputs (--ratio: was 0.3, is 0.5)" in capsys.readouterr().err
     assert main([*words, "--ratio", "0.5", "--overwrite"]) == 0
     assert diffprune.read_plan(str(out)).options["ratio"] == 0.5
 
@@ -108,7 +108,7 @@ def test_a_plan_is_carried_out_with_options_of_another_run(
     assert (options["offload"], options["batch_size"], options["mixed_precision"]) == ("cpu", 8, "bf16")
     capsys.readouterr()
     assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "no"]) == 1
-    assert "mixed_precision: was bf16, is no" in capsys.readouterr().err
+    assert "--mixed-precision: was bf16, is no" in capsys.readouterr().err
     assert main([*pruned, "--num-compensation-images", "8", "--mixed-precision", "bf16"]) == 0
     assert main(["prune", model, "--plan", plan, "--gradient-checkpointing", "--out", str(tmp_path / "x")]) == 2
     assert "leave out gradient_checkpointing" in capsys.readouterr().err

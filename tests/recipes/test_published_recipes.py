@@ -211,8 +211,8 @@ def test_every_mistake_of_a_published_recipe_is_told_before_any_work(
         assert main(["run", "cifar10", "--out", str(tmp_path / "out"), "--set", *changes, *more]) == 2
         message = capsys.readouterr().err
         for expected in (
-            f"plan: {image_folder} holds 12 images, num_calibration_images is 128; "
-            "give more images or set a smaller number",
+            f"plan: {image_folder} holds 12 images, but calibration needs 128; "
+            "give more images or set num_calibration_images to at most 12",
             "finetune: no images at",
             "finetune: batch_size: got 128, which does not divide",
             "sample: steps: got 21, the model has 20 timesteps",

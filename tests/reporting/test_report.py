@@ -14,7 +14,7 @@ from PIL import Image
 import diffprune
 from diffprune.cli.main import main
 from diffprune.errors import FolderError
-from diffprune.reporting.formats import requested_of
+from diffprune.options.budget_options import requested_of
 from diffprune.reporting.pareto import ModelPoint, frontier, pareto_plots
 from diffprune.reporting.sample_images import PairScores, embed_image, pair_scores, shown_indices
 from diffprune.runs.run_record import identity

@@ -51,13 +51,15 @@ def test_a_record_says_how_the_folder_came_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_finished_result_is_kept(resumable: bool, tmp_path: Path) -> None:
-    for expected in (False, True):
+def test_a_finished_result_is_kept(resumable: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    for expected, notice in ((False, f"result written to {out}\n"), (True, f"{out} is finished; nothing to do\n")):
         with run_record(tmp_path / "out", "sample", OPTIONS, {}, resumable=resumable) as run:
             assert run.finished_before is expected
             if not expected:
                 run.result = {"num": 1}
         assert run.result == {"num": 1}
+        assert capsys.readouterr().err == notice
 
 
 @pytest.mark.parametrize("resumable", [False, True])

@@ -116,7 +116,9 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_caption(tmp_path: Pat
     with pytest.raises(diffprune.DataError, match=r"1.png is not a readable image"):
         calibrate_on_texts(process, options, CPU)
     skipping = options.model_copy(update={"on_corrupt": "skip"})
-    with pytest.raises(diffprune.DataError, match="only 4 of 5 images can be read"):
+    with pytest.raises(
+        diffprune.DataError, match="only 4 of 5 images can be read, expected 5; set num_calibration_images to 4"
+    ):
         open_texts(process, skipping, 5)
     opened = open_texts(process, skipping, 5, at_most=True)
     assert sorted(opened.indices) == [0, 2, 3, 4]

@@ -178,8 +178,14 @@ def draw_calibration_images(images: ImageSet, num: int, seed: int, *, on_corrupt
         if images.labels is not None:
             labels.append(images.labels[index])
     if len(drawn) < num:
-        raise DataError(f"{images.source}: only {len(drawn)} of {len(images)} images can be read, expected {num}")
+        raise too_few_readable(images.source, len(drawn), len(images), num)
     return LabeledImages(torch.stack(drawn), torch.tensor(labels) if images.labels is not None else None)
+
+
+def too_few_readable(source: str, num_readable: int, num_images: int, num: int) -> DataError:
+    """Return the error for a data set in which fewer than `num` images can be read."""
+    remedy = f"set num_calibration_images to {num_readable}" if num_readable else "give images that can be read"
+    return DataError(f"{source}: only {num_readable} of {num_images} images can be read, expected {num}; {remedy}")
 
 
 def generate_images(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffprune.calibration.calibration_set import GENERATED
+from diffprune.calibration.calibration_set import GENERATED, too_few_readable
 from diffprune.calibration.captions import open_captioned
 from diffprune.data.images import load_image, row_name, rows_at
 from diffprune.errors import DataError, OptionError
@@ -81,7 +81,7 @@ def _captioned(pipeline: Any, options: Options, num: int, at_most: bool) -> Text
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(options.seed)).tolist()
     chosen = order[:num] if options.on_corrupt == "fail" else _readable(options.data, rows, order, num)
     if not chosen or (len(chosen) < num and not at_most):
-        raise DataError(f"{options.data}: only {len(chosen)} of {len(rows)} images can be read, expected {num}")
+        raise too_few_readable(options.data, len(chosen), len(rows), num)
     return Texts([captions[i] for i in chosen], rows_at(rows, chosen), chosen)
 
 

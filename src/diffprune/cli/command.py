@@ -52,7 +52,7 @@ class ParsedOptions:
 
     def __init__(self, kinds: Sequence[type[Options]], values: Mapping[str, Any]) -> None:
         self.values = values
-        self._sets = {kind: parse_options(kind, _values_of(kind, values), what="command line") for kind in kinds}
+        self._sets = {kind: parse_options(kind, _values_of(kind, values), what="invalid options") for kind in kinds}
 
     def __call__(self, kind: type[Set]) -> Set:
         """Return the option set of one class."""

@@ -11,7 +11,8 @@ from typing import Any
 from diffprune.cli.commands import COMMANDS
 from diffprune.cli.help_layout import overview
 from diffprune.cli.missing_inputs import refuse_missing_inputs
-from diffprune.cli.parser import CommandParser
+from diffprune.cli.option_flags import with_flags
+from diffprune.cli.parser import CommandParser, fields_of
 from diffprune.errors import DiffpruneError, Interrupted, OptionError
 
 
@@ -27,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run_command(words)
     except OptionError as error:
-        return _fail(error, 2)
+        return _fail(_with_flags(error, words), 2)
     except DiffpruneError as error:
-        return _fail(error, 1)
+        return _fail(_with_flags(error, words), 1)
     except Interrupted as error:
         _leave_process_group()
         return _fail(error, 128 + error.signal)
@@ -37,8 +38,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130)
 
 
+def _command_name(words: Sequence[str]) -> str:
+    return " ".join(words[: 2 if any(known.startswith(f"{words[0]} ") for known in COMMANDS) else 1])
+
+
+def _with_flags(error: DiffpruneError, words: Sequence[str]) -> str:
+    """Return the message of an error, with the options of the command as flags."""
+    command = COMMANDS.get(_command_name(words))
+    return with_flags(str(error), () if command is None else fields_of(command))
+
+
 def _run_command(words: list[str]) -> int:
-    name = " ".join(words[: 2 if any(known.startswith(f"{words[0]} ") for known in COMMANDS) else 1])
+    name = _command_name(words)
     if name not in COMMANDS:
         near = get_close_matches(name, COMMANDS, n=1)
         raise OptionError(f"no command {name!r}; " + (f"did you mean {near[0]!r}?" if near else "see --help"))

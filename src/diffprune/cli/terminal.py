@@ -1,4 +1,4 @@
-"""Print a stage's result in the terminal: rows as a table, other values by name, blocks as a tree."""
+"""Print a stage's result in the terminal: rows as a table, other values by name, blocks as an indented table."""
 
 import sys
 from typing import Any
@@ -6,7 +6,6 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
-from rich.tree import Tree
 
 from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 
@@ -15,6 +14,9 @@ WIDTH = 160
 
 HIDDEN = ("history", "protocol", "blocks")
 """Entries of a result that have a layout of their own, or that are too long to print."""
+
+KINDS = ("channels", "heads", "neurons", "blocks")
+"""Kinds of units, in the order of the columns of blocks."""
 
 
 def print_result(result: dict[str, Any]) -> None:
@@ -34,7 +36,7 @@ def print_result(result: dict[str, Any]) -> None:
     for name, value in values.items():
         _print_line(console, f"{title_of(name):<{width}}  {text_of(name, value)}")
     if "blocks" in result:
-        console.print(_tree(result["blocks"]), highlight=False, soft_wrap=True)
+        console.print(_block_table(result["blocks"]), highlight=False, soft_wrap=True)
     for name, facts in result.get("protocol", {}).items():
         _print_line(console, f"{title_of(name)}: protocol {protocol_of(facts)}")
 
@@ -60,19 +62,27 @@ def _table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _tree(rows: list[dict[str, Any]]) -> Tree:
-    """Blocks under their parents with class, costs and units; equal blocks in sequence share one line."""
-    root = Tree("blocks: class, parameters, MACs, units that pruning can remove", guide_style="dim")
-    nodes = {"": root}
+def _block_table(rows: list[dict[str, Any]]) -> Table:
+    """One row per block, indented below its parent: class, costs, and the units that pruning can remove.
+
+    Equal blocks in sequence share one row.
+    """
+    kinds = [kind for kind in KINDS if any(kind in row["units"] for row in rows)]
+    titles = [title_of("params"), title_of("macs"), *(f"prunable {kind}" for kind in kinds)]
+    numeric = [Column(title, justify="right", no_wrap=True) for title in titles]
+    table = Table(
+        Column("block", no_wrap=True), Column("class", no_wrap=True), *numeric, box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    depths = {"": -1}
     for run in _equal_runs(rows):
-        parent, _, name = run[0]["path"].rpartition(".")
+        path = run[0]["path"]
+        parent, _, name = path.rpartition(".")
         last = run[-1]["path"].rpartition(".")[2]
-        label = name if len(run) == 1 else f"{name}-{last}, each"
-        facts = [text_of(cost, run[0][cost]) for cost in ("params", "macs")]
-        facts += [f"{num} {kind}" for kind, num in run[0]["units"].items()]
-        line = f"[bold]{label}[/bold] [dim]{run[0]['class_name']}[/dim]  {'  '.join(facts)}"
-        nodes[run[0]["path"]] = nodes[parent].add(line)
-    return root
+        depths[path] = depths[parent] + 1
+        label = "  " * depths[path] + (name if len(run) == 1 else f"{name}-{last}, each")
+        costs = [text_of(cost, run[0][cost]) for cost in ("params", "macs")]
+        table.add_row(label, run[0]["class_name"], *costs, *(str(run[0]["units"].get(kind, "-")) for kind in kinds))
+    return table
 
 
 def _equal_runs(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -19,6 +19,7 @@ from diffprune.options import ScoringOptions
 from diffprune.pipelines.predict import predict
 from diffprune.runs.accumulator import Accumulator, check_loss
 from diffprune.runs.distributed import process_state
+from diffprune.runs.progress import notify
 
 Weights = Mapping[str, nn.Parameter]
 """Path of a layer -> its weight."""
@@ -118,6 +119,10 @@ def fold_gradients(
                 total += float(loss.detach())
                 first = number == 0 and limit > 0
                 if first and not _reaches(limit, total, denoiser, images, calibration, t, options, sums):
+                    notify(
+                        f"scores: stopped after {len(sums.losses)} of {len(timesteps)} timesteps: "
+                        f"loss below {100 * threshold:g} % of the largest"
+                    )
                     return loss_details(sums, stopped_at=t)
                 loss.backward()
             sums.losses[t] = total

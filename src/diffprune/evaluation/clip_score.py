@@ -70,5 +70,5 @@ def prompted_images(by_index: dict[int, Path], prompts: Sequence[str], num: int 
     """
     chosen = sorted(by_index)[:num]
     if num is not None and num > len(by_index):
-        raise DataError(f"there are {len(by_index)} images, num asks for {num}")
+        raise DataError(f"there are {len(by_index)} images, but num is {num}; set num to at most {len(by_index)}")
     return [(by_index[index], prompts[index % len(prompts)]) for index in chosen]

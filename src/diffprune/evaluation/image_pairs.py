@@ -53,7 +53,7 @@ def matched_pairs(images: str | Path, reference: str | Path, num: int | None = N
             f"{reference} ({len(second)}): {shown}; sample both with the same num"
         )
     if num is not None and num > len(first):
-        raise DataError(f"{images} holds {len(first)} images, num asks for {num}")
+        raise DataError(f"{images} holds {len(first)} images, but num is {num}; set num to at most {len(first)}")
     return [(first[index], second[index]) for index in sorted(first)[:num]]
 
 

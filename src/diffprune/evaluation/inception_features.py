@@ -60,7 +60,7 @@ def open_image_set(source: str, num: int | None, prepare: Preparation) -> Select
     """
     rows = open_rows(source)
     if num is not None and num > len(rows):
-        raise DataError(f"{source} holds {len(rows)} images, num asks for {num}")
+        raise DataError(f"{source} holds {len(rows)} images, but num is {num}; set num to at most {len(rows)}")
     name = row_name(rows[0], f"image 0 of {source}")
     try:
         first = load_image(rows[0], name)

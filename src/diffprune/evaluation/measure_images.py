@@ -1,6 +1,7 @@
 """Measure images against a reference: all inputs are checked before any metric is computed."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -25,6 +26,7 @@ from diffprune.evaluation.minimum_images import check_num_images
 from diffprune.evaluation.paired_metrics import mse, psnr, ssim
 from diffprune.evaluation.protocol import MetricProtocols, MetricValues
 from diffprune.options import LONE_METRICS, PAIRED_METRICS, EvaluateOptions
+from diffprune.options.in_memory import InMemory
 from diffprune.pipelines.prompts import read_prompts
 from diffprune.runs.distributed import all_reduce_sum, on_all_ranks, process_state, rank_shard
 from diffprune.runs.progress import progress
@@ -64,6 +66,12 @@ def _belongs(name: str, metric: str) -> bool:
 
 
 def _pairs(images: str, reference: str, metrics: Sequence[str], options: EvaluateOptions) -> Computation:
+    if not isinstance(reference, InMemory) and not Path(reference).is_dir():
+        verb, needs = ("compares", "needs") if len(metrics) == 1 else ("compare", "need")
+        raise DataError(
+            f"{' and '.join(metrics)} {verb} image pairs and {needs} a folder of images, got {reference}; "
+            "to compare with a data set, set metrics to frechet_distance"
+        )
     matched = matched_pairs(images, reference, options.num)
     device = pick_device(options.device)
     functions = {name: PLAIN[name] for name in metrics if name in PLAIN}
@@ -134,7 +142,9 @@ def _cut(items: Sequence[T], size: int) -> list[Sequence[T]]:
 
 def _first(images: ImageSet, num: int | None) -> int:
     if num is not None and num > len(images):
-        raise DataError(f"{images.source} holds {len(images)} images, num asks for {num}")
+        raise DataError(
+            f"{images.source} holds {len(images)} images, but num is {num}; set num to at most {len(images)}"
+        )
     return num or len(images)
 
 

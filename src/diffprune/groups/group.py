@@ -82,3 +82,8 @@ def kept_indices(groups: Iterable[Group], kept_units: Mapping[str, Sequence[int]
                 value = number(model.get_submodule(count.module), count.attribute) or 0
             numbers[count.module, count.attribute] = value - int(removed.sum()) * count.per_unit
     return KeptIndices({place: mask.nonzero().flatten() for place, mask in masks.items()}, numbers, rotary)
+
+
+def count_of(num: int, kind: str) -> str:
+    """Return a number of units as text, such as `1 block` or `2 blocks`."""
+    return f"{num} {kind if num != 1 else kind.removesuffix('s')}"

@@ -141,6 +141,21 @@ def matches(pattern: str, layers: Sequence[str]) -> bool:
     return any(fnmatchcase(layer, pattern) for layer in layers)
 
 
+def requested_of(options: Mapping[str, Any]) -> str:
+    """Return what a plan's options ask to remove or keep, such as `remove 40% of the units of each group`."""
+    shares = {"keep_params": "the parameters", "keep_macs": "the MACs", "keep_latency": "the latency"}
+    budgets = [f"keep {options[name]:.0%} of {noun}" for name, noun in shares.items() if options.get(name)]
+    if options.get("max_latency_ms"):
+        budgets.append(f"keep latency below {options['max_latency_ms']:g} ms")
+    if budgets:
+        return " and ".join(budgets)
+    ratio = options.get("ratio")
+    ratios = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
+    everywhere = ratios.pop("*", None)
+    stated = [] if everywhere is None else [f"remove {everywhere:.0%} of the units"]
+    return ", ".join([*stated, *(f"{share:.0%} in {pattern}" for pattern, share in ratios.items())])
+
+
 def _share(value: Any, *, lowest_counts: bool) -> float:
     try:
         share = float(value)

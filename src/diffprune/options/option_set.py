@@ -134,7 +134,8 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> list[str]:
         got = item["input"]
         message = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            known = _fields_at(kind, item["loc"][:-1])
+            owner = _set_at(kind, item["loc"][:-1])
+            known = [] if owner is None else list(owner.model_fields)
             near = get_close_matches(str(item["loc"][-1]), known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
             lines.append(f"  {where}: no such option; {hint}")
@@ -147,18 +148,42 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> list[str]:
             lines.append(f"  {where}: missing")
         elif item["type"] == "value_error":
             lines.append(f"  {where + ': ' if where else ''}{message}")
+        elif number := _number_at(kind, item["loc"]):
+            lines.append(f"  {where}: got {got!r}, expected {number}")
         else:
             lines.append(f"  {where}: got {got!r}; {message[0].lower()}{message[1:]}")
     return lines
 
 
-def _fields_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    from typing import get_args
+def _number_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """Return the numbers that an option takes, as text; empty if the option takes other values too."""
+    owner = _set_at(kind, path[:-1])
+    info = None if owner is None else owner.model_fields.get(str(path[-1]))
+    types = {info.annotation, *get_args(info.annotation)} if info else set()
+    number = next((n for n in (int, float) if types <= {n, n | None, type(None)}), None)
+    if info is None or number is None:
+        return ""
+    bounds = {b: getattr(m, b) for m in info.metadata for b in ("gt", "ge", "lt", "le") if hasattr(m, b)}
+    return ("an integer" if number is int else "a number") + _range_of(bounds)
 
+
+def _range_of(bounds: Mapping[str, float]) -> str:
+    """Return the range of a number as text: gt, ge, lt and le are its bounds."""
+    if bounds.keys() == {"gt", "lt"}:
+        return f" between {bounds['gt']:g} and {bounds['lt']:g}"
+    if bounds.keys() == {"ge", "le"}:
+        return f" from {bounds['ge']:g} to {bounds['le']:g}"
+    words = {"gt": "above", "ge": "of at least", "lt": "below", "le": "at most"}
+    parts = [f"{words[bound]} {bounds[bound]:g}" for bound in words if bound in bounds]
+    return f" {' and '.join(parts)}" if parts else ""
+
+
+def _set_at(kind: type[BaseModel], path: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """Return the option set at a path; None if the value there is no option set."""
     for part in path:
         annotation = kind.model_fields[str(part)].annotation
         inner = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
         if not inner:
-            return []
+            return None
         kind = inner[0]
-    return list(kind.model_fields)
+    return kind

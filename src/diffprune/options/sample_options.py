@@ -26,7 +26,7 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
     }  # fmt: skip
 
     num: int = Field(default=64, ge=1, description="number of images")
-    steps: int = Field(default=100, ge=1, description="timesteps of the grid, before duplicates are dropped")
+    steps: int = Field(default=100, ge=1, description="sampling steps; the quad grid may merge some")
     scheduler: str | None = Field(
         default=None,
         description=("diffusers scheduler class (default: --sampler and --grid)\nown: the scheduler of the model"),
@@ -71,7 +71,7 @@ class SampleOptions(PromptOptions, PrecisionOptions, ComputeOptions):
     @classmethod
     def _needs_classes(cls, value: int | None, info: ValidationInfo) -> int | None:
         if value is not None and info.data.get("classes") is None:
-            raise ValueError("needs classes; add for example classes 0-9")
+            raise ValueError("needs classes; set classes, for example to 0-9")
         return value
 
     @field_validator("sampler", "grid", "eta")

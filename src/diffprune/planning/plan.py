@@ -10,11 +10,16 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from diffprune.compute.cost import Cost
 from diffprune.errors import PlanError
 from diffprune.groups import Group, fixed_blocks
+from diffprune.groups.group import count_of
 from diffprune.options import Kind
+from diffprune.options.budget_options import requested_of
 from diffprune.options.in_memory import InMemory
 from diffprune.planning.prepared import Prepared
 from diffprune.runs.atomic_files import atomic_write
 from diffprune.runs.notebook import html_table, short_number
+
+FORECAST = "without weights: random choice"
+"""How the units of an architecture without weights are chosen."""
 
 _ONE_PER_LINE = ("groups", "layers", "before", "after", "options")
 
@@ -55,7 +60,7 @@ class Plan(BaseModel):
 
     def __repr__(self) -> str:
         sizes = (f"{short_number(a)} -> {short_number(b)} {what}" for what, a, b in self._costs())
-        return f"Plan({self.class_name}, {', '.join(sizes)}, criterion {self.criterion})"
+        return f"Plan({self.class_name}, {', '.join(sizes)}, {self.choice})"
 
     __str__ = __repr__
 
@@ -64,7 +69,7 @@ class Plan(BaseModel):
         costs += [[what, short_number(a), short_number(b), f"{b / a:.1%}"] for what, a, b in self._costs()]
         units = [["group", "kind", "units", "kept"]]
         units += [[name, u.kind, str(u.num_units), str(len(u.kept))] for name, u in self.groups.items()]
-        title = f"Plan for {self.class_name}, criterion {self.criterion}"
+        title = f"Plan for {self.class_name}, {self.choice}"
         details = f"<details><summary>{len(self.groups)} groups</summary>{html_table(units)}</details>"
         return html_table(costs, title) + details
 
@@ -84,7 +89,9 @@ class Plan(BaseModel):
         return {
             "class_name": self.class_name,
             "criterion": self.criterion,
-            "ratio": self.options.get("ratio"),
+            **({"forecast": FORECAST} if self.is_forecast else {}),
+            "requested": requested_of(self.options),
+            "kept": ", ".join(f"{b / a:.1%} of the {what}" for what, a, b in self._costs() if a),
             "num_groups": len(self.groups),
             "params_before": self.before.params,
             "params_after": self.after.params,
@@ -94,6 +101,16 @@ class Plan(BaseModel):
             "attention_macs_after": self.after.attention_macs,
             **({"latency_before_ms": timed["before_ms"], "latency_after_ms": timed["after_ms"]} if timed else {}),
         }
+
+    @property
+    def is_forecast(self) -> bool:
+        """Whether the plan was made from an architecture without weights."""
+        return not self.details.get("has_weights", True)
+
+    @property
+    def choice(self) -> str:
+        """How the units were chosen, as text: by the criterion, or at random for a forecast without weights."""
+        return f"forecast {FORECAST}" if self.is_forecast else f"criterion {self.criterion}"
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -118,7 +135,8 @@ class Plan(BaseModel):
                 continue
             if (units.kind, units.num_units) != (group.kind, group.num_units):
                 mistakes.append(
-                    f"{name}: the plan has {units.num_units} {units.kind}, the model has {group.num_units} {group.kind}"
+                    f"{name}: the plan has {count_of(units.num_units, units.kind)}, "
+                    f"the model has {count_of(group.num_units, group.kind)}"
                 )
             elif list(units.kept) != sorted(set(units.kept)) or len(units.kept) < min(group.least, 1):
                 mistakes.append(f"{name}: kept units must be ascending, without repeats and at least one")

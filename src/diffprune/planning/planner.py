@@ -53,7 +53,7 @@ def make_plan(prepared: Prepared, options: PlanOptions, sums: Accumulator | None
         fingerprint=prepared.fingerprint,
         criterion=chosen.criterion,
         options=options.choice(),
-        details=chosen.details,
+        details={**chosen.details, **({} if has_weights(denoiser) else {"has_weights": False})},
         before=prepared.cost,
         after=cost_of(small),
         layers=_layer_sizes(denoiser, small, moves(denoiser, kept_blocks(groups, chosen.kept))),

@@ -159,7 +159,8 @@ def _check_images(process: DiffusionProcess | None, source: str, options: ImageO
         needed = options.num_calibration_images
     if num < needed:
         raise DataError(
-            f"{source} holds {num} images, num_calibration_images is {needed}; give more images or set a smaller number"
+            f"{source} holds {num} images, but calibration needs {needed}; give more images or set "
+            f"num_calibration_images to at most {num}"
         )
     if process is not None:
         images = images_for(process, source, options)

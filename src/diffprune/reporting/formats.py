@@ -82,21 +82,6 @@ def change_of(name: str, value: Any, first: Any) -> str:
     return f"{value / first:.2f}x"
 
 
-def requested_of(options: Mapping[str, Any]) -> str:
-    """Return what a plan's options ask to remove or keep, such as `remove 40% of the units of each group`."""
-    shares = {"keep_params": "the parameters", "keep_macs": "the MACs", "keep_latency": "the latency"}
-    budgets = [f"keep {options[name]:.0%} of {noun}" for name, noun in shares.items() if options.get(name)]
-    if options.get("max_latency_ms"):
-        budgets.append(f"keep latency below {options['max_latency_ms']:g} ms")
-    if budgets:
-        return " and ".join(budgets)
-    ratio = options.get("ratio")
-    ratios = dict(ratio) if isinstance(ratio, Mapping) else {"*": ratio}
-    everywhere = ratios.pop("*", None)
-    stated = [] if everywhere is None else [f"remove {everywhere:.0%} of the units"]
-    return ", ".join([*stated, *(f"{share:.0%} in {pattern}" for pattern, share in ratios.items())])
-
-
 def block_of(path: str) -> str:
     """Return the block that a layer belongs to: the entry of a list, or in UNets of a list inside a level."""
     parts = path.split(".")

@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from diffprune.reporting.formats import change_of, protocol_of, requested_of, text_of, title_of
+from diffprune.options.budget_options import requested_of
+from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
 from diffprune.reporting.image_section import image_section
 from diffprune.reporting.pareto import pareto_plots
 from diffprune.reporting.report_figures import error_by_layer, loss_curve, parameters_by_block, pareto_plot

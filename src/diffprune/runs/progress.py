@@ -1,4 +1,4 @@
-"""Progress of long loops: a bar in a notebook or on a terminal, plain lines on standard error otherwise."""
+"""Progress of long loops and notices: a bar in a notebook or on a terminal, lines on standard error otherwise."""
 
 import os
 import sys
@@ -27,6 +27,12 @@ def progress(description: str, total: int, unit: str, *, done: int = 0) -> Itera
         show = _silent
     with show(description, total, unit, done) as advance:
         yield advance
+
+
+def notify(text: str) -> None:
+    """Print one line on standard error of rank 0."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

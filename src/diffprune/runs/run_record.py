@@ -21,6 +21,7 @@ from diffprune.runs.atomic_files import (
     write_json,
 )
 from diffprune.runs.environment import environment, peak_memory_mb
+from diffprune.runs.progress import notify
 
 RECORD_NAME = "run.json"
 
@@ -40,12 +41,14 @@ class Run:
 
     finished_before: the folder already holds the finished result of the same options and inputs.
     inputs: name of each input -> its `source` and its `identity`, hashed once; the key of caches in the folder.
+    restored: set by a stage that writes missing files of a finished result again.
     """
 
     folder: Path
     finished_before: bool
     result: dict[str, Any] = field(default_factory=dict)
     inputs: Inputs = field(default_factory=dict)
+    restored: bool = False
 
 
 def identity(source: str | None) -> str | None:
@@ -110,7 +113,9 @@ def run_record(
     same = before is not None and not differences(before, request, neutral)
     finished = before is not None and before.get("status") == "finished"
     if before is not None and same and finished and existing != "redo":
-        yield Run(folder, finished_before=True, result=before["result"], inputs=request["inputs"])
+        run = Run(folder, finished_before=True, result=before["result"], inputs=request["inputs"])
+        yield run
+        notify(f"{folder} was completed" if run.restored else f"{folder} is finished; nothing to do")
         return
     if before is not None and not same and existing == "refuse":
         raise FolderError(
@@ -130,6 +135,7 @@ def run_record(
             run = Run(temporary, finished_before=False, inputs=request["inputs"])
             yield run
             _finish(run, head, started)
+    notify(f"result written to {folder}")
 
 
 @contextmanager
@@ -221,6 +227,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], neutral: Co
             if old == new or (part == "options" and name in neutral):
                 continue
             if part == "inputs":
-                old, new = ((entry or {}).get("source") for entry in (old, new))
+                old, new = ((entry or {}).get("source") or "none" for entry in (old, new))
+            old, new = ("the default" if value is None else value for value in (old, new))
             changes.append(f"{name}: was {old}, is {new}" if old != new else f"{name}: {new} has changed since")
     return ", ".join(changes)

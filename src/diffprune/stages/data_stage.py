@@ -101,7 +101,7 @@ def _check(name: str, published: _Published, archive: str | None, options: DataO
     if archive is not None and not is_url(archive) and Path(archive).is_dir() and options.md5 not in _NO_MD5:
         mistakes.append(f"md5: applies to a file, but {archive} is a folder; leave it out")
     if mistakes:
-        raise OptionError("command line:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
+        raise OptionError("invalid options:\n" + "\n".join(f"  {mistake}" for mistake in mistakes))
     if archive is not None and not is_url(archive) and not Path(archive).exists():
         raise DataError(f"{archive} does not exist; download the archive from {published.page}")
 

@@ -16,6 +16,7 @@ from diffprune.planning import Plan, fingerprint, make_plan, prepare, read_plan,
 from diffprune.planning.prepared import Model
 from diffprune.runs.atomic_files import check_replaceable, remove_partials_of
 from diffprune.runs.distributed import on_main_process, shared_run
+from diffprune.runs.progress import notify
 from diffprune.runs.run_record import Existing, Inputs, differences, identified
 from diffprune.runs.tensor_cache import partial_folder
 
@@ -61,6 +62,7 @@ def _plan_to_file(model: Model, options: PlanOptions, out: Path, inputs: Inputs,
         plan = _make_plan_in(partial_folder(out), model, options, inputs)
         plan = plan.model_copy(update={"details": {**plan.details, "made_from": made_from}})
         on_main_process(partial(plan.save, out), options.device)
+        notify(f"result written to {out}")
     else:
         changes = _changes(plan, model, options, made_from)
         if changes:
@@ -68,6 +70,7 @@ def _plan_to_file(model: Model, options: PlanOptions, out: Path, inputs: Inputs,
                 f"{out} holds a plan with other options or inputs ({changes}); add --overwrite to replace it, or "
                 "choose another --out"
             )
+        notify(f"{out} is finished; nothing to do")
     on_main_process(partial(shutil.rmtree, partial_folder(out), ignore_errors=True), options.device)
     return plan.summary()
 

@@ -11,6 +11,7 @@ from diffprune.calibration.stage_caches import latents_in, remove_caches, sums_i
 from diffprune.compute.autocast import resolve_precision
 from diffprune.errors import OptionError
 from diffprune.options import CalibrationOptions, PlanOptions, PruneOptions
+from diffprune.options.budget_options import requested_of
 from diffprune.pipelines.model_card import copy_model_card
 from diffprune.pipelines.prompts import files_of
 from diffprune.pipelines.saving import save_into
@@ -156,7 +157,7 @@ def _paragraph(source: str, plan: Plan, options: PruneOptions) -> str:
     weights = " Its weights were then reinitialized." if options.reinit else ""
     return (
         f"## Pruned with diffprune\n\nThe {plan.class_name} of `{source}` was pruned structurally "
-        f"(criterion {plan.criterion}, ratio {plan.options.get('ratio')}): from {before.params / 1e6:.2f}M parameters "
+        f"({plan.choice}; requested: {requested_of(plan.options)}): from {before.params / 1e6:.2f}M parameters "
         f"and {before.macs / 1e9:.3f} GMACs to {after.params / 1e6:.2f}M and {after.macs / 1e9:.3f} GMACs.{weights} "
         "Load it with `import diffprune` before `DiffusionPipeline.from_pretrained`. "
         "The license of the original applies to it."

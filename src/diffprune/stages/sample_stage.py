@@ -44,6 +44,7 @@ def _draw(pipeline: Any, source: str, options: SampleOptions, out: Path, existin
     ) as run:
         complete = all(image_path(run.folder, i).exists() for i in range(options.num_images))
         if not (run.finished_before and complete):
+            run.restored = run.finished_before
             sampled = sample_to_folder(denoiser, process, run.folder, options)
             if process_state(options.device).is_main_process and not run.finished_before:
                 run.result = _result(denoiser, sampled, options)
