@@ -237,7 +237,7 @@ def test_a_model_calibrates_on_its_own_images(pipeline: object) -> None:
     assert one.details["timesteps_used"] >= 1
 
 
-def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
+def test_the_timestep_that_crosses_the_threshold_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     batch = calibration(200)
     losses = [gradients_by_hand(batch, t)[0] for t in range(200)]
     threshold = 0.5
@@ -249,6 +249,8 @@ def test_the_timestep_that_crosses_the_threshold_is_left_out() -> None:
     result = CRITERIA["diff-pruning"](TwoLayers(), [GROUP], batch, settings, Accumulator())
     assert torch.allclose(result.values["first"], expected, rtol=1e-4)
     assert result.details["stopped_at"] == result.details["timesteps_used"] == crossing
+    notice = f"scores: stopped after {crossing} of 200 timesteps: loss below 50 % of the largest"
+    assert notice in capsys.readouterr().err
 
 
 def test_a_stride_visits_every_nth_timestep() -> None:

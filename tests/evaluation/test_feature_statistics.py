@@ -199,10 +199,10 @@ def test_pickles_in_statistics_are_not_opened(tmp_path: Path) -> None:
 FEW = {
     "fid": ("fid needs at least 2 (a covariance)", ()),
     "frechet_distance": ("frechet_distance needs at least 2 (a covariance)", ()),
-    "kid": ("kid needs at least 1000 (kid_subset_size)", ()),
+    "kid": ("kid needs at least 1000 (--kid-subset-size)", ()),
     "precision": ("precision needs at least 4 (neighborhood + 1)", ()),
     "recall": ("recall needs at least 3 (neighborhood + 1)", ("--neighborhood", 2)),
-    "inception_score": ("inception_score needs at least 10 (inception_splits)", ()),
+    "inception_score": ("inception_score needs at least 10 (--inception-splits)", ()),
 }
 
 

@@ -216,7 +216,7 @@ def test_auto_is_recorded_as_a_number_that_a_plan_keeps_on_other_machines(
 def test_a_width_that_is_none_is_refused(width: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "ddpm-digits", "--round-to", width]) == 2
     message = capsys.readouterr().err
-    assert f"round_to: got '{width}', expected an integer of at least 1, such as 16, or auto" in message
+    assert f"--round-to: got '{width}', expected an integer of at least 1, such as 16, or auto" in message
 
 
 def test_a_width_beyond_all_groups_is_refused_and_a_budget_names_it(capsys: pytest.CaptureFixture[str]) -> None:

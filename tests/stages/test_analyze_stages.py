@@ -52,7 +52,7 @@ def test_an_interrupted_analysis_is_continued(
     [
         (["--num-stages", "21"], "got 21, the scores use 20 timesteps; give at most 20"),
         (["--criterion", "magnitude"], "does not depend on timesteps"),
-        (["--num-stages", "1"], "num_stages: got '1'"),
+        (["--num-stages", "1"], "--num-stages: got '1'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -373,7 +373,7 @@ def test_wrong_uses_of_captions_are_refused_before_work(
         (["finetune", str(model)], "data: missing"),
         (["finetune", str(model), "--data", captioned, "--prompts", str(prompts)], "because the images have captions"),
         (["finetune", str(model), "--data", captioned, "--preview-every", "2"], "previews of a text-conditioned"),
-        (["finetune", str(model), "--data", captioned, "--class-dropout", "0.1"], "class_dropout: the model is"),
+        (["finetune", str(model), "--data", captioned, "--class-dropout", "0.1"], "--class-dropout: the model is"),
     ]
     for words, message in cases:
         assert main([*words, "--out", str(tmp_path / "out")]) != 0

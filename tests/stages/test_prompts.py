@@ -199,7 +199,10 @@ def test_wrong_uses_of_prompts_are_refused_before_work(
         (["sample", str(model), "--prompts", str(empty)], "holds no prompts"),
         (["sample", str(model), "--prompts", str(tmp_path / "nowhere")], "cannot read the prompts"),
         (["sample", str(pipeline_folder), "--prompts", str(prompts)], "not conditioned on text"),
-        (["sample", str(model), "--prompts", str(prompts), "--num-frames", "4"], "num_frames: not supported by Stable"),
+        (
+            ["sample", str(model), "--prompts", str(prompts), "--num-frames", "4"],
+            "--num-frames: not supported by Stable",
+        ),
         (["finetune", str(model), "--data", "digits", "--steps", "1"], "needs a text for each image"),
         (["finetune", str(model), "--data", "generated", "--steps", "1"], "prompts: missing"),
         (["finetune", str(pipeline_folder), "--data", "generated", "--steps", "1"], "serve text-conditioned models"),

@@ -151,4 +151,4 @@ def test_min_snr_is_trained_with(pruned: DDPMPipeline) -> None:
 def test_options_of_a_teacher_need_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["finetune", "digits", "--data", "digits", "--feature-weight", "0.1", "--teacher-dtype", "bf16"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 2
-    assert "feature_weight, teacher_dtype: needs a teacher" in capsys.readouterr().err
+    assert "--feature-weight, --teacher-dtype: needs a teacher" in capsys.readouterr().err
