@@ -367,7 +367,7 @@ def test_wrong_uses_of_captions_are_refused_before_work(
         (["plan", str(model), "--data", "digits", *few], "digits have no captions"),
         (
             ["plan", str(model), "--data", captioned, *few, "--num-frames", "3"],
-            "num_frames: not supported by the call",
+            "--num-frames: not supported by the call",
         ),
         (["finetune", str(model), "--data", "digits"], "digits have no captions"),
         (["finetune", str(model)], "data: missing"),
