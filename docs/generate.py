@@ -23,6 +23,14 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Return a page whose links to example scripts lead to their pages on the site; called by mkdocs.
+
+    In the repository the same links lead to the scripts.
+    """
+    return re.sub(r"\]\(((?:\.\./)*)\.\./examples/(\w+)\.py\)", r"](\1examples/\2.md)", markdown)
+
+
 def pages() -> dict[str, str]:
     """Return the Markdown of each generated page, by path below docs/."""
     commands = {f"reference/cli/{slug(name)}.md": command_page(name, c) for name, c in COMMANDS.items()}

@@ -15,6 +15,7 @@ import diffprune
 from diffprune.cli.main import main
 from diffprune.errors import FolderError
 from diffprune.options.budget_options import requested_of
+from diffprune.reporting.formats import explanations_of
 from diffprune.reporting.pareto import ModelPoint, frontier, pareto_plots
 from diffprune.reporting.sample_images import PairScores, embed_image, pair_scores, shown_indices
 from diffprune.runs.run_record import identity
@@ -101,6 +102,17 @@ def test_the_page_is_well_formed_and_refers_to_nothing_outside(tmp_path: Path) -
     assert "<h1>a &lt;b&gt; &amp; c</h1>" in text
     identifiers = [attributes["id"] for tag, attributes in page.elements if tag == "input" and "id" in attributes]
     assert len(identifiers) == len(set(identifiers)) == 3
+
+
+def test_the_page_explains_the_metrics_that_it_shows(tmp_path: Path) -> None:
+    assert " ".join(explanations_of(["model", "macs", "ssim"])).count("compares") == 1
+    folder = tmp_path / "images" / "original"
+    write_images(folder, [np.zeros((8, 8, 3), np.uint8)] * 2)
+    write_record(folder, "sample", {"params": 10, "macs": 10, "num_images": 2})
+    report_stage([folder], tmp_path / "report.html", title="metrics")
+    page = (tmp_path / "report.html").read_text()
+    assert "MACs count the layers" in page
+    assert not {word for word in ("SSIM compares", "MSE compares", "Fréchet distance") if word in page}
 
 
 def test_every_image_has_a_text_and_tiny_ones_are_pixelated_and_enlarged(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Format metric names and values for people: the terminal and the report page use the same text."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 TITLES = {
@@ -35,6 +35,20 @@ TITLES = {
     "other_macs_after": "MACs after, other plan",
 }
 """Field of a result -> its title, where underscores to spaces is not enough."""
+
+_EXPLANATIONS = (
+    ({"macs"}, "MACs count the layers in one forward pass of one image."),
+    ({"latency_ms"}, "Latency is the median time of one forward pass of one image."),
+    ({"images_per_s"}, "images/s is the rate of the whole sampling run."),
+    ({"ssim"}, "SSIM compares each image with the original's image from the same noise."),
+    ({"mse"}, "MSE compares each image with the original's image from the same noise."),
+    (
+        {"frechet_distance"},
+        "The Fréchet distance compares with real images by the features of the built-in digit classifier; "
+        "it is not FID.",
+    ),
+)
+"""Names of metrics -> how they are computed."""
 
 _COSTS = ("params", "macs", "latency_ms", "images_per_s")
 
@@ -73,6 +87,11 @@ def protocol_of(facts: Mapping[str, Any]) -> str:
     stated = [f"{title_of(name)} {value}" for name, value in facts.items() if name not in ("hash", "note")]
     note = f" ({facts['note']})" if "note" in facts else ""
     return f"{facts['hash']}: {', '.join(stated)}{note}"
+
+
+def explanations_of(metrics: Collection[str]) -> list[str]:
+    """Return one sentence per explained metric among `metrics`, which name the columns of a report."""
+    return [text for names, text in _EXPLANATIONS if not names.isdisjoint(metrics)]
 
 
 def change_of(name: str, value: Any, first: Any) -> str:

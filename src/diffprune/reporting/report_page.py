@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from diffprune.options.budget_options import requested_of
-from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
+from diffprune.reporting.formats import change_of, explanations_of, protocol_of, text_of, title_of
 from diffprune.reporting.image_section import image_section
 from diffprune.reporting.pareto import pareto_plots
 from diffprune.reporting.report_figures import error_by_layer, loss_curve, parameters_by_block, pareto_plot
@@ -37,6 +37,7 @@ def render(summary: RunSummary, title: str) -> str:
         generator=GENERATOR,
         plans=[_plan(plan, names) for plan in summary.plans],
         table=_table(rows),
+        explanations=explanations_of({name for row in rows for name in row}),
         protocols=[(title_of(metric), protocol_of(facts)) for metric, facts in summary.protocols.items()],
         pareto=[
             pareto_plot(p.points, p.cost, p.quality, f"{title_of(p.quality)} against {title_of(p.cost)} of each model")

@@ -1,4 +1,4 @@
-"""Sampling loop with any diffusers scheduler, chosen by class name."""
+"""Sampling loop with a diffusers scheduler that is chosen by class name."""
 
 import inspect
 from collections.abc import Sequence

@@ -112,5 +112,6 @@ def _paragraph(options: FinetuneOptions, teacher: str | None, result: dict[str, 
     num_steps = result["history"][-1]["step"]
     return (
         f"## Finetuned with diffprune\n\nFinetuned for {num_steps:.0f} steps of {options.batch_size} images from "
-        f"`{options.data}`{distilled}; these are the EMA weights of step {result['result_step']}."
+        f"`{options.data}`{distilled}; these are the EMA weights of step {result['result_step']}. "
+        "The `run.json` of stage `finetune` holds the options, versions and losses."
     )

@@ -160,5 +160,6 @@ def _paragraph(source: str, plan: Plan, options: PruneOptions) -> str:
         f"({plan.choice}; requested: {requested_of(plan.options)}): from {before.params / 1e6:.2f}M parameters "
         f"and {before.macs / 1e9:.3f} GMACs to {after.params / 1e6:.2f}M and {after.macs / 1e9:.3f} GMACs.{weights} "
         "Load it with `import diffprune` before `DiffusionPipeline.from_pretrained`. "
+        "The `run.json` of stage `prune` holds the options, versions and results. "
         "The license of the original applies to it."
     )
