@@ -42,7 +42,7 @@ def __getattr__(name: str) -> Any: ...
 
 VALUES = {
     "model": "_Model", "teacher": "_Model | None", "images": "_Images", "reference": "_Images | None",
-    "data": "_Images | None", "on_step": "OnStep | None",
+    "data": "_Images | None", "prompts": "_Path | Sequence[str] | None", "on_step": "OnStep | None",
 }  # fmt: skip
 """Types of arguments that are Any in the source, since the functions check them."""
 
@@ -66,7 +66,10 @@ def stub() -> str:
 
 
 def definition(name: str, function: types.FunctionType) -> list[str]:
-    """Return the lines of a function's signature; two of it where its result is of the type of its model."""
+    """Return the lines of a function's signature; two of it if the type of the result depends on the arguments."""
+    if name == "sample":
+        in_memory = signature(name, function, {"out": "None"}, "list[Image.Image]")
+        return ["@overload", *in_memory, "@overload", *signature(name, function, {"out": "_Path"}, "list[Path]")]
     if name not in SAME_MODEL:
         return signature(name, function, {}, RETURNED.get(name))
     same = signature(name, function, {"model": "_M"}, "_M")
@@ -95,6 +98,8 @@ def argument(parameter: inspect.Parameter, is_option: bool, changed: Mapping[str
         kind = "_Images"
     if kind is None:
         kind = option_type(parameter.name, parameter.annotation) if is_option else text_of(parameter.annotation)
+    if parameter.name in changed and "None" not in kind:
+        return f"{parameter.name}: {kind}"
     if parameter.default is None and "None" not in kind and kind != "Any":
         kind += " | None"
     if parameter.default is inspect.Parameter.empty:
@@ -117,8 +122,6 @@ def option_type(name: str, annotation: Any) -> str:
         if get_origin(part) is tuple and Ellipsis in get_args(part):
             item = text_of(get_args(part)[0])
             parts = [item, f"Sequence[{item}]", *(["None"] if type(None) in inner else [])]
-    if name == "prompts":
-        parts.append("Sequence[str]")
     if name == "device":
         parts.append("torch.device")
     if name in ("mixed_precision", "teacher_dtype"):

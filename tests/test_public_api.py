@@ -69,9 +69,12 @@ def test_a_signature_shows_each_option_with_type_and_default() -> None:
     parameters = inspect.signature(diffprune.plan).parameters
     assert parameters["timestep_stride"].default == "auto"
     assert parameters["num_calibration_images"].annotation is int
-    assert parameters["data"].annotation == str | None
+    assert "Sequence[Any] | PIL.Image.Image | torch.Tensor" in parameters["data"].annotation
+    assert inspect.signature(diffprune.finetune).parameters["learning_rate"].annotation == float | None
     assert parameters["ratio"].kind is inspect.Parameter.KEYWORD_ONLY
-    assert "\n    ratio: " in (inspect.getdoc(diffprune.plan) or "")
+    documented = inspect.getdoc(diffprune.plan) or ""
+    assert "\n    ratio: " in documented
+    assert "also images in memory: a list of PIL images" in documented
 
 
 def test_the_committed_stub_is_the_one_that_the_script_makes() -> None:
@@ -92,6 +95,7 @@ def right(net: nn.Module, images: list[Image.Image], pixels: Tensor) -> dict[str
     recovered = diffprune.finetune(diffprune.prune(pipe, Path("plan.json")), pipe, data=pixels, mixed_precision="bf16")
     recovered.save_pretrained("recovered")
     diffprune.train(images, steps=10).save_pretrained("trained")
+    diffprune.sample(pipe, num=2)[0].save(diffprune.sample(pipe, "images")[0].with_suffix(".gif"))
     return diffprune.evaluate(images, Path("images"), metrics="ssim")
 
 def wrong(net: nn.Module) -> None:
@@ -184,11 +188,24 @@ def test_prompts_are_texts_or_a_file(tmp_path: Path) -> None:
     texts = diffprune.sample(pipeline, tmp_path / "texts", prompts=["a cat", "a dog"], **options)
     file = diffprune.sample(pipeline, tmp_path / "file", prompts=tmp_path / "prompts.txt", **options)
     assert [path.read_bytes() for path in texts] == [path.read_bytes() for path in file]
+    drawn = diffprune.sample(pipeline, prompts=["a cat", "a dog"], **options)
+    assert [image.tobytes() for image in drawn] == [Image.open(path).tobytes() for path in texts]
     record = json.loads((tmp_path / "texts" / "run.json").read_text())
     assert record["options"]["prompts"] == record["inputs"]["prompts"]["source"]
     assert record["options"]["prompts"].startswith("2 prompts in memory (list), sha256 ")
     with pytest.raises(diffprune.OptionError, match="prompts: got 3, expected texts"):
         diffprune.sample(pipeline, tmp_path / "wrong", prompts=["a cat", 3])
+
+
+def test_sample_without_a_folder_returns_the_images_of_the_folder(pipeline: Any, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num": 3, "steps": 2, "batch_size": 2}
+    drawn = diffprune.sample(pipeline, **options)
+    written = diffprune.sample(pipeline, tmp_path / "images", **options)
+    assert [image.tobytes() for image in drawn] == [Image.open(path).tobytes() for path in written]
+    with pytest.raises(diffprune.OptionError, match="sequence: needs an output folder"):
+        diffprune.sample(pipeline, sequence=True)
+    with pytest.raises(TypeError, match=r"sample: missing a required argument: 'model'; help\(diffprune\.sample\)"):
+        diffprune.sample(num=2)
 
 
 def test_other_dtypes_are_errors(pipeline: Any) -> None:

@@ -39,7 +39,7 @@ def model_value(model: Any) -> Any:
 
 
 def model_source(model: Any) -> str:
-    """Return a MODEL as text; for a pipeline or denoiser in memory, a description with a hash of its weights."""
+    """Return the folder, hub id or name of a model; for one in memory, a description with a hash of its weights."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     value = model_value(model)

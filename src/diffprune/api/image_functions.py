@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from diffprune.api.arguments import existing, model_source
 from diffprune.api.keyword_options import with_options
 from diffprune.api.results import Results
@@ -13,19 +15,25 @@ from diffprune.options import DataOptions, EvaluateOptions, SampleOptions, Stats
 from diffprune.sampling.image_folder import image_path
 from diffprune.stages.data_stage import data_stage
 from diffprune.stages.evaluate_stage import evaluate_stage
-from diffprune.stages.sample_stage import sample_stage
+from diffprune.stages.sample_stage import sample_images, sample_stage
 from diffprune.stages.stats_stage import make_statistics, stats_stage
 
 Source = str | os.PathLike[str]
 
 
 @with_options(options=SampleOptions)
-def sample(model: Any, out: Source, options: SampleOptions, *, overwrite: bool = False) -> list[Path]:
-    """Draw images of a pipeline into the folder `out`; return their paths, in the order of the image index.
+def sample(
+    model: Any, out: Source | None = None, *, options: SampleOptions, overwrite: bool = False
+) -> list[Path] | list[Image.Image]:
+    """Draw images of a pipeline; return them, or their paths in the folder `out`, in the order of the image index.
 
-    model: a pipeline or MODEL. Image i depends only on the model, the options and i. An interrupted call of the same
-    model and options resumes. Raises FolderError if the folder holds anything else.
+    model: a pipeline, or its folder, hub id or built-in name. Image i depends only on the model, the options and i. Of
+    a video, the first frame is returned. out: folder for the images; an interrupted call of the same model and options
+    resumes. None writes nothing and returns PIL images, equal to those of the folder.
+    Raises FolderError if the folder holds anything else.
     """
+    if out is None:
+        return sample_images(model_source(model), options)
     folder = Path(out)
     sample_stage(model_source(model), options, folder, existing=existing(overwrite))
     return [image_path(folder, i) for i in range(options.num_images)]

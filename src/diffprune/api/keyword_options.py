@@ -20,6 +20,17 @@ from diffprune.options.option_help import GROUPS, group_of, in_order_of_need
 
 R = TypeVar("R")
 
+IN_MEMORY = {
+    "data": (
+        "str | os.PathLike[str] | Sequence[Any] | PIL.Image.Image | torch.Tensor | torch.utils.data.Dataset | "
+        "datasets.Dataset",
+        "also images in memory: a list of PIL images or paths, a tensor (N, C, H, W) in [-1, 1], or a 🤗 or torch "
+        "data set",
+    ),
+    "prompts": ("str | os.PathLike[str] | Sequence[str]", "also a list of texts"),
+}
+"""Options that name a file and accept values in memory -> type and note. Types are text: `datasets` loads slowly."""
+
 
 def with_options(
     *, without: Collection[str] = (), **kinds: type[Options]
@@ -43,7 +54,11 @@ def with_options(
         @default_torch_context()
         def call(*arguments: Any, **keywords: Any) -> R:
             named = {p.name: keywords.pop(p.name) for p in values if p.name in keywords}
-            bound = inspect.Signature(values).bind(*arguments, **named)
+            try:
+                bound = inspect.Signature(values).bind(*arguments, **named)
+            except TypeError as error:
+                name = function.__name__
+                raise TypeError(f"{name}: {error}; help(diffprune.{name}) lists its arguments") from None
             return function(*bound.args, **bound.kwargs, **_parse(function.__name__, kinds, fields, keywords))
 
         signature: Any = call
@@ -72,6 +87,8 @@ def _option_texts(titles: Mapping[str, str], fields: Mapping[str, Any]) -> str:
             lines += ["", f"Options: {title}"]
             last = title
         text = re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), fields[name].description or "")
+        if name in IN_MEMORY:
+            text += f"\n{IN_MEMORY[name][1]}"
         first, *more = text.splitlines()
         lines += [f"    {name}: {first}{_default(fields[name])}", *(f"        {line}" for line in more)]
     return "\n" + "\n".join(lines)
@@ -121,7 +138,12 @@ def _unknown(name: str, fields: Mapping[str, Any]) -> str:
 
 def _parameter(name: str, info: Any) -> inspect.Parameter:
     default = inspect.Parameter.empty if info.is_required() else info.default
-    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=_bare(info.annotation))
+    kind = _bare(info.annotation)
+    if name in IN_MEMORY:
+        kind = IN_MEMORY[name][0] + " | None" * (default is None)
+    elif default is None and type(None) not in get_args(kind):
+        kind |= None  # a validator computes the default from other options
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def _bare(annotation: Any) -> Any:

@@ -24,7 +24,7 @@ Source = str | os.PathLike[str]
 def inspect(model: Any, options: InspectOptions) -> Results:
     """Return facts about a model: class, parameters, MACs, latency, prunable units, and one row per block.
 
-    model: a pipeline, a denoiser, or MODEL (folder, hub id, config.json or built-in name). Raises ModelError.
+    model: a pipeline, denoiser, folder, hub id, config.json or built-in name. Raises ModelError.
     """
     return Results(inspect_stage(model_source(model), options))
 
@@ -33,9 +33,10 @@ def inspect(model: Any, options: InspectOptions) -> Results:
 def plan(model: Any, options: PlanOptions, *, out: Source | None = None, overwrite: bool = False) -> Plan:
     """Choose the units of a model to keep, and return the plan; the model is not changed.
 
-    model: a pipeline or MODEL, or a bare denoiser for criteria that need no images. For parameters on the meta device
-    the choice is random: a forecast of the cost. out: a folder or a .json file for the plan; an interrupted call with
-    `out` resumes. overwrite: replace a plan with other options.
+    model: a pipeline, denoiser, folder, hub id, config.json or built-in name. A bare denoiser has no noise schedule, so
+    its criterion must need no images. For a config.json or parameters on the meta device the choice is random: a
+    forecast of the cost. out: a folder or a .json file for the plan; an interrupted call with `out` resumes.
+    overwrite: replace a plan with other options.
     Raises OptionError, ModelError or DataError before any work if an argument is wrong or missing.
     """
     if out is None:
@@ -57,9 +58,10 @@ def prune(
 ) -> Any:
     """Return a pruned copy of a pipeline or denoiser; `model` is unchanged and shares its other components.
 
-    model: a pipeline, a bare denoiser, or MODEL. plan: a plan or the path of a plan.json; None makes a plan from the
-    options of `plan`. Kept weights are compensated on the images of the plan, or on `data`. A bare denoiser has no
-    noise schedule and is not compensated. out: folder for the pruned model; an interrupted call with `out` resumes.
+    model: a pipeline, denoiser, folder, hub id or built-in name. plan: a plan or the path of a plan.json; None makes a
+    plan from the options of `plan`. Kept weights are compensated on the images of the plan, or on `data`. A bare
+    denoiser has no noise schedule and is not compensated. out: folder for the pruned model; an interrupted call with
+    `out` resumes.
     Raises PlanError if the plan is for another model, OptionError for both a plan and options of `plan`.
     """
     if out is not None:

@@ -26,7 +26,8 @@ Source = str | os.PathLike[str]
 def analyze_sensitivity(model: Any, options: SensitivityOptions, *, out: Source, overwrite: bool = False) -> Results:
     """Prune one part of a model at a time, at each ratio, and return the error of the output per part.
 
-    model: a pipeline or MODEL. out: folder for `sensitivity.png` and run.json; an interrupted call resumes.
+    model: a pipeline, denoiser, folder, hub id or built-in name.
+    out: folder for `sensitivity.png` and run.json; an interrupted call resumes.
     """
     return Results(sensitivity_stage(model_source(model), options, Path(out), existing=existing(overwrite)))
 
@@ -35,7 +36,8 @@ def analyze_sensitivity(model: Any, options: SensitivityOptions, *, out: Source,
 def analyze_stages(model: Any, options: StagesOptions, *, out: Source, overwrite: bool = False) -> Results:
     """Prune a model once per stage of timesteps, and return the similarity of its images to the original's.
 
-    model: a pipeline or MODEL. out: folder for `stages.png`, images and run.json; an interrupted call resumes.
+    model: a pipeline, denoiser, folder, hub id or built-in name.
+    out: folder for `stages.png`, images and run.json; an interrupted call resumes.
     """
     return Results(stages_stage(model_source(model), options, Path(out), existing=existing(overwrite)))
 

@@ -31,9 +31,10 @@ def finetune(
 ) -> Any:
     """Return a finetuned copy of a pruned pipeline, with EMA weights; `model` is unchanged.
 
-    model: a pipeline or MODEL. teacher: the original pipeline, denoiser or MODEL, whose output is distilled; None
-    trains without distillation. out: folder for the pipeline, checkpoints, logs and previews; an interrupted call with
-    `out` resumes. None saves nothing; options of checkpoints, previews and trackers are then errors.
+    model: a pipeline, or its folder, hub id or built-in name. teacher: the original pipeline, denoiser, folder, hub id
+    or built-in name, whose output is distilled; None trains without distillation. out: folder for the pipeline,
+    checkpoints, logs and previews; an interrupted call with `out` resumes. None saves nothing; options of
+    checkpoints, previews and trackers are then errors.
     on_step: called as `on_step(step, facts)` on the main process after each optimizer step, with the loss, the learning
     rate and `facts.ema_denoiser()`; not supported with `out`.
     Raises OptionError, ModelError or DataError before any work if an argument is wrong or missing.

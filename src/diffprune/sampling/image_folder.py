@@ -1,4 +1,4 @@
-"""Sample N images into a folder, resumable; files are written while the next batch computes."""
+"""Sample N images, into a folder or in memory; files are written while the next batch computes."""
 
 import io
 import time
@@ -50,10 +50,7 @@ def sample_to_folder(
     state = process_state(options.device)
     device = state.device if state.num_processes > 1 else pick_device(options.device)
     evaluations = num_evaluations(process, options)
-    batches = [
-        range(start, min(start + options.batch_size, options.num_images))
-        for start in range(0, options.num_images, options.batch_size)
-    ]
+    batches = _batches(options)
     shard = batches[state.process_index :: state.num_processes]
     missing = [batch for batch in shard if not all(image_path(folder, i).exists() for i in batch)]
     num_images, num_missing = sum(map(len, shard)), sum(map(len, missing))
@@ -79,6 +76,22 @@ def sample_to_folder(
     return SamplingFacts(evaluations, rate)
 
 
+def sample_in_memory(denoiser: nn.Module, process: DiffusionProcess, options: SampleOptions) -> list[Image.Image]:
+    """Draw all images on this rank and return them, equal to those of `sample_to_folder`."""
+    device = pick_device(options.device)
+    num_evaluations(process, options)
+    images: list[Image.Image] = []
+    with (
+        placed(denoiser, device),
+        autocast_forward(options, denoiser, device),
+        progress("images", options.num_images, "images") as advance,
+    ):
+        for batch in _batches(options):
+            images += map(_to_pil, draw_images(denoiser, process, batch, options, device))
+            advance(len(batch), "")
+    return images
+
+
 def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
     """Return the denoising steps per image.
 
@@ -96,6 +109,14 @@ def num_evaluations(process: DiffusionProcess, options: SampleOptions) -> int:
     chosen = scheduler_named(options.scheduler, scheduler)
     check_steps(chosen, options.steps, num_timesteps)
     return len(chosen.timesteps)
+
+
+def _batches(options: SampleOptions) -> list[range]:
+    """Return the image indices of each batch."""
+    return [
+        range(start, min(start + options.batch_size, options.num_images))
+        for start in range(0, options.num_images, options.batch_size)
+    ]
 
 
 def _write(images: Tensor, frames: list[Tensor], indices: range, folder: Path) -> None:
