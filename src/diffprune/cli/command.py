@@ -6,7 +6,7 @@ from typing import Any, Literal, TypeVar, cast
 
 from diffprune.options import Options, parse_options
 
-Set = TypeVar("Set", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class ParsedOptions:
         self.values = values
         self._sets = {kind: parse_options(kind, _values_of(kind, values), what="invalid options") for kind in kinds}
 
-    def __call__(self, kind: type[Set]) -> Set:
+    def __call__(self, kind: type[OptionsT]) -> OptionsT:
         """Return the option set of one class."""
-        return cast(Set, self._sets[kind])
+        return cast(OptionsT, self._sets[kind])
 
 
 def _values_of(kind: type[Options], values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from diffprune.compute.device import pick_device
 from diffprune.options.option_set import PrecisionOptions
 
-Set = TypeVar("Set", bound=PrecisionOptions)
+OptionsT = TypeVar("OptionsT", bound=PrecisionOptions)
 
 BF16_UNITS = ("avx512_bf16", "amx_bf16")
 """Capabilities of a CPU, as torch names them, that multiply in bf16."""
@@ -26,7 +26,7 @@ MAX_SHORT_TOKENS = 128
 """Largest number of queries and of keys for which attention is trained in fp32 on CPUs."""
 
 
-def resolve_precision(options: Set) -> Set:
+def resolve_precision(options: OptionsT) -> OptionsT:
     """Return the options with `mixed_precision` resolved: `auto` is bf16 if the device has bf16 units, else `no`."""
     return options.model_copy(update={"mixed_precision": _precision_on(pick_device(options.device), options)})
 

@@ -1,4 +1,7 @@
-"""Measure images against a reference: all inputs are checked before any metric is computed."""
+"""Compute metrics of images, after all inputs are checked.
+
+Most metrics compare with a reference; inception_score and clip_score take none.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +42,7 @@ PLAIN: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ssim": ssim, "mse": 
 def measure(images: str, reference: str | None, options: EvaluateOptions) -> dict[str, Any]:
     """Return the value of each metric; everything that can be wrong with its inputs is found first."""
     chosen = options.metrics
-    process_state(options.device)  # joins the others, so that each has a device of its own
+    process_state(options.device)  # joins the process group first, which assigns one device to each rank
     needing = [metric for metric in chosen if metric not in LONE_METRICS]
     if needing and reference is None:
         raise OptionError(f"{', '.join(needing)} compare with a reference; give REFERENCE")
@@ -82,7 +85,7 @@ def _pairs(images: str, reference: str, metrics: Sequence[str], options: Evaluat
         protocols["lpips"] = perceptual.protocol(len(matched))
 
     def work() -> tuple[MetricValues, MetricProtocols]:
-        def look() -> Tensor:
+        def shard_sums() -> Tensor:
             sums = torch.zeros(len(functions), dtype=torch.float64)
             for batch in rank_shard(_cut(matched, options.batch_size), options.device):
                 ours, theirs = (side.to(device) for side in load_pairs(batch))
@@ -90,7 +93,7 @@ def _pairs(images: str, reference: str, metrics: Sequence[str], options: Evaluat
                     sums[index] += float(function(ours, theirs).double().sum())
             return sums
 
-        totals = all_reduce_sum(on_all_ranks(look, options.device), options.device)
+        totals = all_reduce_sum(on_all_ranks(shard_sums, options.device), options.device)
         return {name: float(total) / len(matched) for name, total in zip(functions, totals, strict=True)}, protocols
 
     return work
@@ -121,7 +124,7 @@ def _prompts(images: str, reference: str, metrics: Sequence[str], options: Evalu
     def work() -> tuple[MetricValues, MetricProtocols]:
         batches = rank_shard(_cut(matched, options.batch_size), options.device)
 
-        def look() -> Tensor:
+        def shard_sum() -> Tensor:
             total = torch.zeros(1, dtype=torch.float64)
             with progress("images and prompts", sum(map(len, batches)), "images") as advance:
                 for batch in batches:
@@ -130,7 +133,7 @@ def _prompts(images: str, reference: str, metrics: Sequence[str], options: Evalu
                     advance(len(batch), "")
             return total
 
-        total = float(all_reduce_sum(on_all_ranks(look, options.device), options.device))
+        total = float(all_reduce_sum(on_all_ranks(shard_sum, options.device), options.device))
         return {"clip_score": total / len(matched)}, {"clip_score": clip.protocol(len(matched))}
 
     return work

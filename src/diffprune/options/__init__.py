@@ -30,7 +30,7 @@ from diffprune.options.run_options import RunOptions as RunOptions
 from diffprune.options.sample_options import Grid as Grid
 from diffprune.options.sample_options import SampleOptions as SampleOptions
 from diffprune.options.sample_options import class_list as class_list
-from diffprune.options.scoring_options import OWN_OF_DIFF_PRUNING as OWN_OF_DIFF_PRUNING
+from diffprune.options.scoring_options import DIFF_PRUNING_OPTIONS as DIFF_PRUNING_OPTIONS
 from diffprune.options.scoring_options import UNCALIBRATED_CRITERIA as UNCALIBRATED_CRITERIA
 from diffprune.options.scoring_options import CalibrationOptions as CalibrationOptions
 from diffprune.options.scoring_options import Criterion as Criterion

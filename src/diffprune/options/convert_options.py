@@ -17,7 +17,7 @@ class ConvertOptions(Options):
         description=(
             "architecture (default for ddpm: detected by the shapes)\n"
             "ddpm: ddpm-cifar10, ddpm-celeba64, ddpm-lsun256 or config.json; ldm: celebahq-256, "
-            "cin256-v2 or the config (YAML); shapes: the unpruned MODEL or config.json"
+            "cin256-v2 or the config (YAML); shapes: folder, hub id or config.json of the unpruned model"
         ),
     )
     weights: Literal["ema", "raw"] | None = Field(

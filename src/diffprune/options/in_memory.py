@@ -1,4 +1,4 @@
-"""Values in memory in places where an option or an argument is the name of a file. Imports no torch."""
+"""Accept images or prompts in memory wherever an option names a file. Imports no torch."""
 
 import re
 from pathlib import Path

@@ -113,10 +113,10 @@ def number_or_auto(value: Any) -> Any:
     return number
 
 
-Set = TypeVar("Set", bound=Options)
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
-def parse_options(kind: type[Set], values: Mapping[str, Any], *, what: str) -> Set:
+def parse_options(kind: type[OptionsT], values: Mapping[str, Any], *, what: str) -> OptionsT:
     """Return the option set with these values; raises OptionError that lists all mistakes at once."""
     try:
         return kind.model_validate(values)

@@ -1,4 +1,4 @@
-"""Options of stages that run a text-conditioned pipeline."""
+"""Options of stages that call a text-conditioned pipeline, and of the training images that it generates."""
 
 from typing import ClassVar
 
@@ -26,6 +26,9 @@ class PromptOptions(Options):
 
     def call(self) -> dict[str, int | None]:
         """Return the arguments of a pipeline call without its prompts; None is the default of the pipeline."""
+        # A size that the user sets must be exact. Some pipelines would change it: by binning to trained resolutions
+        # (use_resolution_binning), by scaling to max_area, 1024^2 pixels by default, or by taking a preferred aspect
+        # ratio (_auto_resize).
         exact = None if self.height is None and self.width is None else False
         area = None if self.height is None or self.width is None else self.height * self.width
         return {

@@ -9,9 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from diffprune.errors import OptionError
 from diffprune.options import (
+    DIFF_PRUNING_OPTIONS,
     LONE_METRICS,
     MOMENT_METRICS,
-    OWN_OF_DIFF_PRUNING,
     PAIRED_METRICS,
     ClassifierOptions,
     Criterion,
@@ -127,7 +127,7 @@ class Recipe(Options):
         plan = self.section("plan")
         chosen = plan.model_dump(include=plan.model_fields_set - {"criterion"}) | {"data": plan.data}
         if name != "diff-pruning":
-            chosen = {k: v for k, v in chosen.items() if k not in OWN_OF_DIFF_PRUNING}
+            chosen = {k: v for k, v in chosen.items() if k not in DIFF_PRUNING_OPTIONS}
         criterion = "random" if name == "scratch" else name
         reinit = self.prune.reinit or name == "scratch"
         return PlanOptions(**{**chosen, "criterion": criterion}), self.pruning.model_copy(update={"reinit": reinit})

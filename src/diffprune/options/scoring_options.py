@@ -24,8 +24,8 @@ DATA_NOTE = (
 )
 """Details of the option `data`."""
 
-OWN_OF_DIFF_PRUNING = ("threshold", "power", "norms")
-"""Options of criterion diff-pruning alone."""
+DIFF_PRUNING_OPTIONS = ("threshold", "power", "norms")
+"""Options that only criterion diff-pruning has."""
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class ScoringOptions(CalibrationOptions):
             raise ValueError(f"got {value}, expected at least first_timestep ({first})")
         return value
 
-    @field_validator(*OWN_OF_DIFF_PRUNING)
+    @field_validator(*DIFF_PRUNING_OPTIONS)
     @classmethod
     def _belongs_to_diff_pruning(cls, value: T, info: ValidationInfo) -> T:
         if info.data.get("criterion") not in (None, "diff-pruning"):

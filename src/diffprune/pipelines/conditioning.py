@@ -26,11 +26,12 @@ def leaves_of(conditioning: Mapping[str, Any]) -> list[Any]:
     return leaves
 
 
-def have_rows(few: Any, more: Any, num: int) -> bool:
-    """Return whether a leaf has one row per prompt. few, more: the leaf for `num` prompts and for one more."""
-    if not isinstance(few, list) and not (isinstance(few, Tensor) and few.ndim > 0):
+def has_batch_dimension(leaf: Any, leaf_with_one_more: Any, num_prompts: int) -> bool:
+    """Return whether a leaf has one row per prompt, by its lengths for `num_prompts` prompts and for one more."""
+    if not isinstance(leaf, list) and not (isinstance(leaf, Tensor) and leaf.ndim > 0):
         return False
-    return type(few) is type(more) and (len(few), len(more)) == (num, num + 1)
+    lengths = (num_prompts, num_prompts + 1)
+    return type(leaf) is type(leaf_with_one_more) and (len(leaf), len(leaf_with_one_more)) == lengths
 
 
 def are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from diffprune.errors import ModelError
-from diffprune.pipelines.conditioning import are_same, have_rows, leaves_of
+from diffprune.pipelines.conditioning import are_same, has_batch_dimension, leaves_of
 from diffprune.pipelines.denoiser_access import denoiser_of
 from diffprune.pipelines.denoiser_interface import Call, Interface, convention_of, joined_along
 from diffprune.pipelines.pipeline_call import run_call, unguided
@@ -73,10 +73,11 @@ def find_interface(pipeline: DiffusionPipeline, prompts: Sequence[Prompt], more:
         raise ModelError(
             f"{name} changes its conditioning between steps, which is not supported (ControlNet does this)"
         )
-    few, many = leaves_of(at_first), leaves_of(with_one_more)
-    if len(few) != len(many):
+    leaves, leaves_with_one_more = leaves_of(at_first), leaves_of(with_one_more)
+    if len(leaves) != len(leaves_with_one_more):
         raise ModelError(f"{name} passes lists of tensors, one per prompt, to its denoiser, which is not supported")
-    return replace(interface, is_rows=tuple(have_rows(a, b, num) for a, b in zip(few, many, strict=True)))
+    pairs = zip(leaves, leaves_with_one_more, strict=True)
+    return replace(interface, is_rows=tuple(has_batch_dimension(a, b, num) for a, b in pairs))
 
 
 def record_conditioning(

@@ -21,10 +21,10 @@ from diffprune.planning.widths import resolve_round_to
 from diffprune.runs.accumulator import Accumulator
 from diffprune.runs.distributed import process_state
 
-Set = TypeVar("Set", bound=PlanOptions)
+OptionsT = TypeVar("OptionsT", bound=PlanOptions)
 
 
-def resolve_auto(options: Set) -> Set:
+def resolve_auto(options: OptionsT) -> OptionsT:
     """Return the options with `auto` resolved for the device: the precision and the multiples of widths."""
     return resolve_round_to(resolve_precision(options))
 

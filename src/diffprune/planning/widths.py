@@ -9,7 +9,7 @@ from diffprune.compute.device import pick_device
 from diffprune.groups import Group
 from diffprune.options import PlanOptions
 
-Set = TypeVar("Set", bound=PlanOptions)
+OptionsT = TypeVar("OptionsT", bound=PlanOptions)
 
 ROUNDED_KINDS = ("channels", "neurons")
 """Kinds of units with one row each. A head has several rows, and its width does not change."""
@@ -23,7 +23,7 @@ WIDTH_OF_AVX512 = 16
 nChw16c). In bf16 a register holds two blocks; multiples of 16 gained nothing (docs/benchmarks/speed.md)."""
 
 
-def resolve_round_to(options: Set) -> Set:
+def resolve_round_to(options: OptionsT) -> OptionsT:
     """Return the options with `round_to` as a number if it is `auto`. Resolve their precision first."""
     if options.round_to != "auto":
         return options
@@ -42,7 +42,7 @@ def width_of(device: torch.device, mixed_precision: str) -> int:
 
 
 def rounded(kept: int, group: Group, width: int, least: int, at_most: int) -> int:
-    """Return the allowed number of units nearest to `kept`; of two equally near, the larger.
+    """Return the allowed number of units nearest to `kept`; in a tie, the larger one.
 
     A number of at least `least` is allowed if every slice has a multiple of `width` rows, equally many in each part.
     `at_most`, the present size of the group, is always allowed: a group narrower than `width` keeps its size. Heads and
