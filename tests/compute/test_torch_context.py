@@ -15,6 +15,7 @@ from diffprune.cli.main import main
 from diffprune.compute.torch_context import default_torch_context
 from diffprune.data.digits import digits
 from diffprune.pipelines.builtin import PIPELINES
+from tests.helpers.tiny_pipelines import tiny
 
 SMALL: dict[str, Any] = {"num_calibration_images": 4, "timestep_stride": 250, "ratio": 0.5}
 TRAINING: dict[str, Any] = {"steps": 2, "batch_size": 4, "mixed_precision": "no"}
@@ -126,11 +127,23 @@ def test_weights_made_in_inference_mode_are_copied() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("mixed_precision", ["no", "bf16"])
-def test_models_in_16_bits_are_compensated(dtype: torch.dtype, mixed_precision: str) -> None:
-    images = digits()[0][:12]
+def test_16_bit_models_are_pruned_finetuned_and_sampled(
+    dtype: torch.dtype, mixed_precision: str, tmp_path: Path
+) -> None:
+    images, precision = digits()[0][:12], {"mixed_precision": mixed_precision}
     pipeline = diffprune.load_pipeline("digits").to(dtype)
-    options: dict[str, Any] = {"num_compensation_images": 8, "mixed_precision": mixed_precision}
-    small = diffprune.prune(pipeline, data=images, **SMALL, **options)
-    assert {weight.dtype for weight in small.unet.parameters()} == {dtype}
-    assert {weight.dtype for weight in pipeline.unet.parameters()} == {dtype}
+    small = diffprune.prune(pipeline, data=images, num_compensation_images=8, **SMALL, **precision)
+    recovered = diffprune.finetune(small, pipeline, data=images, **{**TRAINING, **precision})
+    for model in (pipeline, small, recovered):
+        assert {weight.dtype for weight in model.unet.parameters()} == {dtype}
     assert small.unet.pruning_provenance[-1]["compensation"]["helped"]
+    assert "forward" not in vars(recovered.unet)
+    assert len(diffprune.sample(recovered, tmp_path / "images", num=2, steps=2, **precision)) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_16_bit_pipelines_with_an_autoencoder_are_sampled_under_autocast(dtype: torch.dtype, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"num": 1, "steps": 1, "height": 16, "width": 16, "mixed_precision": "bf16"}
+    paths = diffprune.sample(tiny("sd").to(dtype), tmp_path / "images", prompts=["a cat"], **options)
+    with Image.open(paths[0]) as image:
+        assert image.size == (16, 16)

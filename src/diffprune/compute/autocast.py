@@ -78,8 +78,10 @@ def _in_fp32(value: Any) -> Any:
 
 @contextmanager
 def autocast_forward(options: PrecisionOptions, denoiser: nn.Module, device: torch.device) -> Iterator[None]:
-    """Run every forward pass of a denoiser under autocast, whoever calls it; weights, gradients and output are fp32.
+    """Run every forward pass of a denoiser under autocast, whoever calls it.
 
+    Weights, gradients and output of a float32 denoiser are fp32. A bf16 denoiser returns bf16, as its pipeline expects.
+    fp16 weights run without autocast, in fp16: CPUs have no kernels that mix fp16 with bf16.
     device: the device that computes, also when the weights are offloaded from it. `fp16` is for training only: the
     trainer scales its losses, and this function is used to time it.
     """
@@ -93,9 +95,12 @@ def autocast_forward(options: PrecisionOptions, denoiser: nn.Module, device: tor
 
     @functools.wraps(forward)
     def cast(*args: Any, **kwargs: Any) -> Any:
+        dtype = next(model.parameters()).dtype  # at each call: compensation casts the weights inside the block
+        if dtype == torch.float16:
+            return forward(*args, **kwargs)
         with torch.autocast(device.type, DTYPES[precision]), short_attention_in_fp32():
             output = forward(*args, **kwargs)
-        return convert_to_fp32(output)
+        return output if dtype == torch.bfloat16 else convert_to_fp32(output)
 
     model.forward = cast
     try:

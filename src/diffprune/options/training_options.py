@@ -197,7 +197,8 @@ class FinetuneOptions(GenerationOptions, TrainingOptions):
         ),
     )
     teacher_dtype: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description=("dtype of the teacher\nauto (bf16 on a GPU, else as stored), fp32 or bf16")
+        default="auto",
+        description=("dtype of the teacher\nauto (bf16 on a GPU, else as stored, fp16 as fp32), fp32 or bf16"),
     )
     loss_weighting: Literal["uniform", "min-snr"] = Field(
         default="uniform", description=("weights of the timesteps in the loss\nuniform, or min-snr: min(SNR, 5) / SNR")

@@ -62,8 +62,9 @@ class Objective:
 
 
 def _frozen(teacher: nn.Module, device: torch.device, dtype: str) -> nn.Module:
-    """Freeze a teacher in eval mode. dtype `auto`: bf16 on a GPU, unchanged elsewhere."""
+    """Freeze a teacher in eval mode. dtype `auto`: bf16 on a GPU; elsewhere fp32 for fp16, else unchanged."""
     teacher.eval().requires_grad_(False)
     if dtype == "bf16" or (dtype == "auto" and device.type == "cuda"):
         return nn.Module.to(teacher, torch.bfloat16)
-    return nn.Module.float(teacher) if dtype == "fp32" else teacher
+    has_fp16 = any(parameter.dtype == torch.float16 for parameter in teacher.parameters())  # bf16 autocast fails on it
+    return nn.Module.float(teacher) if dtype == "fp32" or has_fp16 else teacher

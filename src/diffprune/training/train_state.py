@@ -117,7 +117,10 @@ class TrainState:
 
     def result(self, device: torch.device, weights: Sequence[Tensor] | None = None) -> Any:
         """Return `averaged` on a device, in the dtype of the original model."""
-        return _cast(self.averaged(weights).to(device), self.dtype)
+        model = self.averaged(weights).to(device)
+        for name in ("forward", "_original_forward"):  # accelerate's wrapper, which would autocast forever
+            vars(model).pop(name, None)
+        return _cast(model, self.dtype)
 
 
 MAX_PRECONDITIONED_WIDTH = 512
