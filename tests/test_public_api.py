@@ -1,5 +1,6 @@
 """The public functions: each command is one, with a signature that people and type checkers read."""
 
+import copy
 import inspect
 import json
 import runpy
@@ -8,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from accelerate import Accelerator
@@ -17,6 +19,7 @@ from PIL import Image
 import diffprune
 from diffprune.cli.commands import COMMANDS
 from diffprune.data.digits import digits
+from diffprune.data.memory_images import data_source
 from diffprune.options import PlanOptions, parse_options
 from tests.helpers.tiny_pipelines import tiny
 
@@ -239,3 +242,24 @@ def test_training_leaves_the_accelerator_of_the_caller_alone(pipeline: Any, imag
     diffprune.finetune(pipeline, data=images, steps=1, batch_size=4, device="cpu", mixed_precision="bf16")
     assert (own.mixed_precision, own.gradient_accumulation_steps, own.state.__dict__) == before
     assert PartialState().num_processes == 1
+
+
+def test_another_pipeline_or_data_set_in_memory_does_not_find_the_result_of_the_first(
+    pipeline: Any, tmp_path: Path
+) -> None:
+    diffprune.sample(pipeline, tmp_path / "images", num=1, steps=2)
+    other = type(pipeline)(pipeline.unet, type(pipeline.scheduler)(num_train_timesteps=10))
+    with pytest.raises(diffprune.FolderError, match="model"):
+        diffprune.sample(other, tmp_path / "images", num=1, steps=2)
+    changed = copy.deepcopy(pipeline)
+    next(module for module in changed.unet.modules() if isinstance(module, torch.nn.GroupNorm)).eps = 0.1
+    with pytest.raises(diffprune.FolderError, match="model"):
+        diffprune.sample(changed, tmp_path / "images", num=1, steps=2)
+
+
+def test_captions_and_labels_of_a_data_set_are_part_of_its_identity(images: list[Image.Image]) -> None:
+    columns = [{"image": images, "text": [text] * len(images), "label": [label] * len(images)}
+               for text, label in (("a", 0), ("b", 0), ("a", 1), ("a", 0))]  # fmt: skip
+    names = [str(data_source(datasets.Dataset.from_dict(c).cast_column("image", datasets.Image()))) for c in columns]
+    assert len({*names}) == 3
+    assert names[0] == names[3]

@@ -59,7 +59,7 @@ def analyze_sensitivity(
     out: str | os.PathLike[str],
     overwrite: bool = False,
     kinds: Literal['channels', 'heads', 'neurons', 'blocks'] | Sequence[Literal['channels', 'heads', 'neurons', 'blocks']] | None = None,
-    criterion: Literal['random', 'magnitude', 'taylor', 'diff-pruning', 'first-order', 'second-order', 'absolute', 'fisher', 'gn-fisher', 'obs'] | None = 'magnitude',
+    criterion: Literal['random', 'magnitude', 'taylor', 'diff-pruning', 'first-order', 'second-order', 'absolute', 'fisher', 'gn-fisher', 'obs'] = 'magnitude',
     threshold: float = 0.05,
     timestep_stride: int | Literal['auto'] = 'auto',
     first_timestep: int = 0,

@@ -10,6 +10,7 @@ from diffusers import (
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from torch import Tensor, nn
@@ -320,3 +321,17 @@ def test_half_precision_models_are_scored_in_fp32(dtype: torch.dtype, pipeline: 
     assert small.unet.dtype == dtype
     pipeline.unet.float()
     assert diffprune.plan(pipeline, **options).groups == plan.groups
+
+
+def test_obs_samples_the_same_positions_whatever_the_batch_size(unet: UNet2DModel) -> None:
+    """Its layers have more positions than are sampled."""
+    generator = torch.Generator().manual_seed(0)
+    clean, noise = torch.randn(2, 5, 1, 16, 16, generator=generator)
+    batch = Calibration(clean, noise, DDPMScheduler(num_train_timesteps=4))
+    groups = [group for group in find_groups(unet) if group.kind == "channels"][:2]
+    first, second = (
+        CRITERIA["obs"](unet, groups, batch, PlanOptions(criterion="obs", batch_size=size), Accumulator()).values
+        for size in (2, 5)
+    )
+    for group in groups:
+        torch.testing.assert_close(first[group.name], second[group.name], rtol=1e-3, atol=1e-6)

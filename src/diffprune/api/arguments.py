@@ -39,13 +39,12 @@ def model_value(model: Any) -> Any:
 
 
 def model_source(model: Any) -> str:
-    """Return the folder, hub id or name of a model; for one in memory, a description with a hash of its weights."""
+    """Return the folder, hub id or name of a model; for one in memory, a description with a hash of its content."""
     if isinstance(model, str | os.PathLike):
         return os.fspath(model)
     value = model_value(model)
     denoiser = denoiser_of(value)
-    digest = tensors_digest(denoiser.state_dict()) if has_weights(denoiser) else _hash(str(denoiser))
-    return in_memory(type(denoiser).__name__, type(value).__name__, digest, value)
+    return in_memory(type(denoiser).__name__, type(value).__name__, _model_digest(value, denoiser), value)
 
 
 def plan_value(plan: Any) -> Plan:
@@ -91,6 +90,19 @@ def _without_inference_tensors(pipeline: Any) -> Any:
 
 def _has_inference_tensors(module: nn.Module) -> bool:
     return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _model_digest(model: Any, denoiser: nn.Module) -> str:
+    """Return a hash of the classes, configs, modules and weights of a pipeline's components, or of a bare denoiser."""
+    components = {"": denoiser} if isinstance(model, nn.Module) else model.components
+    facts = []
+    for name, component in sorted(components.items()):
+        facts += [name, type(component).__name__, repr(getattr(component, "config", None))]
+        if isinstance(component, nn.Module):
+            facts.append(repr(component))
+            if component is not denoiser or has_weights(denoiser):
+                facts.append(tensors_digest(component.state_dict()))
+    return _hash("\n".join(facts))
 
 
 def _hash(text: str) -> str:

@@ -56,7 +56,7 @@ def _blocks(denoiser: nn.Module) -> Iterator[tuple[str, int, nn.Module]]:
 
 
 def _direction_change(inputs: Sequence[Any], output: Any) -> float:
-    """Return 1 - cosine, summed over images, between each output stream and its most similar input.
+    """Return 1 - cosine, summed over images, between each output stream and the input most similar in that image.
 
     Streams are tokens (N, L, C), or feature maps (N, C, H, W). Only inputs of the stream's shape are compared.
     """
@@ -65,11 +65,13 @@ def _direction_change(inputs: Sequence[Any], output: Any) -> float:
     changes = []
     for stream in streams:
         distances = [
-            1 - functional.cosine_similarity(x.float(), stream.float(), dim=1 if x.dim() == 4 else -1)
+            (1 - functional.cosine_similarity(x.float(), stream.float(), dim=1 if x.dim() == 4 else -1))
+            .flatten(1)
+            .mean(1)
             for x in candidates
             if x.shape == stream.shape
         ]
         if distances:
-            changes.append(min(float(d.flatten(1).mean(1).double().sum()) for d in distances))
+            changes.append(float(torch.stack(distances).amin(0).double().sum()))
     assert changes, "no output of the block has the shape of one of its inputs"
     return sum(changes) / len(changes)

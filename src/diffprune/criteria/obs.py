@@ -121,7 +121,7 @@ def _collect(
     def accumulate(place: LayerDim, values: Tensor, gradient: Tensor) -> None:
         path, layer = place[0], layers[place[0]]
         if place[1] == "in":
-            rows = inputs_at(layer, values, sample_positions(layer, values, PER_IMAGE, generator))[:, 0]
+            rows = inputs_at(layer, values, sample_positions(layer, values, PER_IMAGE, generators[path]))[:, 0]
             sums.tensors[f"{path} hessian"] += (rows.float().T @ rows.float()).double()
             sums.tensors[f"{path} num"] += len(rows)
         else:
@@ -131,7 +131,10 @@ def _collect(
     places: list[LayerDim] = [(path, dim) for path in layers for dim in ("in", "out")]
     directions = random_directions(calibration, options)
     for t in sums.iterate(spaced_timesteps(calibration, options, NUM_TIMESTEPS), "sums", "timesteps"):
-        generator = image_generator(options.seed + 1, t)
+        # a generator per layer draws image after image, whatever the batch size
+        generators = {
+            path: image_generator(options.seed + 1, t * len(layers) + number) for number, path in enumerate(layers)
+        }
         along = directions(t).split(options.batch_size)
         for number, batch in enumerate(calibration.batches(t, options.batch_size)):
             with hooked_activations(denoiser, places, accumulate):

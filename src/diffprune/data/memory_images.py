@@ -18,6 +18,9 @@ from diffprune.data.decoding import decode, upright_8bit
 from diffprune.errors import DataError
 from diffprune.options.in_memory import InMemory, in_memory
 
+ANNOTATIONS = ("Value", "ClassLabel")
+"""Types of the columns of a 🤗 data set that hold labels and captions."""
+
 NUM_HASHED = 1024
 """Images that enter the content hash; of more images, so many evenly spaced ones."""
 
@@ -162,15 +165,24 @@ def _of_table(table: Any) -> InMemory:
         raise DataError(f"data: got {_type(table)}{named}; expected one split, a datasets.Dataset")
     if len(table) == 0:
         raise DataError("data: got a Dataset without images")
-    return _described(MemoryImages(image_column(table, "the Dataset"), table), table, _digest_of_cell)
+    images = image_column(table, "the Dataset")
+    others = table.remove_columns(images.column_names)
+    annotations = [name for name, feature in others.features.items() if type(feature).__name__ in ANNOTATIONS]
+    named = others.select_columns(annotations) if annotations else None
+    return _described(MemoryImages(images, table), table, _digest_of_cell, named)
 
 
-def _described(images: MemoryImages, data: Any, digest: Callable[[Any, str], bytes]) -> InMemory:
+def _described(
+    images: MemoryImages, data: Any, digest: Callable[[Any, str], bytes], annotations: Any = None
+) -> InMemory:
+    """Return data with its description. annotations: table of labels and captions, which enter the hash."""
     num = len(images.rows)
     whole = hashlib.sha256(str(num).encode())
     for number in range(min(num, NUM_HASHED)):
         index = number * num // min(num, NUM_HASHED)
         whole.update(digest(images.rows[index], f"image {index} of data"))
+        if annotations is not None:
+            whole.update(repr(annotations[index]).encode())
     kind = type(data).__name__
     return in_memory(f"{num} image{'s' * (num != 1)}", kind, whole.hexdigest(), images)
 

@@ -31,7 +31,8 @@ class SensitivityOptions(KindOptions, ScoringOptions):
 
     groups: ClassVar[Groups] = {"analysis": ("by", "ratios", "num_timesteps")}
 
-    criterion: Criterion | None = Field(default="magnitude", description="criterion that scores units")
+    # narrower than for scores, which choose a criterion by the weights: here it is never left open
+    criterion: Criterion = Field(default="magnitude", description="criterion that scores units")
     by: Literal["group", "block"] = Field(default="block", description="prune one block or one group at a time")
     ratios: tuple[float, ...] = Field(
         default=(0.1, 0.3, 0.5, 0.7), min_length=1, description="shares of units to remove"

@@ -1,16 +1,10 @@
 """Apply a plan to a prepared model: remove units, and compensate the kept weights on calibration images."""
 
-import copy
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
-
-import torch
-from diffusers.models.modeling_utils import ModelMixin
-from torch import nn
+from typing import Any
 
 from diffprune.artifact.pruned_classes import PrunedMixin
-from diffprune.compute.autocast import autocast_forward
 from diffprune.errors import OptionError
 from diffprune.options import CalibrationOptions, PruneOptions, RunOptions
 from diffprune.pipelines.denoiser_access import with_denoiser
@@ -46,23 +40,14 @@ def apply_plan(
     calibration = prepared.calibration if wanted else None
     small, statistics = cut(), None
     if calibration is not None:
-        dense, device = _without_fp16(dense), calibration.clean.device
-        with autocast_forward(options, dense, device), autocast_forward(options, small, device):
-            statistics = compensate(
-                dense, small, plan, calibration, options, groups=prepared.groups,
-                batch_size=options.batch_size, offloaded=options.offload == "cpu", folder=folder,
-            )  # fmt: skip
+        statistics = compensate(
+            dense, small, plan, calibration, options, groups=prepared.groups,
+            batch_size=options.batch_size, offloaded=options.offload == "cpu", folder=folder,
+        )  # fmt: skip
         small = small if statistics.helped else cut()
         if isinstance(small, PrunedMixin):
             small.pruning_provenance[-1]["compensation"] = statistics.summary()
     return (small if prepared.is_bare else with_denoiser(prepared.model, small)), statistics
-
-
-def _without_fp16(denoiser: ModelMixin) -> ModelMixin:
-    """Return a float32 copy of a denoiser with fp16 weights, which CPUs cannot use under bf16 autocast; else itself."""
-    if all(parameter.dtype != torch.float16 for parameter in denoiser.parameters()):
-        return denoiser
-    return cast(ModelMixin, cast(Any, nn.Module).float(copy.deepcopy(denoiser)))
 
 
 def is_compensated(options: PruneOptions, calibrating: CalibrationOptions | None, *, is_bare: bool = False) -> bool:

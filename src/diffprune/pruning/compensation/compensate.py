@@ -31,7 +31,8 @@ def compensate(
 ) -> Compensation:
     """Fit the weights of `small` in place, so that its output comes near to the output of `dense`.
 
-    Weights and activations are fp32 and sums fp64 during the fit; the result is rounded to the dtype of `small`.
+    `small` is fp32 and sums are fp64 during the fit, whatever the autocast dtype of other passes: a fit to outputs in
+    bf16 would fit their rounding. The result is rounded to the dtype of `small`.
 
     Args:
         dense: the denoiser before pruning; its weights are not changed.
