@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from torch import nn
 
@@ -92,7 +93,7 @@ def _has_inference_tensors(module: nn.Module) -> bool:
     return any(tensor.is_inference() for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _model_digest(model: Any, denoiser: nn.Module) -> str:
+def _model_digest(model: Any, denoiser: ModelMixin) -> str:
     """Return a hash of the classes, configs, modules and weights of a pipeline's components, or of a bare denoiser."""
     components = {"": denoiser} if isinstance(model, nn.Module) else model.components
     facts = []

@@ -168,8 +168,8 @@ def _of_table(table: Any) -> InMemory:
     images = image_column(table, "the Dataset")
     others = table.remove_columns(images.column_names)
     annotations = [name for name, feature in others.features.items() if type(feature).__name__ in ANNOTATIONS]
-    named = others.select_columns(annotations) if annotations else None
-    return _described(MemoryImages(images, table), table, _digest_of_cell, named)
+    texts = others.select_columns(annotations) if annotations else None
+    return _described(MemoryImages(images, table), table, _digest_of_cell, texts)
 
 
 def _described(
