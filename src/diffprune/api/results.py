@@ -7,11 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffprune.reporting.formats import change_of, text_of, title_of
+from diffprune.reporting.formats import cells_of, tables_and_figures, text_of, title_of
 from diffprune.runs.notebook import html_table, text_table
-
-HIDDEN = ("history", "protocol", "blocks")
-"""Entries of the mapping that are not shown in a table."""
 
 
 class Results(dict[str, Any]):
@@ -25,19 +22,10 @@ class Results(dict[str, Any]):
 
     def _tables(self) -> list[list[list[str]]]:
         """Return one table per list of rows, and one of all other figures."""
-        flat: dict[str, Any] = {}
-        tables = []
-        for name, value in self.items():
-            if name in HIDDEN:
-                continue
-            if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
-                tables.append(_of_rows(value))
-            elif isinstance(value, Mapping):
-                flat |= value
-            else:
-                flat[name] = value
-        figures = [[title_of(name), text_of(name, value)] for name, value in flat.items()]
-        return [*tables, figures] if figures else tables
+        tables, figures = tables_and_figures(self)
+        shown = [_of_rows(rows) for rows in tables]
+        lines = [[title_of(name), text_of(name, value)] for name, value in figures.items()]
+        return [*shown, lines] if lines else shown
 
 
 @dataclass(frozen=True)
@@ -62,9 +50,5 @@ class ReportPage(os.PathLike[str]):
 
 
 def _of_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    table = [[title_of(name) for name in names]]
-    for row in rows:
-        changes = [change_of(name, row.get(name), rows[0].get(name)) for name in names]
-        table.append([text_of(n, row.get(n)) + f" ({c})" * bool(c) for n, c in zip(names, changes, strict=True)])
-    return table
+    names, cells = cells_of(rows)
+    return [[title_of(name) for name in names], *cells]

@@ -1,19 +1,17 @@
 """Print a stage's result in the terminal: rows as a table, other values by name, blocks as an indented table."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Column, Table
 
-from diffprune.reporting.formats import change_of, protocol_of, text_of, title_of
+from diffprune.reporting.formats import cells_of, protocol_of, tables_and_figures, text_of, title_of
 
 WIDTH = 160
 """Columns where standard output is not a terminal."""
-
-HIDDEN = ("history", "protocol", "blocks")
-"""Entries of a result that have a layout of their own, or that are too long to print."""
 
 KINDS = ("channels", "heads", "neurons", "blocks")
 """Kinds of units, in the order of the columns of blocks."""
@@ -22,16 +20,9 @@ KINDS = ("channels", "heads", "neurons", "blocks")
 def print_result(result: dict[str, Any]) -> None:
     """Print a result on standard output."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH)
-    values: dict[str, Any] = {}
-    for name, value in result.items():
-        if name in HIDDEN:
-            continue
-        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
-            console.print(_table(value))
-        elif isinstance(value, dict):
-            values |= value
-        else:
-            values[name] = value
+    tables, values = tables_and_figures(result)
+    for rows in tables:
+        console.print(_table(rows))
     width = max((len(title_of(name)) for name in values), default=0)
     for name, value in values.items():
         _print_line(console, f"{title_of(name):<{width}}  {text_of(name, value)}")
@@ -45,20 +36,16 @@ def _print_line(console: Console, line: str) -> None:
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """One column per field, numbers to the right; costs with their ratio to the first row."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names, cells = cells_of(rows)
     numeric = {name for name in names if all(isinstance(row.get(name), int | float | None) for row in rows)}
     columns = [
         Column(title_of(name), overflow="fold", justify="right" if name in numeric else "left") for name in names
     ]
     table = Table(*columns, box=box.SIMPLE_HEAD, pad_edge=False)
-    for row in rows:
-        cells = []
-        for name in names:
-            change = change_of(name, row.get(name), rows[0].get(name))
-            cells.append(text_of(name, row.get(name)) + (f" ({change})" if change else ""))
-        table.add_row(*cells)
+    for texts in cells:
+        table.add_row(*texts)
     return table
 
 

@@ -83,8 +83,9 @@ class MemoryImages:
 def data_source(data: Any) -> str:
     """Return DATA as the stages take it: a name as text, images in memory with their description.
 
-    The description holds the number of images and a SHA-256 of their pixels. Items are PIL images, paths of image
-    files, float tensors (C, H, W) in [-1, 1], or pairs of one of these with a label or a caption. Raises DataError.
+    The description holds the number of images and a SHA-256 of their pixels, labels and captions. Items are PIL
+    images, paths of image files, float tensors (C, H, W) in [-1, 1], or pairs of one of these with a label or a
+    caption. Raises DataError.
     """
     if isinstance(data, InMemory):
         return data

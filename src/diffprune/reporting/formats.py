@@ -1,7 +1,10 @@
 """Format metric names and values for people: the terminal and the report page use the same text."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
+
+HIDDEN = ("history", "protocol", "blocks")
+"""Entries of a result that have a layout of their own, or that are too long to print."""
 
 TITLES = {
     "params": "parameters",
@@ -109,3 +112,28 @@ def block_of(path: str) -> str:
     if parts[0] == "mid_block":
         return ".".join(parts[:3])
     return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdigit() else parts[0]
+
+
+def tables_and_figures(result: Mapping[str, Any]) -> tuple[list[list[Mapping[str, Any]]], dict[str, Any]]:
+    """Return the lists of rows of a result, and all its other figures by name, without the `HIDDEN` ones."""
+    tables, figures = [], dict[str, Any]()
+    for name, value in result.items():
+        if name in HIDDEN:
+            continue
+        if isinstance(value, list) and value and all(isinstance(row, Mapping) for row in value):
+            tables.append(value)
+        elif isinstance(value, Mapping):
+            figures |= value
+        else:
+            figures[name] = value
+    return tables, figures
+
+
+def cells_of(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Return the column names of rows, and their cells as text; costs with their ratio to the first row."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = []
+    for row in rows:
+        changes = [change_of(name, row.get(name), rows[0].get(name)) for name in names]
+        cells.append([text_of(n, row.get(n)) + f" ({c})" * bool(c) for n, c in zip(names, changes, strict=True)])
+    return names, cells
